@@ -1,0 +1,1 @@
+"""LoFi: end-to-end temporal action localization under a memory budget."""

@@ -1,0 +1,115 @@
+"""How much of a video one training step sees, and in which order the fidelities alternate.
+
+Source: Xu et al., "Low-Fidelity Video Encoder Optimization for Temporal Action Localization",
+NeurIPS 2021, section 3.2 (configurations) and supplement B (budgets).
+L snippets a video, F frames a snippet, S pixels a side.
+"""
+
+import math
+from dataclasses import dataclass, replace
+
+
+@dataclass(frozen=True)
+class Fidelity:
+    """The temporal and spatial resolution of one mini-batch.
+
+    Args:
+        snippets: L, snippets a video.
+        frames: F, frames a snippet; LoFi never changes it.
+        pixels: S, side of the square crop that the encoder sees.
+    """
+
+    snippets: int = 100
+    frames: int = 8
+    pixels: int = 224
+
+    def __post_init__(self) -> None:
+        for name in ("snippets", "frames", "pixels"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise ValueError(f"Fidelity.{name} must be an integer of at least 1, got {value!r}")
+
+    def reduced(self, time: float = 1.0, space: float = 1.0) -> "Fidelity":
+        """Divide L by `time` (r_t) and S by `space` (r_s, each side); rounds half away from zero.
+
+        Raises:
+            ValueError: a factor below 1 (LoFi only ever reduces).
+        """
+        for name, factor in (("time", time), ("space", space)):
+            if not factor >= 1:
+                raise ValueError(f"{name} is a reduction factor of at least 1, got {factor}")
+        return replace(
+            self,
+            snippets=max(1, math.floor(self.snippets / time + 0.5)),
+            pixels=max(1, math.floor(self.pixels / space + 0.5)),
+        )
+
+    @property
+    def cost(self) -> int:
+        """Input values of one video and colour channel, L·F·S·S: activation memory follows it."""
+        return self.snippets * self.frames * self.pixels**2
+
+    def __str__(self) -> str:
+        return f"{self.snippets}×{self.frames}×{self.pixels}²"
+
+
+# r_t and r_s of section 3.2, in the order in which the cycles visit them.
+REDUCTIONS = {"s": (1.0, 2.0), "t": (4.0, 1.0), "st": (2.0, math.sqrt(2.0))}
+LOW_BUDGET = (4.0, 2.0)  # supplement B: one 32 GB card (R18), or R50 on four
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Which fidelity each step uses.
+
+    Args:
+        name: what the schedule is called in run folders and tables.
+        fidelities: visited in turn.
+        period_epochs: c_l, epochs each fidelity lasts (long cycle); 0 = not by epoch.
+        period_iterations: c_s, iterations each fidelity lasts (short cycle); 0 = not by iteration.
+    """
+
+    name: str
+    fidelities: tuple[Fidelity, ...]
+    period_epochs: int = 1
+    period_iterations: int = 0
+
+    def at(self, epoch: int, iteration: int) -> Fidelity:
+        """The fidelity of a step.
+
+        Args:
+            epoch: 0-based epoch.
+            iteration: 0-based iteration counted over the whole stage; it is not reset at epoch
+                ends, so a short cycle goes on where the last epoch stopped.
+        """
+        if epoch < 0 or iteration < 0:
+            raise ValueError(f"epoch and iteration start at 0, got {epoch} and {iteration}")
+        turn = iteration // self.period_iterations if self.period_iterations else epoch
+        if not self.period_iterations:
+            turn = epoch // self.period_epochs
+        return self.fidelities[turn % len(self.fidelities)]
+
+
+def schedule(
+    name: str, full: Fidelity, *, period_epochs: int = 1, period_iterations: int = 16
+) -> Schedule:
+    """The paper's configurations by name.
+
+    Args:
+        name: "s", "t" or "st" (one fidelity throughout), "short" (switch every
+            `period_iterations` batches), "long" (every `period_epochs` epochs; the paper's
+            default), "low" (supplement B), or "full" (no reduction; not part of LoFi).
+        full: the full fidelity that is reduced.
+    Raises:
+        ValueError: unknown name.
+    """
+    single = {**REDUCTIONS, "low": LOW_BUDGET, "full": (1.0, 1.0)}
+    if name in single:
+        return Schedule(name, (full.reduced(*single[name]),))
+    cycle = tuple(full.reduced(*factors) for factors in REDUCTIONS.values())
+    if name == "long":
+        return Schedule(name, cycle, period_epochs=period_epochs)
+    if name == "short":
+        return Schedule(name, cycle, period_iterations=period_iterations)
+    known = ", ".join([*single, "short", "long"])
+    raise ValueError(f"unknown schedule {name!r}; known: {known}")

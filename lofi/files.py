@@ -1,0 +1,68 @@
+"""Files that are either whole or absent: every output is written beside its place and renamed.
+
+A run can be killed at any moment and a disk can fill up at any byte; readers of the project's
+outputs therefore never see half a file, and what was there before stays until the new one is whole.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+
+@contextmanager
+def atomic_path(path: str | Path) -> Iterator[Path]:
+    """Yield a temporary path in the folder of `path`; on success it is renamed to `path`.
+
+    The folder is created. When the block raises, the temporary file is removed and whatever
+    stood at `path` before is untouched. The data reach the disk (fsync) before the rename.
+    The temporary name ends with the real one, so that writers which look at the suffix work.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".tmp-{os.getpid()}-{path.name}")
+    try:
+        yield temporary
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write UTF-8 text atomically."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: str | Path, value: Any) -> None:
+    """Write JSON atomically, floats in full precision."""
+    write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+
+
+def read_json(path: str | Path, what: str) -> Any:
+    """Read JSON; `what` names the expected content in the error message.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: the file is empty or not JSON; says the line.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file (expected {what}); check the path")
+    text = path.read_text(encoding="utf-8", errors="replace")
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        found = "the file is empty" if not text.strip() else f"not JSON at line {error.lineno}"
+        raise ValueError(f"{path}: {found} (expected {what}); restore or regenerate it") from None
+
+
+def sha256(path: str | Path) -> str:
+    """Hex SHA-256 of a file's bytes."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
