@@ -1,1 +1,17 @@
-"""LoFi: end-to-end temporal action localization under a memory budget."""
+"""LoFi: end-to-end temporal action localization under a memory budget.
+
+A teaching and reproduction kit for Xu et al., "Low-Fidelity Video Encoder Optimization for Temporal
+Action Localization", NeurIPS 2021. Start with the notebooks, or with `lofi --help`.
+"""
+
+from pathlib import Path
+from typing import Any
+
+__version__ = "0.1.0"
+
+
+def detect(video_path: str | Path, run_dir: str | Path, **options: Any) -> list[Any]:
+    """Detections of one video file; see `lofi.detection.detector.detect`."""
+    from lofi.detection.detector import detect as run  # heavy imports only when they are needed
+
+    return run(video_path, run_dir, **options)

@@ -1,0 +1,50 @@
+# make env · demo · test · lint · lab · bench · course PRESET=… · tables      (each sets itself up)
+PYTHON ?= python3
+VENV   ?= .venv
+RUN    ?= runs/demo
+PRESET ?= toy
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.lofi-env
+MAKEFLAGS += --no-print-directory
+
+.PHONY: help env demo test lint lab bench course tables notebooks clean
+
+help:
+	@sed -n 1p Makefile
+
+env: $(STAMP)
+$(STAMP): requirements.lock pyproject.toml
+	@echo "setting up $(VENV) (about a minute the first time)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
+	@touch $(STAMP)
+
+demo: env
+	$(BIN)/lofi course --preset $(PRESET) --run $(RUN)
+
+test: lint
+	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q --nbval -x --nbval-cell-timeout 120 notebooks
+
+lint: env
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+lab: env
+	$(BIN)/jupyter lab notebooks
+
+bench: env
+	for name in tests/benchmarks/*.py; do echo "== $$name"; $(BIN)/python $$name || exit 1; done
+
+course: env
+	$(BIN)/lofi course --preset $(PRESET) --run runs/$(PRESET)
+
+tables: env
+	$(BIN)/lofi tables --run $(RUN)
+
+notebooks: env  # run all notebooks at preset tiny and keep their outputs, ready to commit
+	$(BIN)/python -m lofi.course refresh
+
+clean:
+	rm -rf $(VENV) runs

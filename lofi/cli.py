@@ -1,0 +1,347 @@
+"""The `lofi` command: one function a subcommand, settings from the dataclasses of `lofi.config`."""
+
+import errno
+import logging
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+from tyro.conf import Positional, UseAppendAction, arg  # noqa: F401
+
+from lofi import config as configs
+from lofi.config import Config
+
+Method = Annotated[str, arg(help="whose encoder: random, acp, acp+, c-lofi, s-lofi, …")]
+
+
+def toy(folder: Positional[Path], /, preset: Literal["tiny", "toy"] = "toy", seed: int = 0) -> None:
+    """Render the toy world: source clips, untrimmed videos and their annotations."""
+    from lofi.data.toyworld import TINY, TOY, write_world
+
+    paths = write_world(
+        folder, {"tiny": TINY, "toy": TOY}[preset], seed, progress=_bar("rendering")
+    )
+    print(f"{paths.annotations}\n{paths.video_dir}\n{paths.source_csv}")
+
+
+def check(
+    annotations: Positional[Path],
+    /,
+    videos: Path | None = None,
+    format: str = "auto",
+    decode: bool = True,
+    workers: int = 2,
+    limit_s: float = 60.0,
+    report: Path | None = None,
+) -> None:
+    """Report missing, undecodable, out-of-range, zero-length, overlapping and mislabelled entries.
+
+    Exit status 1 when something was found.
+
+    Args:
+        videos: folder with the video files; without it only the annotations are checked.
+        decode: open and decode the videos, not only look for their files.
+        limit_s: seconds that one video may take.
+        report: CSV of all findings; an unfinished check goes on from it.
+    """
+    from lofi.data import check_dataset, read_annotations
+
+    found = check_dataset(
+        read_annotations(annotations, format=format, video_dir=videos),
+        videos,
+        decode=decode and videos is not None,
+        workers=workers,
+        limit_s=limit_s,
+        report=report,
+        progress=_bar("checking"),
+    )
+    print(found.summary())
+    if found.entries:
+        raise SystemExit(1)
+
+
+def train(
+    stage: Positional[Literal["acp", "acp+", "lofi", "features", "head"]],
+    /,
+    out: Path,
+    config: Annotated[Config, arg(name="")],
+    method: Method = "c-lofi",
+    resume: bool = True,
+    device: str = "cpu",
+) -> None:
+    """Run one stage of the procedure in the run folder OUT; finished stages return at once.
+
+    Stages: acp, acp+ (classification), lofi (joint, low fidelity), features (frozen encoder), head.
+
+    Args:
+        out: run folder; every method gets a folder in it.
+        resume: go on from the last checkpoint; --no-resume recomputes.
+        device: cpu, cuda, cuda:1, mps, …
+    """
+    from lofi.training import full_fidelity, joint, models, pretraining
+
+    models.write_run_config(config, out)
+    log_to(out / "log.txt")
+    common = {"on_step": progress_lines(stage), "device": device}
+    if stage == "features":
+        print(full_fidelity.extract_features(config, out, method, **common))
+        return
+    common["resume"] = resume
+    if stage == "head":
+        result = full_fidelity.train_head(config, out, method, **common)
+    else:
+        run = {
+            "acp": pretraining.train_acp,
+            "acp+": pretraining.train_acp_plus,
+            "lofi": joint.train_lofi,
+        }[stage]
+        result = run(config, out, **common)
+    print(" ".join(f"{key}={value}" for key, value in result.items() if key != "classes"))
+
+
+def features(
+    out: Path,
+    config: Annotated[Config, arg(name="")],
+    method: Method = "c-lofi",
+    device: str = "cpu",
+) -> None:
+    """Features of all training and test videos from a method's frozen encoder, full fidelity."""
+    train("features", out=out, config=config, method=method, device=device)
+
+
+def detect(
+    videos: Positional[list[Path]],
+    /,
+    model: Path,
+    out: Path = Path("detections"),
+    method: str = "",
+    top: int = 10,
+    device: str = "cpu",
+) -> None:
+    """Find actions in video files: a table, CSV, JSON, .srt subtitles and a timeline picture each.
+
+    Args:
+        model: run folder (or one method's folder in it) with a trained encoder and head.
+        out: folder for the results.
+        method: which encoder of the run; "" = the best trained one.
+        top: lines printed a video; the files hold all detections.
+    """
+    from lofi.detection.detector import Detector, write_results
+    from lofi.figures.tables import detections_table
+    from lofi.files import atomic_path
+    from lofi.run_report import detections_figure
+
+    detector = Detector.load(model, method=method, device=device)
+    failed = []
+    for path in videos:
+        try:
+            found = detector.detect(path)
+        except (ValueError, FileNotFoundError) as error:
+            failed.append(str(error))
+            print(f"lofi: {error}", file=sys.stderr)
+            continue
+        files = write_results(found, path, out, detector)
+        with atomic_path(out / f"{path.stem}.png") as picture:
+            detections_figure(path, found).savefig(picture, dpi=110)
+        files.append(out / f"{path.stem}.png")
+        print(f"{path}: {len(found)} detections, the best {min(top, len(found))}:")
+        print(detections_table(found[:top]).text())
+        print("wrote " + ", ".join(str(file) for file in files))
+    if failed:
+        raise SystemExit(1)
+
+
+def evaluate(
+    ground_truth: Positional[Path],
+    detections: Positional[Path],
+    /,
+    subset: str = "validation",
+    protocol: Literal["activitynet", "thumos14"] = "activitynet",
+    json: Path | None = None,
+) -> None:
+    """Mean average precision of a detection file, with its protocol."""
+    from lofi.evaluation import detection_map
+
+    result = detection_map(ground_truth, detections, subset=subset, protocol=protocol)
+    if json:
+        _write_json(json, result.to_json())
+    print(result.summary())
+
+
+def recall(
+    ground_truth: Positional[Path],
+    proposals: Positional[Path],
+    /,
+    subset: str = "validation",
+    json: Path | None = None,
+) -> None:
+    """Average recall at an average number of proposals (AR@AN) and its area (AUC)."""
+    from lofi.evaluation import proposal_recall
+
+    result = proposal_recall(ground_truth, proposals, subset=subset)
+    if json:
+        _write_json(json, result.to_json())
+    print(result.summary())
+
+
+def course(
+    preset: str = "tiny",
+    run: Path = Path("runs/course"),
+    seed: int = 0,
+    first: Annotated[str, arg(name="from")] = "00",
+    last: Annotated[str, arg(name="to")] = "99",
+) -> None:
+    """Run the ordered notebooks as one batch; ends in results.json, a table and report.html.
+
+    Args:
+        first: number of the first notebook.
+        last: number of the last notebook.
+    """
+    from lofi.course import run_course
+
+    began = time.perf_counter()
+    table = run_course(preset, run, seed=seed, first=first, last=last)
+    print(table)
+    print(f"report: {run / 'report.html'}   seconds: {time.perf_counter() - began:.0f}")
+
+
+def tables(run: Path = Path("runs/demo")) -> None:
+    """Print the results of a finished run, beside the paper's numbers."""
+    from lofi.experiment import read_results
+    from lofi.figures import tables as figures
+
+    print(figures.results_table(read_results(run)).text())
+
+
+COMMANDS: dict[str, Callable] = {
+    "toy": toy, "check": check, "train": train, "features": features, "detect": detect,
+    "evaluate": evaluate, "recall": recall, "course": course, "tables": tables,
+}  # fmt: skip
+
+
+def main() -> None:
+    """Entry point: exit status 0 only on success, one line for bad input."""
+    arguments = sys.argv[1:]
+    debug = "--debug" in arguments
+    arguments = [a for a in arguments if a != "--debug"]
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    if not arguments or arguments[0] in ("-h", "--help") or arguments[0] not in COMMANDS:
+        unknown = bool(arguments) and arguments[0] not in ("-h", "--help")
+        print(_overview(arguments[0] if unknown else ""), file=sys.stderr if unknown else None)
+        raise SystemExit(2 if unknown else 0)
+    try:
+        _run(arguments[0], arguments[1:])
+    except KeyboardInterrupt:
+        print(
+            "lofi: interrupted; the same command goes on from the last checkpoint", file=sys.stderr
+        )
+        raise SystemExit(130) from None
+    except (ValueError, OSError, RuntimeError, ArithmeticError) as error:
+        if debug:
+            raise
+        print(f"lofi: {_one_line(error)}", file=sys.stderr)
+        raise SystemExit(1) from None
+
+
+def _run(name: str, arguments: list[str]) -> None:
+    command = COMMANDS[name]
+    if command in (train, features):
+        base = configs.preset(_preset_of(arguments))
+        command = _with_default(command, base)
+    warnings.filterwarnings("ignore", module="tyro")
+    tyro.cli(command, args=arguments, prog=f"lofi {name}", description=command.__doc__)
+
+
+def _with_default(command: Callable, base: Config) -> Callable:
+    """`command` with the preset as the default of its `config` argument."""
+    import functools
+    import inspect
+
+    signature = inspect.signature(command)
+    parameters = [
+        p.replace(default=base) if p.name == "config" else p for p in signature.parameters.values()
+    ]
+
+    @functools.wraps(command)
+    def wrapped(*args, **kwargs):
+        return command(*args, **kwargs)
+
+    ordered = sorted(parameters, key=lambda p: (p.kind, p.default is not inspect.Parameter.empty))
+    wrapped.__signature__ = signature.replace(parameters=ordered)  # type: ignore[attr-defined]
+    return wrapped
+
+
+def _preset_of(arguments: list[str]) -> str:
+    for i, word in enumerate(arguments):
+        if word == "--preset" and i + 1 < len(arguments):
+            return arguments[i + 1]
+        if word.startswith("--preset="):
+            return word.split("=", 1)[1]
+    return "tiny"
+
+
+def _overview(unknown: str) -> str:
+    head = f"lofi: no command {unknown!r}\n" if unknown else ""
+    lines = [f"  {name:<9} {(f.__doc__ or '').splitlines()[0]}" for name, f in COMMANDS.items()]
+    usage = "usage: lofi COMMAND …      lofi COMMAND --help      (--debug shows tracebacks)"
+    return head + usage + "\n" + "\n".join(lines)
+
+
+def _one_line(error: BaseException) -> str:
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        where = error.filename or "the output folder"
+        return f"{where}: no space left on the disk; finished files are kept, free space and rerun"
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename or ''}: {error.strerror}".lstrip(": ")
+    text = " ".join(str(error).split())
+    return text or type(error).__name__
+
+
+def progress_lines(what: str, lines: int = 10) -> Callable[[int, int, dict[str, float]], None]:
+    """An `on_step` that draws a bar on a terminal and prints about `lines` plain lines elsewhere."""
+    bar = _bar(what)
+
+    def on_step(step: int, steps: int, record: dict[str, float]) -> None:
+        if sys.stderr.isatty():
+            bar(step + 1, steps)
+        elif step + 1 == steps or step % max(1, steps // lines) == 0:
+            shown = "".join(f" {k} {record[k]:.3f}" for k in ("loss", "accuracy") if k in record)
+            print(f"{what} {step + 1}/{steps}{shown}", file=sys.stderr)
+
+    return on_step
+
+
+def _bar(what: str) -> Callable[[int, int], None]:
+    from tqdm import tqdm
+
+    bar = tqdm(desc=what, disable=not sys.stderr.isatty(), leave=False)
+
+    def update(done: int, total: int) -> None:
+        bar.total = total
+        bar.update(done - bar.n)
+
+    return update
+
+
+def log_to(path: Path) -> None:
+    """Keep what the package logs in a file of the run, besides standard error."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handler = logging.FileHandler(path, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logger = logging.getLogger("lofi")
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+
+
+def _write_json(path: Path, value: object) -> None:
+    from lofi.files import write_json
+
+    write_json(path, value)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,287 @@
+"""Every setting of a run as frozen dataclasses: presets, overrides, JSON, differences.
+
+Values marked [paper] are stated in the LoFi paper or its supplement, [spec] follow the released
+code of G-TAD or TSM, [ours] are our choices where both are silent (reasons in the notebooks).
+"""
+
+import dataclasses
+import types
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from lofi.fidelity import Fidelity
+from lofi.files import read_json, write_json
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where videos and annotations are and how snippets are cut from them."""
+
+    world: str = ""  # folder of a toy world; "" = <run>/world, rendered when absent
+    preset: str = "toy"  # which toy world is rendered; "" = real data, the paths below
+    annotations: str = ""  # ActivityNet, HACS, THUMOS14 or CSV file
+    videos: str = ""  # folder with the untrimmed videos
+    source: str = ""  # list of trimmed clips for action-classification pre-training
+    train_subset: str = "training"
+    test_subset: str = "validation"
+    frame_stride: int = 8  # frames between two frames of a snippet [paper]
+    rule: str = "centred"  # how frames sit in a snippet: centred | tile | bsp
+    crop_ratio: float = 0.875  # crop side / short side, 224/256 [spec]
+    cache_gib: float = 0.0  # memory for decoded frames; 0 = decode every time
+    workers: int = 2  # decoding threads
+
+
+@dataclass(frozen=True)
+class HeadConfig:
+    """The localization head; the defaults are G-TAD as released for ActivityNet [spec]."""
+
+    kind: Literal["gtad", "bmn"] = "gtad"
+    variant: str = "anet"
+    hidden: int = 256
+    paths: int = 32
+    map_hidden: tuple[int, int] = (512, 128)
+    resolution: int = 32  # samples inside an anchor (SGAlign)
+    context_resolution: int = 4  # samples of the semantic context
+    best_anchor: bool = False  # an instance's best anchor is positive when none exceeds 0.9 [ours]
+
+
+@dataclass(frozen=True)
+class Optimisation:
+    """How one stage trains; one object a stage."""
+
+    epochs: int = 15
+    batch: int = 16
+    optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
+    lr: float = 0.1
+    momentum: float = 0.0
+    nesterov: bool = False
+    weight_decay: float = 1e-4
+    schedule: Literal["step", "cosine"] = "step"
+    decay_every: int = 5  # epochs, "step" only
+    decay: float = 0.5  # factor, "step" only
+    warmup: int = 0  # iterations of linear warm-up
+    clip: float = 0.0  # largest gradient norm; 0 = no clipping
+    augment: Literal["none", "geometric", "colour"] = "geometric"  # "colour" adds to "geometric"
+
+
+@dataclass(frozen=True)
+class LoFiConfig:
+    """Stage 2, joint training at low fidelity (paper section 3.2)."""
+
+    schedule: str = "long"  # s | t | st | short | long | low [paper: long]
+    period_epochs: int = 1  # c_l [paper]
+    period_iterations: int = 16  # c_s [paper]
+    start: str = "acp"  # method whose encoder is optimised
+    frozen_bn: bool = True  # statistics and affine stay as ACP left them [ours]
+    training: Optimisation = field(default_factory=Optimisation)
+
+
+@dataclass(frozen=True)
+class DetectConfig:
+    """From maps to detections."""
+
+    rule: str = "gtad"
+    score: str = "cls*reg"  # released score fusion [spec]
+    sigma: float = 0.84  # Gaussian soft-NMS [paper]
+    top_k: int = 100  # proposals a video [paper]
+    class_rule: str = "anet"  # how class scores join: anet | hacs | thumos
+    classes_per_video: int = 2  # [spec]
+    include_video_end: bool = False  # released code cannot propose up to the last snippet [spec]
+    shared_classes: str = ""  # external score file, or the method whose features give the classes
+
+
+@dataclass(frozen=True)
+class Config:
+    """One run: seed, encoder, full fidelity and the settings of every stage."""
+
+    preset: str = "tiny"
+    seed: int = 0
+    encoder: str = "tsm-r18"
+    full: Fidelity = field(default_factory=Fidelity)
+    data: DataConfig = field(default_factory=DataConfig)
+    acp: Optimisation = field(default_factory=Optimisation)
+    acp_plus: Optimisation = field(default_factory=Optimisation)
+    acp_frames: int = 8  # frames of one training clip
+    lofi: LoFiConfig = field(default_factory=LoFiConfig)
+    head: HeadConfig = field(default_factory=HeadConfig)
+    head_training: Optimisation = field(default_factory=Optimisation)
+    standardise: bool = False  # per-channel features in stage 3, statistics of the training set
+    detect: DetectConfig = field(default_factory=DetectConfig)
+    checkpoint_every: int = 100  # iterations
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """Nested plain dictionary of a config dataclass, ready for JSON."""
+    return dataclasses.asdict(config)
+
+
+def from_dict(cls: type, values: dict[str, Any], where: str = "config") -> Any:
+    """Build a config dataclass from a plain dictionary.
+
+    Raises:
+        ValueError: an unknown key (the known ones are listed) or a value of the wrong type; `where`
+            names the place.
+    """
+    if not isinstance(values, dict):
+        raise ValueError(f"{where}: expected an object with settings, got {values!r}")
+    hints = get_type_hints(cls)
+    unknown = sorted(set(values) - set(hints))
+    if unknown:
+        raise ValueError(f"{where}: unknown setting {unknown[0]!r}; known: {', '.join(hints)}")
+    return cls(
+        **{key: _typed(hints[key], value, f"{where}.{key}") for key, value in values.items()}
+    )
+
+
+def _typed(hint: Any, value: Any, where: str) -> Any:
+    if dataclasses.is_dataclass(hint):
+        return value if isinstance(value, hint) else from_dict(hint, value, where)
+    if get_origin(hint) is Literal:
+        if value not in get_args(hint):
+            raise ValueError(f"{where}: {value!r} is not one of {', '.join(get_args(hint))}")
+        return value
+    if get_origin(hint) is tuple:
+        kinds = get_args(hint)
+        if not isinstance(value, (list, tuple)) or len(value) != len(kinds):
+            raise ValueError(f"{where}: expected {len(kinds)} values, got {value!r}")
+        return tuple(_typed(kind, item, where) for kind, item in zip(kinds, value))
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, hint) or (hint is not bool and isinstance(value, bool)):
+        raise ValueError(f"{where}: expected {hint.__name__}, got {value!r}")
+    return value
+
+
+def save(config: Config, path: str | Path) -> None:
+    """Write a config as JSON."""
+    write_json(path, to_dict(config))
+
+
+def load(path: str | Path) -> Config:
+    """Read a config written by `save`; unknown keys and wrong types raise ValueError."""
+    return from_dict(Config, read_json(path, "a saved configuration"), str(path))
+
+
+def override(config: Config, changes: dict[str, Any]) -> Config:
+    """Change settings by dotted name, for instance {"lofi.training.lr": 0.05, "seed": 3}."""
+    values = to_dict(config)
+    for name, value in changes.items():
+        *parents, leaf = name.split(".")
+        place = values
+        for parent in parents:
+            if not isinstance(place.get(parent), dict):
+                raise ValueError(f"unknown setting {name!r}; known here: {', '.join(place)}")
+            place = place[parent]
+        if leaf not in place:
+            raise ValueError(f"unknown setting {name!r}; known here: {', '.join(place)}")
+        place[leaf] = value
+    return from_dict(Config, values)
+
+
+def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
+    """One line for every setting that differs: `lofi.training.lr: 0.1 → 0.05`."""
+    lines = []
+    for key in sorted(set(old) | set(new)):
+        before, after = old.get(key, "(absent)"), new.get(key, "(absent)")
+        if isinstance(before, dict) and isinstance(after, dict):
+            lines += differences(before, after, f"{prefix}{key}.")
+        elif _plain(before) != _plain(after):
+            lines.append(f"{prefix}{key}: {before!r} → {after!r}")
+    return lines
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+# The paper's own setting: everything is the dataclasses' default except what is listed.
+_PAPER = Config(
+    preset="activitynet",
+    encoder="tsm-r18",
+    full=Fidelity(100, 8, 224),
+    data=DataConfig(preset="", workers=8),
+    acp=Optimisation(  # TSM on Kinetics-400 [spec]
+        epochs=50, batch=128, lr=0.02, momentum=0.9, decay_every=20, decay=0.1, clip=20.0
+    ),
+    acp_plus=Optimisation(  # TSM's fine-tuning example [spec]
+        epochs=25, batch=128, lr=0.001, momentum=0.9, decay_every=10, decay=0.1, clip=20.0
+    ),
+    lofi=LoFiConfig(  # SGD without momentum, 0.1, halved every 5 epochs [paper]; 15 epochs [ours]
+        training=Optimisation(epochs=15, batch=16, lr=0.1, decay_every=5, decay=0.5)
+    ),
+    head_training=Optimisation(
+        epochs=10, batch=16, optimizer="adam", lr=0.004, decay_every=5, decay=0.1, augment="none"
+    ),
+    detect=DetectConfig(shared_classes="acp+"),
+)
+
+_TOY_HEAD = HeadConfig(
+    hidden=64, paths=8, map_hidden=(64, 32), resolution=8, context_resolution=4, best_anchor=True
+)
+_TOY = Config(
+    preset="toy",
+    encoder="tsm-toy",
+    full=Fidelity(32, 4, 48),
+    data=DataConfig(preset="toy", frame_stride=1, crop_ratio=1.0, cache_gib=1.0, workers=1),
+    acp=Optimisation(
+        epochs=12, batch=64, optimizer="adamw", lr=0.004, weight_decay=0.01, schedule="cosine",
+        warmup=40, augment="colour",
+    ),
+    acp_plus=Optimisation(
+        epochs=24, batch=32, lr=0.02, momentum=0.9, nesterov=True, schedule="cosine", warmup=10,
+        augment="colour",
+    ),
+    lofi=LoFiConfig(
+        training=Optimisation(
+            epochs=12, batch=4, lr=0.1, schedule="cosine", warmup=10, clip=5.0
+        )
+    ),
+    head=_TOY_HEAD,
+    head_training=Optimisation(
+        epochs=10, batch=16, optimizer="adam", lr=0.002, decay_every=7, decay=0.1, augment="none"
+    ),
+    standardise=True,
+    detect=DetectConfig(shared_classes="acp+"),
+)  # fmt: skip
+_TINY = replace(
+    _TOY,
+    preset="tiny",
+    full=Fidelity(16, 4, 40),
+    data=replace(_TOY.data, preset="tiny"),
+    acp=replace(_TOY.acp, epochs=14, batch=32, warmup=20),
+    acp_plus=replace(_TOY.acp_plus, epochs=8, batch=16),
+    lofi=replace(_TOY.lofi, training=replace(_TOY.lofi.training, epochs=24)),
+    head_training=replace(_TOY.head_training, epochs=15, batch=8, decay_every=10),
+    detect=DetectConfig(shared_classes="acp"),
+)
+
+PRESETS: types.MappingProxyType[str, Config] = types.MappingProxyType(
+    {
+        "tiny": _TINY,
+        "toy": _TOY,
+        "activitynet": _PAPER,
+        "activitynet-low": replace(  # supplement B: one 32 GB card
+            _PAPER, preset="activitynet-low", lofi=replace(_PAPER.lofi, schedule="low")
+        ),
+        "activitynet-middle": replace(  # supplement B: R50 at 25 snippets, 112 pixels
+            _PAPER,
+            preset="activitynet-middle",
+            encoder="tsm-r50",
+            lofi=replace(_PAPER.lofi, schedule="low"),
+        ),
+        "hacs": replace(  # G-TAD's learning rate and batch for HACS [spec]
+            _PAPER,
+            preset="hacs",
+            head_training=replace(_PAPER.head_training, lr=5e-4, batch=32),
+            detect=replace(_PAPER.detect, class_rule="hacs"),
+        ),
+    }
+)
+
+
+def preset(name: str) -> Config:
+    """A ready-made configuration by name; ValueError lists the known ones."""
+    if name not in PRESETS:
+        raise ValueError(f"unknown preset {name!r}; known: {', '.join(PRESETS)}")
+    return PRESETS[name]

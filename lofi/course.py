@@ -1,0 +1,132 @@
+"""The ordered notebooks as one batch: papermill with a run folder, parameter checks and resume.
+
+<run>/notebooks/NN_name.ipynb   executed notebooks
+<run>/results.json, report.html what the notebooks measured, as a table and as pictures
+"""
+
+import logging
+import os
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lofi import config as configs
+from lofi.experiment import METHODS, write_results
+from lofi.files import atomic_path, write_json
+from lofi.notebook import repository_root
+
+log = logging.getLogger(__name__)
+
+
+def ordered_notebooks(first: str = "00", last: str = "99") -> list[Path]:
+    """The notebooks NN_*.ipynb with first ≤ NN ≤ last, in order.
+
+    Raises:
+        FileNotFoundError: there are none; the notebooks live in the repository, not in the package.
+    """
+    folder = repository_root() / "notebooks"
+    found = [p for p in sorted(folder.glob("[0-9][0-9]_*.ipynb")) if first <= p.name[:2] <= last]
+    if not found:
+        raise FileNotFoundError(
+            f"{folder}: no notebooks {first} to {last}; run from a clone of the repository"
+        )
+    return found
+
+
+def run_notebook(notebook: Path, output: Path, parameters: dict[str, Any]) -> None:
+    """Execute one notebook into `output` (written atomically, also when a cell fails).
+
+    Raises:
+        ValueError: the notebook does not know a parameter; lists the known ones.
+        RuntimeError: a cell failed; names notebook, cell and error.
+    """
+    import papermill
+
+    known = papermill.inspect_notebook(str(notebook))
+    unknown = sorted(set(parameters) - set(known))
+    if unknown:
+        raise ValueError(f"{notebook.name}: no parameter {unknown[0]!r}; known: {', '.join(known)}")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with atomic_path(output) as temporary:
+            try:
+                papermill.execute_notebook(
+                    str(notebook),
+                    str(temporary),
+                    parameters,
+                    kernel_name="python3",
+                    progress_bar=sys.stderr.isatty(),
+                    cwd=str(repository_root() / "notebooks"),
+                )
+            except papermill.PapermillExecutionError as error:
+                failed = output.with_suffix(".failed.ipynb")
+                os.replace(temporary, failed)
+                raise RuntimeError(
+                    f"{notebook.name}, cell {error.cell_index}: {error.ename}: {error.evalue} "
+                    f"(see {failed})"
+                ) from None
+    except FileNotFoundError as error:
+        raise RuntimeError(f"{notebook.name}: {error}") from None
+
+
+def run_course(
+    preset: str, run_dir: str | Path, *, seed: int = 0, first: str = "00", last: str = "99"
+) -> str:
+    """Run the notebooks in order, then evaluate, print and report; returns the results table.
+
+    A run that was interrupted goes on: finished stages are loaded, not computed again.
+    """
+    config = configs.override(configs.preset(preset), {"seed": seed})
+    run_dir = Path(run_dir).resolve()
+    run_dir.mkdir(parents=True, exist_ok=True)
+    os.environ["LOFI_STATIC"] = "1"  # a batch has no sliders, even when a notebook started it
+    parameters = {"preset": preset, "seed": seed, "out_dir": str(run_dir), "resume": True}
+    seconds: dict[str, float] = {}
+    for notebook in ordered_notebooks(first, last):
+        began = time.perf_counter()
+        print(f"{notebook.name} …", file=sys.stderr, flush=True)
+        run_notebook(notebook, run_dir / "notebooks" / notebook.name, parameters)
+        seconds[notebook.name] = round(time.perf_counter() - began, 1)
+    write_json(run_dir / "course.json", {"preset": preset, "seed": seed, "seconds": seconds})
+    return report(config, run_dir, METHODS, sum(seconds.values()))
+
+
+def report(config: configs.Config, run_dir: Path, methods: Sequence[str], seconds: float) -> str:
+    """results.json, report.html and the table that `make demo` prints."""
+    from lofi.figures.tables import summary_table
+    from lofi.run_report import write_run_report
+
+    results = write_results(config, run_dir, methods, seconds)
+    write_run_report(config, run_dir, results)
+    return summary_table(results).text()
+
+
+def refresh() -> None:
+    """Execute the repository's notebooks in place at their default parameters (preset tiny).
+
+    Their outputs are committed: readers see them, and the notebook tests compare with them.
+    """
+    import nbformat
+    from nbclient import NotebookClient
+
+    os.environ["LOFI_STATIC"] = "1"
+    for path in ordered_notebooks():
+        print(path.name, file=sys.stderr, flush=True)
+        book = nbformat.read(path, as_version=4)
+        client = NotebookClient(
+            book, timeout=300, kernel_name="python3", record_timing=False,
+            resources={"metadata": {"path": str(path.parent)}},
+        )  # fmt: skip
+        client.execute()
+        book.metadata.pop("widgets", None)
+        book.metadata["language_info"] = {"name": "python"}
+        with atomic_path(path) as temporary:
+            nbformat.write(book, temporary)
+
+
+if __name__ == "__main__":
+    if sys.argv[1:] != ["refresh"]:
+        raise SystemExit("usage: python -m lofi.course refresh   (to run a batch: lofi course)")
+    refresh()

@@ -1,0 +1,312 @@
+"""What is wrong with a data set, found before a long run finds it."""
+
+import csv
+import logging
+import os
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from lofi.data.annotations import Segment, Video, find_in_index, index_videos
+from lofi.data.isolated import FileResult, inspect_files
+from lofi.data.video import VideoInfo
+from lofi.files import atomic_path
+
+logger = logging.getLogger(__name__)
+
+KINDS = {
+    "missing": "no media file",
+    "undecodable": "not all frames decode, or the decoder hangs or crashes",
+    "out_of_range": "a segment reaches beyond the video",
+    "zero_length": "start = end",
+    "reversed": "start > end",
+    "overlapping": "two segments with one label overlap",
+    "duplicate": "one segment, or one video id, twice",
+    "label": "looks like a misspelling of another label",
+}
+COLUMNS = ["video", "kind", "detail", "frames", "fps", "width", "height", "bytes"]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One problem: `kind` is a key of `KINDS`, `detail` says what exactly."""
+
+    video_id: str
+    kind: str
+    detail: str
+
+
+@dataclass(frozen=True)
+class DatasetReport:
+    """Everything that `check_dataset` found.
+
+    Args:
+        entries: problems, in the order of the videos.
+        num_videos, num_segments: looked at.
+        files: {video id: result} of the files that were decoded, good and bad.
+    """
+
+    entries: tuple[Finding, ...]
+    num_videos: int
+    num_segments: int
+    files: dict[str, FileResult]
+
+    def of(self, kind: str) -> list[Finding]:
+        """The problems of one kind."""
+        return [entry for entry in self.entries if entry.kind == kind]
+
+    def summary(self, examples: int = 2) -> str:
+        """A table for the terminal: each kind of problem, how often, and the first ones."""
+        good = sum(result.problem is None for result in self.files.values())
+        lines = [
+            f"{self.num_videos:,} videos, {self.num_segments:,} segments; "
+            f"{len(self.files):,} files decoded, {good:,} of them completely"
+        ]
+        for kind, meaning in KINDS.items():
+            found = self.of(kind)
+            lines.append(f"{len(found):>7,}  {kind:<13}{meaning}")
+            lines += [f"{'':9}  {entry.video_id}: {entry.detail}" for entry in found[:examples]]
+        return "\n".join(lines)
+
+    def to_csv(self, path: str | Path) -> None:
+        """Write one row a problem and one of kind "ok" a good file; atomic."""
+        with (
+            atomic_path(path) as temporary,
+            open(temporary, "w", newline="", encoding="utf-8") as f,
+        ):
+            writer = csv.writer(f)
+            writer.writerow(COLUMNS)
+            writer.writerows(_file_row(*item) for item in self.files.items())
+            for entry in self.entries:
+                if not (entry.kind == "undecodable" and entry.video_id in self.files):
+                    row = [entry.video_id, entry.kind, entry.detail]
+                    writer.writerow(row + [""] * (len(COLUMNS) - len(row)))
+
+
+def check_dataset(
+    videos: Iterable[Video],
+    video_dir: str | Path | None = None,
+    *,
+    decode: bool = True,
+    workers: int = 1,
+    limit_s: float = 120.0,
+    tolerance_s: float = 0.1,
+    classes: Sequence[str] | None = None,
+    report_path: str | Path | None = None,
+    progress: Callable[[int, int, str], None] | None = None,
+) -> DatasetReport:
+    """Check annotations and, where there are any, video files.
+
+    Without `video_dir`, each video's own path is used; when no video has one, only the
+    annotations are checked.
+
+    Args:
+        videos: from `read_annotations`.
+        video_dir: folder of the media files.
+        decode: decode every file from start to end; False only asks whether it is there.
+        workers: child processes that decode.
+        limit_s: seconds that a file may take.
+        tolerance_s: how far a segment may reach beyond the video.
+        classes: the labels that are allowed; None trusts the more frequent spelling.
+        report_path: CSV that grows while files are decoded and is complete at the end. A file
+            that stands in it with its present size is not decoded again; delete its row for that.
+        progress: called with (files done, files in all, video id) after each file.
+    Raises:
+        ValueError: `report_path` holds something else.
+        FileNotFoundError: no such `video_dir`.
+    """
+    videos = list(videos)
+    if video_dir is not None:
+        found = index_videos(video_dir)
+        videos = [replace(v, path=v.path or find_in_index(v.id, found)) for v in videos]
+    with_media = video_dir is not None or any(v.path is not None for v in videos)
+    files: dict[str, FileResult] = {}
+    if with_media and decode:
+        files = _decode(videos, workers, limit_s, report_path, progress)
+    suspects = suspicious_labels(Counter(s.label for v in videos for s in v.segments), classes)
+    entries: list[Finding] = []
+    seen: set[str] = set()
+    for video in videos:
+        if video.id in seen:
+            entries.append(Finding(video.id, "duplicate", "the video id appears twice"))
+        seen.add(video.id)
+        result = files.get(video.id, FileResult(0))
+        if with_media and (video.path is None or not video.path.is_file()):
+            place = video.path or f"in {video_dir or 'the video folder'}"
+            entries.append(Finding(video.id, "missing", f"no file {place}"))
+        elif result.problem:
+            entries.append(Finding(video.id, "undecodable", result.problem))
+        duration_s = result.info.duration_s if result.info else video.duration_s
+        for kind, detail in _segment_problems(video.segments, duration_s, tolerance_s):
+            entries.append(Finding(video.id, kind, detail))
+        for label in sorted({s.label for s in video.segments} & set(suspects)):
+            entries.append(Finding(video.id, "label", suspects[label]))
+    num_segments = sum(len(v.segments) for v in videos)
+    report = DatasetReport(tuple(entries), len(videos), num_segments, files)
+    if report_path is not None:
+        report.to_csv(report_path)
+    return report
+
+
+def _segment_problems(
+    segments: Sequence[Segment], duration_s: float | None, tolerance_s: float
+) -> Iterator[tuple[str, str]]:
+    by_label: dict[str, list[Segment]] = defaultdict(list)
+    for segment, times in Counter(segments).items():
+        start, end = segment.start_s, segment.end_s
+        what = f"{segment.label!r} {start:.2f} to {end:.2f} s"
+        if times > 1:
+            yield "duplicate", f"{what} stands {times} times"
+        if start > end:
+            yield "reversed", what
+        elif start == end:
+            yield "zero_length", what
+        else:
+            by_label[segment.label].append(segment)
+        if duration_s is not None and max(start, end) > duration_s + tolerance_s:
+            yield "out_of_range", f"{what}, the video has {duration_s:.2f} s"
+    for label, proper in by_label.items():
+        proper.sort(key=lambda s: (s.start_s, s.end_s))
+        reach = proper[0]
+        for segment in proper[1:]:
+            if segment.start_s < reach.end_s:
+                yield (
+                    "overlapping",
+                    (
+                        f"{label!r} {reach.start_s:.2f} to {reach.end_s:.2f} s and "
+                        f"{segment.start_s:.2f} to {segment.end_s:.2f} s"
+                    ),
+                )
+            reach = max(reach, segment, key=lambda s: s.end_s)
+
+
+# ---------------------------------------------------------------------------- labels
+
+
+def suspicious_labels(counts: Counter[str], classes: Sequence[str] | None = None) -> dict[str, str]:
+    """Labels that look misspelled, with the reason.
+
+    Suspicious is a label that is not in `classes`; without `classes`, one that equals a more
+    frequent label up to case and white space, or is at most two edits (one for short labels)
+    away from a label at least five times as frequent, or is used once. Labels that differ in
+    digits only ("step 1", "step 2") are different classes.
+
+    Args:
+        counts: {label: segments}.
+        classes: the labels that are allowed.
+    """
+    known = sorted(classes if classes is not None else counts)
+    suspects = {}
+    for label in sorted(counts):
+        if classes is not None and label in known:
+            continue
+        best = None
+        for other in known:
+            if label != other and (classes is not None or _is_rarer(label, other, counts)):
+                distance = _label_distance(label, other)
+                exact = distance == 0 or classes is not None
+                clear = exact or counts[label] == 1 or 5 * counts[label] <= counts[other]
+                if distance is not None and clear and (best is None or distance < best[0]):
+                    best = (distance, other)
+        if best is not None:
+            how = "case or white space" if best[0] == 0 else f"{best[0]} letters"
+            suspects[label] = f"{label!r} differs from {best[1]!r} in {how}"
+        elif classes is not None:
+            suspects[label] = f"{label!r} is not among the {len(known)} known classes"
+    return suspects
+
+
+def _is_rarer(label: str, other: str, counts: Counter[str]) -> bool:
+    return (counts[label], other) < (counts[other], label)
+
+
+def _label_distance(a: str, b: str) -> int | None:
+    """0 when equal but for case and white space, else 1 or 2 edits, None when unlike."""
+    a, b = (" ".join(text.split()).casefold() for text in (a, b))
+    if a == b or a.replace(" ", "") == b.replace(" ", ""):
+        return 0
+    if "".join(c for c in a if not c.isdigit()) == "".join(c for c in b if not c.isdigit()):
+        return None
+    shorter = min(len(a), len(b))
+    allowed = 2 if shorter >= 8 else 1 if shorter >= 4 else 0
+    if abs(len(a) - len(b)) > allowed:
+        return None
+    distance = _edit_distance(a, b)
+    return distance if distance <= allowed else None
+
+
+def _edit_distance(a: str, b: str) -> int:
+    """Levenshtein distance: insertions, deletions and replacements."""
+    row = list(range(len(b) + 1))
+    for i, x in enumerate(a, start=1):
+        diagonal, row[0] = row[0], i
+        for j, y in enumerate(b, start=1):
+            diagonal, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, diagonal + (x != y))
+    return row[-1]
+
+
+# ---------------------------------------------------------------------------- files
+
+
+def _decode(
+    videos: Sequence[Video],
+    workers: int,
+    limit_s: float,
+    report_path: str | Path | None,
+    progress: Callable[[int, int, str], None] | None,
+) -> dict[str, FileResult]:
+    """Results of all files that are there; those in the report already are taken from it."""
+    present = {v.id: v.path for v in videos if v.path is not None and v.path.is_file()}
+    earlier = _read_report(Path(report_path)) if report_path is not None else {}
+    results = {
+        video_id: earlier[video_id]
+        for video_id, path in present.items()
+        if video_id in earlier and earlier[video_id].num_bytes == os.path.getsize(path)
+    }
+    todo = [video_id for video_id in present if video_id not in results]
+    log = None
+    try:
+        if report_path is not None:
+            _write_rows(report_path, results)
+            log = open(report_path, "a", newline="", encoding="utf-8")  # noqa: SIM115
+        for i, result in inspect_files([present[video_id] for video_id in todo], workers, limit_s):
+            results[todo[i]] = result
+            if log is not None:
+                csv.writer(log).writerow(_file_row(todo[i], result))
+                log.flush()
+            if progress is not None:
+                progress(len(results), len(present), todo[i])
+    finally:
+        if log is not None:
+            log.close()
+    return {video_id: results[video_id] for video_id in present}
+
+
+def _write_rows(path: str | Path, files: dict[str, FileResult]) -> None:
+    DatasetReport((), 0, 0, files).to_csv(path)
+
+
+def _file_row(video_id: str, result: FileResult) -> list:
+    kind = "ok" if result.problem is None else "undecodable"
+    info = result.info
+    numbers = [info.num_frames, info.fps, info.width, info.height] if info else [""] * 4
+    return [video_id, kind, result.problem or "", *numbers, result.num_bytes]
+
+
+def _read_report(path: Path) -> dict[str, FileResult]:
+    """Files that an earlier, perhaps interrupted, check has decoded."""
+    if not path.exists():
+        return {}
+    results = {}
+    with open(path, newline="", encoding="utf-8") as file:
+        reader = csv.reader(file)
+        if next(reader, None) != COLUMNS:
+            raise ValueError(f"{path}: not a report of this check; choose another name for it")
+        for row in reader:
+            if len(row) == len(COLUMNS) and row[1] in ("ok", "undecodable") and row[-1].isdigit():
+                info = None
+                if row[3]:
+                    info = VideoInfo(int(row[3]), float(row[4]), int(row[5]), int(row[6]))
+                results[row[0]] = FileResult(int(row[-1]), info, row[2] or None)
+    return results

@@ -1,0 +1,346 @@
+"""Frames out of video files and into them; the only module that knows the decoders.
+
+decord decodes ordinary files: it scales while it decodes and jumps to the next key frame when few
+frames are asked for. It cannot be trusted everywhere (decord2 3.4.0): some widths come back
+misread, and random access is off by a few frames in files with open groups of pictures (much
+H.265) or frames hidden by an edit list. `probe` reads the packet table once, notices what random
+access relies on, and other files go through PyAV, frame by frame in order.
+
+Sizes are (height, width) in pixels, frames RGB uint8, frame indices count decoded frames from 0.
+"""
+
+import logging
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+
+from lofi.files import atomic_path
+
+logger = logging.getLogger(__name__)
+
+# Widths at which decord2 mistakes padded rows for four and more channels (every width up to 420
+# tried on one file); it raises, and some callers would get a wrong shape.
+MISREAD_WIDTHS = frozenset({2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 96, 144})
+# Codecs whose packets may carry no picture (VP8 alternate references, packed MPEG-4 in AVI).
+HIDING_CODECS = frozenset({"vp8", "libvpx", "mpeg4"})
+
+
+class VideoError(ValueError):
+    """A video that cannot be used; the message names the file, what was found and what to do."""
+
+
+@dataclass(frozen=True)
+class VideoInfo:
+    """What decoding a file gives.
+
+    Args:
+        num_frames: frames that really decode, which may differ from what the container declares.
+        fps: average frames a second.
+        width: pixels, after the rotation that the file asks for.
+        height: pixels, likewise.
+    """
+
+    num_frames: int
+    fps: float
+    width: int
+    height: int
+
+    @property
+    def duration_s(self) -> float:
+        """Decoded length in seconds, num_frames / fps; all times of a video are measured in it."""
+        return self.num_frames / self.fps
+
+
+@dataclass(frozen=True)
+class _Scan:
+    info: VideoInfo
+    declared: int  # frames that the container promises, 0 = it does not say
+    packets: int
+    random_access: bool  # decord's jumps can be trusted
+    quarter_turns: int  # counter-clockwise, as numpy.rot90 counts
+
+
+def probe(path: str | Path) -> VideoInfo:
+    """Frame count, frame rate and size of a video, from one pass over its packets.
+
+    Counts packets, and decodes the whole file only where packets and frames may differ. A file cut
+    short reports the frames before the cut and logs a warning. Results are remembered until the
+    file's size or modification time changes.
+
+    Raises:
+        VideoError: missing, empty, not a video, or no frame decodes.
+    """
+    return _scan(*file_identity(path)).info
+
+
+def verify(path: str | Path) -> str | None:
+    """Decode a whole video and say what is wrong with it, None when all of it decodes.
+
+    Raises:
+        VideoError: see `probe`.
+    """
+    identity = file_identity(path)
+    scan = _scan(*identity)
+    errors: list[int] = []
+    damaged, count = 0, 0
+    for frame in _frames_in_order(identity[0], num_threads=1, errors=errors):
+        count += 1
+        damaged += frame.is_corrupt
+    expected = max(scan.info.num_frames, scan.declared if scan.packets < scan.declared else 0)
+    if count < expected or (errors and scan.info.num_frames < scan.declared):
+        return f"{count} of {max(expected, scan.declared)} frames decode, the file may be cut short"
+    if errors or damaged:
+        return f"{len(errors) + damaged} of {count} frames are damaged"
+    return None
+
+
+def decode_frames(
+    path: str | Path,
+    indices: Sequence[int] | np.ndarray,
+    size: tuple[int, int] | None = None,
+    num_threads: int = 1,
+) -> np.ndarray:
+    """Decode chosen frames, each once, in one pass.
+
+    Args:
+        path: video file.
+        indices: frame indices in [0, num_frames), in any order, repeats allowed.
+        size: (height, width) of the result, None for the video's own; scaled (bicubic) before
+            the frames leave the decoder. The aspect ratio is the caller's business.
+        num_threads: decoder threads. One is fastest for small videos and right when several
+            processes decode; 0 lets the decoder choose.
+    Returns:
+        (N, height, width, 3) uint8, row i is frame indices[i].
+    Raises:
+        VideoError: see `probe`; or frames that should be there do not decode.
+        ValueError: an index outside the video, or a size below 1.
+    """
+    identity = file_identity(path)
+    scan = _scan(*identity)
+    info = scan.info
+    wanted = np.asarray(indices, dtype=np.int64).reshape(-1)
+    height, width = size or (info.height, info.width)
+    if height < 1 or width < 1:
+        raise ValueError(f"{path}: size must be at least 1x1, got {height}x{width}")
+    if wanted.size == 0:
+        return np.zeros((0, height, width, 3), np.uint8)
+    if wanted.min() < 0 or wanted.max() >= info.num_frames:
+        raise ValueError(
+            f"{path}: frame {int(wanted.max() if wanted.min() >= 0 else wanted.min())} was asked "
+            f"for, but the video has frames 0 to {info.num_frames - 1}; probe() it first"
+        )
+    unique, inverse = np.unique(wanted, return_inverse=True)
+    frames = None
+    if scan.random_access and width not in MISREAD_WIDTHS:
+        frames = _decode_decord(identity[0], unique, size and (height, width), num_threads)
+        if frames is not None and frames.shape != (len(unique), height, width, 3):
+            frames = None
+    if frames is None:
+        frames = _decode_pyav(identity[0], unique, height, width, scan.quarter_turns, num_threads)
+    return frames if len(unique) == len(wanted) and (np.diff(wanted) > 0).all() else frames[inverse]
+
+
+def write_video(
+    path: str | Path,
+    frames: np.ndarray,
+    fps: float,
+    crf: int = 18,
+    preset: str = "veryfast",
+    keyframe_interval: int | None = None,
+) -> None:
+    """Write frames as H.264 (yuv420p) mp4, atomically; the same frames give the same bytes.
+
+    Args:
+        path: ends in .mp4 (or another container that holds H.264).
+        frames: (N, height, width, 3) uint8 RGB with N >= 1, both sides even.
+        fps: frames a second.
+        crf: x264 quality, 0 (lossless) to 51.
+        preset: x264 speed.
+        keyframe_interval: most frames between key frames; None leaves it to x264 (250).
+    Raises:
+        ValueError: wrong shape or type, odd sides, no frames, fps not positive.
+    """
+    import av
+
+    frames = np.asarray(frames)
+    if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype != np.uint8 or not len(frames):
+        raise ValueError(
+            f"{path}: frames must be (N, height, width, 3) uint8 with N >= 1, "
+            f"got shape {tuple(frames.shape)} {frames.dtype}"
+        )
+    height, width = frames.shape[1:3]
+    if height % 2 or width % 2:
+        raise ValueError(
+            f"{path}: H.264 with yuv420p needs even sides, got {height}x{width}; crop or pad"
+        )
+    if not fps > 0:
+        raise ValueError(f"{path}: fps must be positive, got {fps}")
+    options = {"crf": str(crf), "preset": preset, "threads": "1"}
+    if keyframe_interval is not None:
+        options["g"] = str(keyframe_interval)
+    with atomic_path(path) as temporary, av.open(str(temporary), "w") as container:
+        rate = Fraction(fps).limit_denominator(1001)
+        stream = container.add_stream("libx264", rate=rate, options=options)
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        for frame in frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(stream.encode())
+
+
+def file_identity(path: str | Path) -> tuple[str, int, int]:
+    """Absolute path, modification time (ns) and size: what tells one content from another."""
+    try:
+        status = os.stat(path)
+    except OSError as error:
+        raise VideoError(f"{path}: {error.strerror or error}; check the path") from None
+    if not os.path.isfile(path):
+        raise VideoError(f"{path}: not a file; give the path of one video")
+    if status.st_size == 0:
+        raise VideoError(f"{path}: the file is empty; download or copy it again")
+    return os.path.abspath(path), status.st_mtime_ns, status.st_size
+
+
+@lru_cache(maxsize=1 << 16)
+def _scan(path: str, mtime_ns: int, num_bytes: int) -> _Scan:
+    """Read the packet table; the later arguments only tell the cache about changed files."""
+    import av
+
+    try:
+        with av.open(path) as container:
+            if not container.streams.video:
+                raise VideoError(f"{path}: no video stream, only sound or data; use another file")
+            stream = container.streams.video[0]
+            declared = stream.frames
+            codec = stream.codec_context.name
+            rate = stream.average_rate or stream.guessed_rate
+            packets, plain = _count_packets(container, stream)
+        first, count = _first_frame(path, count_all=not plain or codec in HIDING_CODECS)
+    except av.error.FFmpegError as error:
+        reason = error.strerror or str(error)
+        raise VideoError(
+            f"{path}: no decodable video in {num_bytes:,} bytes ({reason}); "
+            "it is not a video or is cut short: download it again or leave it out"
+        ) from None
+    num_frames = packets if count is None else count
+    if first is None or num_frames < 1:
+        raise VideoError(f"{path}: 0 frames decoded; download it again or leave it out")
+    if not rate:
+        raise VideoError(f"{path}: the file gives no frame rate; re-encode it (constant rate)")
+    if declared and num_frames < declared:
+        logger.warning("%s: %d of %d declared frames decode", path, num_frames, declared)
+    turns = (round(first.rotation / 90)) % 4
+    width, height = first.width, first.height
+    if turns % 2:
+        width, height = height, width
+    random_access = plain and turns == 0 and num_frames == packets
+    info = VideoInfo(num_frames, float(rate), width, height)
+    return _Scan(info, declared, packets, random_access, turns)
+
+
+def _count_packets(container, stream) -> tuple[int, bool]:
+    """Packets of the stream, and whether frames are exactly these, in reach of random access."""
+    import av
+
+    count, plain, stamps, key_pts = 0, True, set(), None
+    try:
+        for packet in container.demux(stream):
+            if not packet.size:
+                continue
+            count += 1
+            pts = packet.pts
+            if packet.is_keyframe:
+                key_pts = pts
+            elif count == 1:
+                plain = False  # starts in the middle of a group of pictures
+            if packet.is_corrupt or packet.is_discard or pts is None or pts in stamps:
+                plain = False
+            elif key_pts is not None and pts < key_pts:
+                plain = False  # a picture shown before the key frame that it follows: open group
+            stamps.add(pts)
+    except av.error.FFmpegError:
+        plain = False
+    return count, plain
+
+
+def _first_frame(path: str, count_all: bool):
+    """The first decoded frame, and the number of all of them where `count_all` (else None)."""
+    first, count = None, 0
+    for frame in _frames_in_order(path, num_threads=1):
+        first = first or frame
+        count += 1
+        if not count_all:
+            return first, None
+    return first, count
+
+
+def _frames_in_order(path: str, num_threads: int, errors: list[int] | None = None):
+    """Every frame that decodes, in display order.
+
+    Damaged packets are passed over (in a cut file the last one; frames still in the decoder come
+    out after it); their numbers are appended to `errors`.
+    """
+    import av
+
+    with av.open(path) as container:
+        stream = container.streams.video[0]
+        stream.codec_context.thread_count = num_threads
+        packets, number = container.demux(stream), -1
+        while True:
+            number += 1
+            try:
+                packet = next(packets, None)
+                if packet is None:
+                    return
+                frames = packet.decode()
+            except av.error.EOFError:
+                return
+            except av.error.InvalidDataError:
+                if errors is not None:
+                    errors.append(number)
+                continue
+            yield from frames
+
+
+def _decode_decord(
+    path: str, unique: np.ndarray, size: tuple[int, int] | None, num_threads: int
+) -> np.ndarray | None:
+    """Frames through decord, None when it fails."""
+    import decord
+
+    decord.logging.set_level(decord.logging.QUIET)
+    height, width = size or (-1, -1)
+    try:
+        reader = decord.VideoReader(path, width=width, height=height, num_threads=num_threads)
+        return reader.get_batch(unique).asnumpy()
+    except (RuntimeError, IndexError) as error:
+        logger.debug("%s: decord failed (%s), falling back to PyAV", path, error)
+        return None
+
+
+def _decode_pyav(
+    path: str, unique: np.ndarray, height: int, width: int, quarter_turns: int, num_threads: int
+) -> np.ndarray:
+    """Frames through PyAV, decoding from the start; scaled like decord does (bicubic)."""
+    from av.video.reformatter import VideoReformatter
+
+    reformatter = VideoReformatter()  # one for all frames: it keeps its scaling tables
+    if quarter_turns % 2:
+        height, width = width, height
+    wanted, rows = set(unique.tolist()), []
+    for i_frame, frame in enumerate(_frames_in_order(path, num_threads)):
+        if i_frame in wanted:
+            scaled = reformatter.reformat(
+                frame, width=width, height=height, format="rgb24", interpolation="BICUBIC"
+            )
+            rows.append(np.rot90(scaled.to_ndarray(), quarter_turns))
+            if len(rows) == len(wanted):
+                return np.stack(rows)
+    raise VideoError(
+        f"{path}: {len(rows)} of {len(wanted)} frames decoded (expected up to frame "
+        f"{unique[-1]}); download it again or leave it out"
+    )

@@ -1,0 +1,317 @@
+"""Which classes does a video show: score files, the truth, or our own classifier; and their fusion.
+
+A localization head says where something happens, not what.  Published numbers take the class from
+an external video classifier and multiply its score in; the rule is worth several mAP points, so it
+is part of `PostProcessing` and printed with every result.
+
+Sources: released post-processing of G-TAD for ActivityNet, HACS and THUMOS14.
+"""
+
+import json
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from lofi.detection.results import Detection
+from lofi.files import atomic_path, read_json
+
+CLASS_RULES = ("anet", "hacs", "thumos")
+THUMOS14_CLASSES = {  # name -> class number in THUMOS14's list of 101
+    "BaseballPitch": 7, "BasketballDunk": 9, "Billiards": 12, "CleanAndJerk": 21,
+    "CliffDiving": 22, "CricketBowling": 23, "CricketShot": 24, "Diving": 26, "FrisbeeCatch": 31,
+    "GolfSwing": 33, "HammerThrow": 36, "HighJump": 40, "JavelinThrow": 45, "LongJump": 51,
+    "PoleVault": 68, "Shotput": 79, "SoccerPenalty": 85, "TennisSwing": 92, "ThrowDiscus": 93,
+    "VolleyballSpiking": 97,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class VideoClasses:
+    """Class scores of whole videos: `scores[video id]` is (C,) in the order of `names`."""
+
+    names: tuple[str, ...]
+    scores: Mapping[str, np.ndarray]
+    source: str = ""
+
+    def __post_init__(self) -> None:
+        for video, scores in self.scores.items():
+            if np.shape(scores) != (len(self.names),):
+                raise ValueError(
+                    f"{self.source}: video {video} has class scores of shape {np.shape(scores)}; "
+                    f"expected ({len(self.names)},), one per class"
+                )
+
+    def of(self, video: str) -> np.ndarray:
+        """(C,) scores of one video; ValueError when the file does not have it."""
+        if video not in self.scores:
+            raise ValueError(
+                f"{self.source or 'class scores'}: no scores for video {video} (has "
+                f"{len(self.scores)} videos, ids without the prefix v_); add it or use a classifier"
+            )
+        return self.scores[video]
+
+    def accuracy(self, labels: Mapping[str, str]) -> float:
+        """Fraction of the videos in `labels` (id -> name) whose best class is the label."""
+        hits = [self.names[int(np.argmax(self.of(v)))] == name for v, name in labels.items()]
+        return float(np.mean(hits)) if hits else float("nan")
+
+
+def read_video_classes(path: str | Path) -> VideoClasses:
+    """Read class scores keyed by video id.
+
+    Two layouts: `{"results": {id: [C scores]}, "class": [C names]}` (the CUHK file of G-TAD), and
+    `{id: [{"label": name, "score": x}, ...]}`, optionally under "results"; classes that a video
+    does not list get score 0 there. Scores are used as stored. A prefix `v_` of ids is dropped.
+
+    Raises:
+        FileNotFoundError, ValueError: with the file and what was expected.
+    """
+    content = read_json(path, "video class scores")
+    rows = content.get("results", content) if isinstance(content, dict) else None
+    try:
+        if "class" in content:
+            names = tuple(content["class"])
+            scores = {_plain_id(v): np.array(row, np.float64) for v, row in rows.items()}
+        else:
+            names = tuple(sorted({entry["label"] for row in rows.values() for entry in row}))
+            index = {name: i for i, name in enumerate(names)}
+            scores = {}
+            for video, row in rows.items():
+                scores[_plain_id(video)] = vector = np.zeros(len(names))
+                for entry in row:
+                    vector[index[entry["label"]]] = float(entry["score"])
+    except (AttributeError, KeyError, TypeError, ValueError):
+        raise ValueError(
+            f'{path}: not a class-score file; expected {{"results": {{id: [scores]}}, "class": '
+            '[names]} or {id: [{"label", "score"}]}'
+        ) from None
+    return VideoClasses(names, scores, Path(path).name)
+
+
+def _plain_id(video: str) -> str:
+    return video.removeprefix("v_")
+
+
+def read_hacs_top2(
+    path: str | Path, names: Sequence[str], video_ids: Sequence[str]
+) -> VideoClasses:
+    """Read G-TAD's HACS file: two (class index, raw score) per video, keyed by position.
+
+    Args:
+        names: the alphabetical HACS class list that the indices refer to.
+        video_ids: ids in the order the file counts them (the sorted validation ids).
+    Raises:
+        ValueError: too few entries for `video_ids`, or an index outside `names`.
+    """
+    rows = read_json(path, "two best classes per video, keyed by position")
+    scores = {}
+    for position, video in enumerate(video_ids):
+        if str(position) not in rows:
+            raise ValueError(
+                f"{path}: no entry {position} for video {video} ({len(rows)} entries, "
+                f"{len(video_ids)} videos); the file matches videos by position only"
+            )
+        scores[video] = vector = np.zeros(len(names))
+        for entry in rows[str(position)]:
+            if not 0 <= entry["label"] < len(names):
+                raise ValueError(f"{path}: class index {entry['label']} of {len(names)} classes")
+            vector[entry["label"]] = entry["score"]
+    return VideoClasses(tuple(names), scores, Path(path).name)
+
+
+def read_untrimmednet(path: str | Path) -> VideoClasses:
+    """Read UntrimmedNet's THUMOS14 test scores (.npy, 1574 x 101): row = video number - 1,
+    column = class number - 1; the 20 localization classes are kept."""
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"{path}: no such file (expected UntrimmedNet scores, .npy)")
+    table = np.load(path, allow_pickle=False)
+    if table.ndim != 2 or table.shape[1] != 101:
+        raise ValueError(f"{path}: shape {table.shape}; expected (videos, 101)")
+    columns = np.array(list(THUMOS14_CLASSES.values())) - 1
+    scores = {f"video_test_{i + 1:07d}": row[columns] for i, row in enumerate(table)}
+    return VideoClasses(tuple(THUMOS14_CLASSES), scores, Path(path).name)
+
+
+def true_classes(videos: Iterable[Any]) -> VideoClasses:
+    """Oracle: score 1 for every class annotated in the video (localization alone is judged)."""
+    videos = list(videos)
+    names = tuple(sorted({segment.label for video in videos for segment in video.segments}))
+    index = {name: i for i, name in enumerate(names)}
+    scores = {video.id: np.zeros(len(names)) for video in videos}
+    for video in videos:
+        scores[video.id][[index[segment.label] for segment in video.segments]] = 1.0
+    return VideoClasses(names, scores, "ground truth")
+
+
+def main_labels(videos: Iterable[Any]) -> dict[str, str]:
+    """One label per annotated video: the most frequent, then the longest in total."""
+    labels = {}
+    for video in videos:
+        counts = Counter(segment.label for segment in video.segments)
+        seconds: dict[str, float] = defaultdict(float)
+        for segment in video.segments:
+            seconds[segment.label] += segment.end_s - segment.start_s
+        if counts:
+            labels[video.id] = max(sorted(counts), key=lambda name: (counts[name], seconds[name]))
+    return labels
+
+
+def add_classes(
+    segments: np.ndarray,
+    scores: np.ndarray,
+    class_scores: np.ndarray,
+    names: Sequence[str],
+    rule: str = "anet",
+    count: int = 2,
+) -> list[Detection]:
+    """Turn class-agnostic proposals into detections.
+
+    Rules: `anet` lists all proposals with the best class, then all with the next (`count` classes),
+    score x class score; `hacs` uses the best class only, weighted by best / (best + second);
+    `thumos` lists both classes of a proposal side by side, rounds scores to 6 digits and times to
+    0.1 s. Equal class scores: the earlier name first. A class whose score is 0 is left out.
+
+    Args:
+        segments: (K, 2) seconds.
+        scores: (K,).
+        class_scores: (C,) in the order of `names`.
+    """
+    if rule not in CLASS_RULES:
+        raise ValueError(f"class rule {rule!r} is unknown; choose one of {', '.join(CLASS_RULES)}")
+    best = np.argsort(-np.asarray(class_scores, np.float64), kind="stable")
+    if rule == "hacs":
+        first = class_scores[best[0]]
+        second = class_scores[best[1]] if len(best) > 1 else 0.0
+        chosen = [(names[best[0]], first / (first + second) if first else 0.0)]
+    else:
+        chosen = [(names[c], class_scores[c]) for c in best[:count]]
+    chosen = [(name, float(weight)) for name, weight in chosen if weight != 0]
+    spans = np.asarray(segments, np.float64).tolist()
+    values = np.asarray(scores, np.float64).tolist()
+    if rule == "thumos":
+        return [
+            Detection(round(start, 1), round(end, 1), name, round(value * weight, 6))
+            for (start, end), value in zip(spans, values)
+            for name, weight in chosen
+        ]
+    return [
+        Detection(start, end, name, value * weight)
+        for name, weight in chosen
+        for (start, end), value in zip(spans, values)
+    ]
+
+
+@dataclass(frozen=True)
+class VideoClassifier:
+    """Multinomial logistic regression on summaries of a video's features."""
+
+    names: tuple[str, ...]
+    weight: torch.Tensor  # (classes, 2C)
+    bias: torch.Tensor  # (classes,)
+    mean: torch.Tensor  # (2C,) of the training summaries
+    std: torch.Tensor  # (2C,)
+    record: dict[str, Any] = field(default_factory=dict)  # how it was trained
+
+    def predict(self, features: torch.Tensor) -> np.ndarray:
+        """Probabilities (classes,) of one video from its (C, L) snippet features."""
+        if 2 * features.shape[0] != len(self.mean):
+            raise ValueError(
+                f"features have {features.shape[0]} channels, this classifier was trained on "
+                f"{len(self.mean) // 2}; use the encoder it was trained with"
+            )
+        summary = (video_summary(features) - self.mean) / self.std
+        return (self.weight @ summary + self.bias).softmax(0).double().numpy()
+
+    def video_classes(self, features: Mapping[str, torch.Tensor]) -> VideoClasses:
+        """Class probabilities of many videos, id -> (C, L) features."""
+        scores = {video: self.predict(x) for video, x in features.items()}
+        return VideoClasses(self.names, scores, "own classifier")
+
+    def save(self, path: str | Path) -> None:
+        """Write safetensors with the names in its header."""
+        from safetensors.torch import save_file
+
+        tensors = {k: getattr(self, k).contiguous() for k in ("weight", "bias", "mean", "std")}
+        header = {"names": json.dumps(self.names), "record": json.dumps(self.record)}
+        with atomic_path(path) as temporary:
+            save_file(tensors, temporary, metadata=header)
+
+    @staticmethod
+    def load(path: str | Path) -> "VideoClassifier":
+        """Read what `save` wrote."""
+        from safetensors import safe_open
+
+        if not Path(path).is_file():
+            raise FileNotFoundError(f"{path}: no such file (expected a video classifier)")
+        try:
+            with safe_open(path, framework="pt") as file:
+                header = file.metadata() or {}
+                parts = {k: file.get_tensor(k) for k in ("weight", "bias", "mean", "std")}
+            names, record = json.loads(header["names"]), json.loads(header["record"])
+        except Exception as error:
+            raise ValueError(f"{path}: not a video classifier ({error}); train it again") from None
+        return VideoClassifier(tuple(names), record=record, **parts)
+
+
+def video_summary(features: torch.Tensor) -> torch.Tensor:
+    """(2C,) of (C, L): mean over time, and per channel the mean of its largest quarter."""
+    features = features.detach().float().cpu()
+    quarter = max(1, -(-features.shape[1] // 4))
+    return torch.cat([features.mean(1), features.topk(quarter, dim=1).values.mean(1)])
+
+
+def train_video_classifier(
+    features: Mapping[str, torch.Tensor],
+    labels: Mapping[str, str],
+    weight_decay: float = 1e-2,
+    iterations: int = 200,
+) -> VideoClassifier:
+    """Fit the classifier with L-BFGS on the standardised summaries.
+
+    The problem is convex and starts at zero, so the result depends on no seed.
+
+    Args:
+        features: video id -> (C, L) snippet features.
+        labels: video id -> class name; videos without features are left out.
+        weight_decay: factor of half the squared weights beside the mean cross-entropy.
+    Raises:
+        ValueError: no video has both, or only one class is left.
+    """
+    videos = [video for video in labels if video in features]
+    names = tuple(sorted({labels[video] for video in videos}))
+    if len(names) < 2:
+        raise ValueError(
+            f"{len(videos)} videos with features and a label, {len(names)} classes; a classifier "
+            "needs at least 2 classes: check that ids of features and annotations agree"
+        )
+    x = torch.stack([video_summary(features[video]) for video in videos])
+    mean, std = x.mean(0), x.std(0, correction=0).clamp_min(1e-6)
+    x = (x - mean) / std
+    y = torch.tensor([names.index(labels[video]) for video in videos])
+    weight = torch.zeros(len(names), x.shape[1], requires_grad=True)
+    bias = torch.zeros(len(names), requires_grad=True)
+    search = {"max_iter": iterations, "line_search_fn": "strong_wolfe"}
+    optimizer = torch.optim.LBFGS([weight, bias], **search)
+
+    def closure() -> torch.Tensor:
+        optimizer.zero_grad()
+        loss = torch.nn.functional.cross_entropy(x @ weight.T + bias, y)
+        loss = loss + 0.5 * weight_decay * weight.square().sum()
+        loss.backward()
+        return loss
+
+    with torch.enable_grad():
+        loss = float(optimizer.step(closure))
+    hits = (x @ weight.T + bias).argmax(1) == y
+    record = {
+        "videos": len(videos),
+        "weight_decay": weight_decay,
+        "first_loss": loss,
+        "training_accuracy": float(hits.float().mean()),
+    }
+    return VideoClassifier(names, weight.detach(), bias.detach(), mean, std, record)

@@ -1,0 +1,158 @@
+"""Detections of videos: the type, how they are made from maps, and the files they are kept in.
+
+JSON is the format of the ActivityNet challenge (seconds, ids without the prefix `v_`), with the
+post-processing recorded under `external_data`; CSV is for spreadsheets, .srt for video players.
+Floats are written in full precision: rounded scores create ties, and ties change mAP.
+"""
+
+import csv
+import io
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from lofi.files import read_json, write_text
+
+CSV_HEADER = ["video", "start_s", "end_s", "label", "score"]
+
+
+class Detection(NamedTuple):
+    """One found action: [start_s, end_s) in seconds; label "" when the class is not known."""
+
+    start_s: float
+    end_s: float
+    label: str
+    score: float
+
+    @property
+    def segment(self) -> tuple[float, float]:
+        """(start_s, end_s)."""
+        return (self.start_s, self.end_s)
+
+
+Detections = Mapping[str, Sequence[Detection]]  # video id -> its detections
+
+
+def write_detections(
+    path: str | Path, detections: Detections, post_processing: Any = None, version: str = "lofi"
+) -> None:
+    """Write ActivityNet-format JSON, one video per line.
+
+    `post_processing` (a JSON-able record, or an object with `to_json()`) goes to `external_data`.
+    """
+    record = post_processing.to_json() if hasattr(post_processing, "to_json") else post_processing
+    external = {} if record is None else {"post_processing": record}
+    lines = []
+    for video, found in detections.items():
+        entries = []
+        for d in found:
+            label = {"label": d.label} if d.label else {}
+            entries.append({**label, "score": d.score, "segment": [d.start_s, d.end_s]})
+        lines.append(f"{json.dumps(video)}: {json.dumps(entries, allow_nan=False)}")
+    body = ",\n".join(lines)
+    head, tail = json.dumps(version), json.dumps(external, allow_nan=False)
+    write_text(
+        path, f'{{"version": {head},\n"results": {{\n{body}\n}},\n"external_data": {tail}}}\n'
+    )
+
+
+def read_detections(path: str | Path) -> dict[str, list[Detection]]:
+    """Read detections or proposals from ActivityNet-format JSON or from our CSV (by suffix).
+
+    Raises:
+        FileNotFoundError, ValueError: one line with the file, the entry and what was expected.
+    """
+    if Path(path).suffix.lower() == ".csv":
+        return _read_csv(Path(path))
+    content = read_json(path, "detections in ActivityNet format")
+    results = content.get("results") if isinstance(content, dict) else None
+    if not isinstance(results, dict):
+        raise ValueError(
+            f'{path}: no "results"; expected {{"version", "results": {{id: [{{"label", "score", '
+            '"segment"}]}, "external_data"}'
+        )
+    return {video: _detections(entries, video, path) for video, entries in results.items()}
+
+
+def _detections(entries: Any, video: str, path: str | Path) -> list[Detection]:
+    found = []
+    try:
+        for entry in entries:
+            start, end = entry["segment"]
+            found.append(
+                Detection(float(start), float(end), entry.get("label", ""), float(entry["score"]))
+            )
+    except (AttributeError, KeyError, TypeError, ValueError):
+        raise ValueError(
+            f"{path}: video {video}, entry {len(found)} is malformed; expected "
+            '{"label": name, "score": number, "segment": [start_s, end_s]}'
+        ) from None
+    return found
+
+
+def write_csv(path: str | Path, detections: Detections) -> None:
+    """Write one row per detection: video, start_s, end_s, label, score."""
+    text = io.StringIO()
+    rows = csv.writer(text, lineterminator="\n")
+    rows.writerow(CSV_HEADER)
+    for video, found in detections.items():
+        rows.writerows((video, *d) for d in found)
+    write_text(path, text.getvalue())
+
+
+def _read_csv(path: Path) -> dict[str, list[Detection]]:
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path}: no such file (expected detections, {','.join(CSV_HEADER)})"
+        )
+    found: dict[str, list[Detection]] = {}
+    with open(path, newline="", encoding="utf-8-sig") as file:
+        rows = csv.reader(file)
+        header = next(rows, [])
+        if header != CSV_HEADER:
+            raise ValueError(
+                f"{path}: header is {','.join(header)!r}; expected {','.join(CSV_HEADER)!r}"
+            )
+        for row in rows:
+            try:
+                video, start, end, label, score = row
+                found.setdefault(video, []).append(
+                    Detection(float(start), float(end), label, float(score))
+                )
+            except ValueError:
+                raise ValueError(
+                    f"{path}: line {rows.line_num} is {','.join(row)!r}; expected "
+                    "video,start_s,end_s,label,score with numbers"
+                ) from None
+    return found
+
+
+def write_srt(path: str | Path, detections: Sequence[Detection], min_score: float = 0.0) -> int:
+    """Write subtitles of one video: a cue per detection with score >= `min_score`, by start time.
+
+    Times before 0 become 0; a cue lasts at least 1 ms. Returns the number of cues.
+    """
+    chosen = sorted((d for d in detections if d.score >= min_score), key=lambda d: d[:2])
+    cues = []
+    for number, d in enumerate(chosen, 1):
+        start = _milliseconds(d.start_s)
+        end = max(_milliseconds(d.end_s), start + 1)
+        label = " ".join(d.label.split()) or "action"
+        cues.append(f"{number}\n{_clock(start)} --> {_clock(end)}\n{label} ({d.score:.2f})\n")
+    write_text(path, "\n".join(cues))
+    return len(cues)
+
+
+def _milliseconds(seconds: float) -> int:
+    if not math.isfinite(seconds):
+        raise ValueError(f"a detection has the time {seconds}; expected seconds")
+    return max(0, round(seconds * 1000))
+
+
+def _clock(milliseconds: int) -> str:
+    seconds, milliseconds = divmod(milliseconds, 1000)
+    minutes, seconds = divmod(seconds, 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours:02d}:{minutes:02d}:{seconds:02d},{milliseconds:03d}"

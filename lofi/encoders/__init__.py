@@ -1,0 +1,88 @@
+"""Encoders: from the frames of a snippet to one feature vector.
+
+`build_encoder(name)` makes one, `load_weights` and `save_encoder` move weights, `normalise`
+prepares frames, `freeze_batch_norm` and `freeze_until` decide what trains.
+"""
+
+import torch
+from torch import nn
+
+from lofi.encoders.base import (
+    Encoder,
+    freeze_batch_norm,
+    freeze_until,
+    normalise,
+    unfreeze_batch_norm,
+)
+from lofi.encoders.r2plus1d import R2Plus1D
+from lofi.encoders.tsm import ResNet, temporal_shift
+from lofi.encoders.weights import LoadReport, encoder_hash, load_weights, save_encoder
+
+__all__ = [
+    "ENCODERS",
+    "Encoder",
+    "LoadReport",
+    "R2Plus1D",
+    "ResNet",
+    "build_encoder",
+    "encoder_hash",
+    "freeze_batch_norm",
+    "freeze_until",
+    "load_weights",
+    "normalise",
+    "save_encoder",
+    "temporal_shift",
+    "unfreeze_batch_norm",
+]
+
+# tsm-*: shift of 1/8 + 1/8 of the channels (toy: 1/4 + 1/4); resnet-*: the same without shift,
+# which is what image pre-training (ICP) trains.
+ENCODERS = (
+    "tsm-r18",
+    "tsm-r34",
+    "tsm-r50",
+    "r2plus1d-18",
+    "resnet-18",
+    "resnet-34",
+    "resnet-50",
+    "tsm-toy",
+    "resnet-toy",
+)
+_BLOCKS = {"18": (2, 2, 2, 2), "34": (3, 4, 6, 3), "50": (3, 4, 6, 3), "toy": (1, 1, 1)}
+
+
+def build_encoder(
+    name: str, seed: int | None = None, *, generator: torch.Generator | None = None
+) -> Encoder:
+    """A new encoder with random weights (He et al. 2015, fan out, as torchvision starts them).
+
+    Args:
+        name: one of `ENCODERS`.
+        seed: makes the weights a function of the name and this number alone.
+        generator: (CPU) used instead of a seed; with neither, torch's global one is used.
+    Raises:
+        ValueError: unknown name; lists the known ones.
+    """
+    if name not in ENCODERS:
+        raise ValueError(f"unknown encoder {name!r}; known: {', '.join(ENCODERS)}")
+    if seed is not None:
+        generator = torch.Generator().manual_seed(seed)
+    with torch.random.fork_rng(devices=[]):  # torch's own initialisation draws numbers for nothing
+        encoder = _construct(name)
+    for module in encoder.modules():
+        if isinstance(module, nn.Conv2d | nn.Conv3d):
+            nn.init.kaiming_normal_(
+                module.weight, mode="fan_out", nonlinearity="relu", generator=generator
+            )
+    return encoder
+
+
+def _construct(name: str) -> Encoder:
+    family, size = name.split("-")
+    size = size.removeprefix("r")
+    if family == "r2plus1d":
+        return R2Plus1D(name)
+    if size == "toy":
+        return ResNet(name, _BLOCKS[size], 16, fold=4 if family == "tsm" else 0, toy_stem=True)
+    fold = 8 if family == "tsm" else 0
+    return ResNet(name, _BLOCKS[size], bottleneck=size == "50", fold=fold)

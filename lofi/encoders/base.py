@@ -1,0 +1,183 @@
+"""What every encoder shares: its attributes, frame normalisation, and freezing.
+
+N snippets, F frames a snippet, S pixels a side, C feature channels.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.checkpoint import checkpoint
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+class Encoder(nn.Module):
+    """Base of the encoders: (N, F, 3, S, S) normalised frames to (N, C) snippet features.
+
+    Attributes:
+        name: what `build_encoder` calls it.
+        channels: C.
+        mean, std: per RGB channel, for frames in [0, 1]; `normalise` applies them.
+        stages: names of the parts in forward order, "stem" first; `freeze_until` takes one.
+        recompute: run the stem and each residual block again in the backward pass instead of
+            keeping their activations (same gradients, about a third more time).
+        frozen_stage, frozen_batch_norm: read only; set by the two freezing functions below.
+    """
+
+    name: str
+    channels: int
+    stages: tuple[str, ...]
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[float, float, float] = IMAGENET_STD
+    recompute: bool = False
+    frozen_stage: str | None = None
+    frozen_batch_norm: str | None = None  # None | "statistics" | "affine" | "folded"
+
+    def stage_modules(self, stage: str) -> list[nn.Module]:
+        """The modules that make up one of `stages`."""
+        raise NotImplementedError
+
+    def run(self, part: Callable[..., Tensor], *inputs: Any) -> Tensor:
+        """part(*inputs), recomputed in the backward pass where `recompute` asks for it."""
+        if self.recompute and torch.is_grad_enabled():
+            return checkpoint(part, *inputs, use_reentrant=False, preserve_rng_state=False)
+        return part(*inputs)
+
+
+class BatchNorm(_BatchNorm):
+    """Batch normalisation over every dimension but the second, with a freeze that holds.
+
+    `frozen` outlasts `.train()` of any parent: a stray call would otherwise exchange the running
+    statistics for those of the batch, silently, in the middle of a run.
+    """
+
+    frozen = False
+    folded = False
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        if input.dim() not in (4, 5):
+            raise ValueError(f"expected (N, C, H, W) or (N, C, T, H, W), got {tuple(input.shape)}")
+
+    def train(self, mode: bool = True) -> "BatchNorm":
+        return super().train(mode and not self.frozen)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.frozen:
+            return super().forward(x)
+        mean, var = self.running_mean, self.running_var
+        return F.batch_norm(x, mean, var, self.weight, self.bias, False, 0.0, self.eps)
+
+
+def convolve(convolution: nn.Module, norm: BatchNorm, x: Tensor) -> Tensor:
+    """norm(convolution(x)), for a convolution without bias.
+
+    Folded, the frozen scale goes into the weight and the offset becomes the bias. The function and
+    the gradient of the weight stay the same; the convolution's output need not be kept.
+    """
+    if not norm.folded:
+        return norm(convolution(x))
+    scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
+    offset = norm.bias - norm.running_mean * scale
+    weight = convolution.weight * scale.view(-1, *[1] * (x.dim() - 1))
+    apply = F.conv2d if x.dim() == 4 else F.conv3d
+    return apply(x, weight, offset, convolution.stride, convolution.padding)
+
+
+def normalise(clip: Tensor, encoder: Encoder, dtype: torch.dtype | None = None) -> Tensor:
+    """Turn frames as decoded into what the encoder expects.
+
+    Args:
+        clip: (..., 3, S, S) uint8 RGB, on the device where the result shall live.
+        dtype: of the result; default: that of the encoder's weights.
+    Returns:
+        the same shape, (value / 255 - mean) / std; one new tensor, in the memory format
+        (channels last or not) of the encoder's first weight.
+    Raises:
+        ValueError: not uint8, or the third dimension from the end is not RGB.
+    """
+    if clip.dtype != torch.uint8 or clip.dim() < 4 or clip.shape[-3] != 3:
+        found = f"{clip.dtype} of shape {tuple(clip.shape)}"
+        raise ValueError(f"normalise expects uint8 frames (..., 3, S, S), got {found}")
+    weight = next(encoder.parameters())
+    frames = clip.flatten(0, -4)
+    layout = torch.contiguous_format
+    if weight.dim() == 4 and not weight.is_contiguous():
+        layout = torch.channels_last
+    out = frames.to(dtype or weight.dtype, memory_format=layout, copy=True)
+    shape = (3, 1, 1)
+    out.sub_(out.new_tensor([255 * value for value in encoder.mean]).view(shape))
+    out.mul_(out.new_tensor([1 / (255 * value) for value in encoder.std]).view(shape))
+    return out.unflatten(0, clip.shape[:-3])
+
+
+def freeze_batch_norm(encoder: Encoder, affine: bool = True, fold: bool = False) -> None:
+    """Use the running statistics for good: no later `.train()` of any parent changes them.
+
+    Low-fidelity training would otherwise estimate them at a resolution that feature extraction
+    never sees, and the exact and sampled modes need every snippet to be independent.
+
+    Args:
+        affine: also stop training the scale and the offset.
+        fold: apply them inside the convolutions (see `convolve`): the same features and gradients
+            up to rounding for about 40 % less memory; needs `affine`.
+    """
+    _check(encoder)
+    if fold and not affine:
+        raise ValueError("fold=True needs affine=True: a scale inside the weights cannot train")
+    encoder.frozen_batch_norm = "folded" if fold else "affine" if affine else "statistics"
+    _apply_freezing(encoder)
+
+
+def unfreeze_batch_norm(encoder: Encoder) -> None:
+    """Undo `freeze_batch_norm`; stages frozen by `freeze_until` stay frozen."""
+    _check(encoder)
+    encoder.frozen_batch_norm = None
+    _apply_freezing(encoder)
+
+
+def freeze_until(encoder: Encoder, stage: str | None) -> None:
+    """Freeze the encoder's first part, batch statistics included; no graph is kept for it.
+
+    Args:
+        stage: last frozen one of `encoder.stages` (inclusive); None trains everything again.
+    Raises:
+        ValueError: no such stage.
+    """
+    _check(encoder)
+    if stage is not None and stage not in encoder.stages:
+        known = ", ".join(encoder.stages)
+        raise ValueError(f"{encoder.name} has no stage {stage!r}; stages: {known}")
+    encoder.frozen_stage = stage
+    _apply_freezing(encoder)
+
+
+def _check(encoder: nn.Module) -> None:
+    if not isinstance(encoder, Encoder):
+        found = type(encoder).__name__
+        raise ValueError(f"expected an encoder of build_encoder, got {found}; pass model.encoder")
+
+
+def _apply_freezing(encoder: Encoder) -> None:
+    """Set every flag from `frozen_stage` and `frozen_batch_norm`, so that their order is free."""
+    frozen = encoder.frozen_stage is not None
+    for stage in encoder.stages:
+        for module in encoder.stage_modules(stage):
+            _set_trainable(module, not frozen, encoder.frozen_batch_norm)
+        frozen = frozen and stage != encoder.frozen_stage
+    encoder.train(encoder.training)
+
+
+def _set_trainable(module: nn.Module, trainable: bool, batch_norm: str | None) -> None:
+    for part in module.modules():
+        is_norm = isinstance(part, BatchNorm)
+        for parameter in part.parameters(recurse=False):
+            held = is_norm and batch_norm in ("affine", "folded")
+            parameter.requires_grad_(trainable and not held)
+        if is_norm:
+            part.frozen = batch_norm is not None or not trainable
+            part.folded = batch_norm == "folded"

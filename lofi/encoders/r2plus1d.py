@@ -1,0 +1,101 @@
+"""R(2+1)D: residual network whose convolutions are split into space and time.
+
+Source: Tran et al., "A Closer Look at Spatiotemporal Convolutions for Action Recognition", CVPR
+2018; the 18-layer form, parameter names and normalisation constants of torchvision.
+N snippets, F frames a snippet, S pixels a side.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from lofi.encoders.base import BatchNorm, Encoder, convolve
+
+
+class R2Plus1D(Encoder):
+    """R(2+1)D-18: (N, F, 3, S, S) normalised frames to (N, 512); time shrinks by 8 inside."""
+
+    mean = (0.43216, 0.394666, 0.37645)
+    std = (0.22803, 0.22145, 0.216989)
+    stages = ("stem", "layer1", "layer2", "layer3", "layer4")
+    channels = 512
+
+    def __init__(self, name: str = "r2plus1d-18") -> None:
+        super().__init__()
+        self.name = name
+        self.stem = nn.Sequential(
+            nn.Conv3d(3, 45, (1, 7, 7), (1, 2, 2), (0, 3, 3), bias=False),
+            BatchNorm(45),
+            nn.ReLU(inplace=True),
+            nn.Conv3d(45, 64, (3, 1, 1), padding=(1, 0, 0), bias=False),
+            BatchNorm(64),
+            nn.ReLU(inplace=True),
+        )
+        inputs = 64
+        for index, width in enumerate((64, 128, 256, 512)):
+            first = Block(inputs, width, stride=2 if index else 1)
+            self.add_module(f"layer{index + 1}", nn.Sequential(first, Block(width, width)))
+            inputs = width
+
+    def stage_modules(self, stage: str) -> list[nn.Module]:
+        """The modules that make up one of `stages`."""
+        return [getattr(self, stage)]
+
+    def forward(self, frames: Tensor) -> Tensor:
+        """(N, F, 3, S, S') normalised frames to (N, 512), float32 at least."""
+        if frames.dim() != 5 or frames.shape[2] != 3:
+            raise ValueError(f"expected frames (N, F, 3, S, S), got {tuple(frames.shape)}")
+        # (N, 3, F, S, S') to (N, 64, F, S/2, S'/2), and on
+        x = self.run(self._stem, frames.transpose(1, 2))
+        for stage in self.stages[1:]:
+            for block in getattr(self, stage):
+                x = self.run(block, x)
+        return x.mean((2, 3, 4), dtype=torch.promote_types(x.dtype, torch.float32))
+
+    def _stem(self, x: Tensor) -> Tensor:
+        in_space, norm, relu, in_time, last_norm, last_relu = self.stem
+        x = relu(convolve(in_space, norm, x))
+        return last_relu(convolve(in_time, last_norm, x))
+
+
+class Block(nn.Module):
+    """Two split 3×3×3 convolutions and a skip path."""
+
+    def __init__(self, inputs: int, width: int, stride: int = 1) -> None:
+        super().__init__()
+        # So wide that the pair has the parameters of the full 3×3×3 convolution; found once from
+        # the widths of the block and used for both pairs, as in the published weights.
+        middle = inputs * width * 27 // (inputs * 9 + 3 * width)
+        self.conv1 = nn.Sequential(
+            _split(inputs, middle, width, stride), BatchNorm(width), nn.ReLU(inplace=True)
+        )
+        self.conv2 = nn.Sequential(_split(width, middle, width), BatchNorm(width))
+        self.relu = nn.ReLU(inplace=True)
+        self.downsample = None
+        if stride > 1 or inputs != width:
+            self.downsample = nn.Sequential(
+                nn.Conv3d(inputs, width, 1, stride, bias=False), BatchNorm(width)
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, inputs, T, H, W) to (N, width, T/stride, H/stride, W/stride)."""
+        skip = x if self.downsample is None else convolve(*self.downsample, x)
+        out = self.relu(_apply(*self.conv1[:2], x))
+        out = _apply(*self.conv2, out)
+        out += skip
+        return self.relu(out)
+
+
+def _apply(pair: nn.Sequential, norm: BatchNorm, x: Tensor) -> Tensor:
+    """A split convolution and the normalisation behind it."""
+    in_space, middle_norm, relu, in_time = pair
+    return convolve(in_time, norm, relu(convolve(in_space, middle_norm, x)))
+
+
+def _split(inputs: int, middle: int, outputs: int, stride: int = 1) -> nn.Sequential:
+    """A convolution in space, normalised, then one in time."""
+    return nn.Sequential(
+        nn.Conv3d(inputs, middle, (1, 3, 3), (1, stride, stride), (0, 1, 1), bias=False),
+        BatchNorm(middle),
+        nn.ReLU(inplace=True),
+        nn.Conv3d(middle, outputs, (3, 1, 1), (stride, 1, 1), (1, 0, 0), bias=False),
+    )

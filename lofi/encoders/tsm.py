@@ -1,0 +1,187 @@
+"""Residual networks on single frames, with or without the temporal shift between frames.
+
+Sources: He et al., "Deep Residual Learning for Image Recognition", CVPR 2016 (the V1.5 form with
+the stride in the 3×3 convolution, as in torchvision, whose parameter names are used); Lin et al.,
+"TSM: Temporal Shift Module for Efficient Video Understanding", ICCV 2019 (shift inside the
+residual branch). N snippets, F frames a snippet, S pixels a side, C channels.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from lofi.encoders.base import BatchNorm, Encoder, convolve
+
+
+class ResNet(Encoder):
+    """A residual network on the frames of each snippet; the frame vectors are averaged.
+
+    Args:
+        name: see `Encoder`.
+        blocks: residual blocks in each stage.
+        width: channels of the first stage; each further stage doubles them.
+        bottleneck: three convolutions a block (1×1, 3×3, 1×1, four times as wide at the end)
+            instead of two (3×3, 3×3).
+        fold: 1/fold of the channels look one frame ahead and as many one frame back; 0 = no shift.
+        toy_stem: 5×5 convolution with stride 2 and no pooling, for frames of about 48 pixels.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        blocks: tuple[int, ...],
+        width: int = 64,
+        *,
+        bottleneck: bool = False,
+        fold: int = 8,
+        toy_stem: bool = False,
+    ) -> None:
+        super().__init__()
+        kernel = 5 if toy_stem else 7
+        self.name = name
+        self.conv1 = nn.Conv2d(3, width, kernel, stride=2, padding=kernel // 2, bias=False)
+        self.bn1 = BatchNorm(width)
+        self.relu = nn.ReLU(inplace=True)
+        self.maxpool = nn.Identity() if toy_stem else nn.MaxPool2d(3, stride=2, padding=1)
+        inputs, block = width, Bottleneck if bottleneck else BasicBlock
+        for index, count in enumerate(blocks):
+            stage = nn.Sequential()
+            for position in range(count):
+                stride = 2 if index > 0 and position == 0 else 1
+                stage.append(block(inputs, width * 2**index, stride, fold))
+                inputs = width * 2**index * block.expansion
+            self.add_module(f"layer{index + 1}", stage)
+        self.channels = inputs
+        self.stages = ("stem", *(f"layer{index + 1}" for index in range(len(blocks))))
+
+    def stage_modules(self, stage: str) -> list[nn.Module]:
+        """The modules that make up one of `stages`."""
+        return [self.conv1, self.bn1] if stage == "stem" else [getattr(self, stage)]
+
+    def frame_features(self, frames: Tensor) -> Tensor:
+        """Per-frame vectors before the average over the snippet.
+
+        Args:
+            frames: (N, F, 3, S, S') normalised; the shift never leaves a snippet.
+        Returns:
+            (N, F, C), float32 at least, whatever the autocast type.
+        """
+        if frames.dim() != 5 or frames.shape[2] != 3:
+            raise ValueError(f"expected frames (N, F, 3, S, S), got {tuple(frames.shape)}")
+        num_frames = frames.shape[1]
+        x = self.run(self._stem, frames.flatten(0, 1))  # (N·F, 3, S, S') in
+        for stage in self.stages[1:]:
+            for block in getattr(self, stage):
+                x = self.run(block, x, num_frames)
+        pooled = x.mean((2, 3), dtype=torch.promote_types(x.dtype, torch.float32))
+        return pooled.unflatten(0, (-1, num_frames))
+
+    def _stem(self, x: Tensor) -> Tensor:
+        return self.maxpool(self.relu(convolve(self.conv1, self.bn1, x)))
+
+    def forward(self, frames: Tensor) -> Tensor:
+        """(N, F, 3, S, S') normalised frames to (N, C) snippet features."""
+        return self.frame_features(frames).mean(1)
+
+
+class BasicBlock(nn.Module):
+    """Two 3×3 convolutions; only the first one sees the shifted frames."""
+
+    expansion = 1
+
+    def __init__(self, inputs: int, width: int, stride: int, fold: int) -> None:
+        super().__init__()
+        self.fold = fold
+        self.conv1 = nn.Conv2d(inputs, width, 3, stride, padding=1, bias=False)
+        self.bn1 = BatchNorm(width)
+        self.relu = nn.ReLU(inplace=True)
+        self.conv2 = nn.Conv2d(width, width, 3, padding=1, bias=False)
+        self.bn2 = BatchNorm(width)
+        self.downsample = _downsample(inputs, width, stride)
+
+    def forward(self, x: Tensor, num_frames: int) -> Tensor:
+        """(N·F, inputs, H, W) to (N·F, width, H/stride, W/stride)."""
+        skip = x if self.downsample is None else convolve(*self.downsample, x)
+        out = temporal_shift(x, num_frames, self.fold)
+        out = self.relu(convolve(self.conv1, self.bn1, out))
+        out = convolve(self.conv2, self.bn2, out)
+        out += skip
+        return self.relu(out)
+
+
+class Bottleneck(nn.Module):
+    """1×1, 3×3 (with the stride) and 1×1 convolution; only the first sees the shifted frames."""
+
+    expansion = 4
+
+    def __init__(self, inputs: int, width: int, stride: int, fold: int) -> None:
+        super().__init__()
+        self.fold = fold
+        self.conv1 = nn.Conv2d(inputs, width, 1, bias=False)
+        self.bn1 = BatchNorm(width)
+        self.conv2 = nn.Conv2d(width, width, 3, stride, padding=1, bias=False)
+        self.bn2 = BatchNorm(width)
+        self.conv3 = nn.Conv2d(width, width * self.expansion, 1, bias=False)
+        self.bn3 = BatchNorm(width * self.expansion)
+        self.relu = nn.ReLU(inplace=True)
+        self.downsample = _downsample(inputs, width * self.expansion, stride)
+
+    def forward(self, x: Tensor, num_frames: int) -> Tensor:
+        """(N·F, inputs, H, W) to (N·F, 4·width, H/stride, W/stride)."""
+        skip = x if self.downsample is None else convolve(*self.downsample, x)
+        out = temporal_shift(x, num_frames, self.fold)
+        out = self.relu(convolve(self.conv1, self.bn1, out))
+        out = self.relu(convolve(self.conv2, self.bn2, out))
+        out = convolve(self.conv3, self.bn3, out)
+        out += skip
+        return self.relu(out)
+
+
+def _downsample(inputs: int, outputs: int, stride: int) -> nn.Sequential | None:
+    if stride == 1 and inputs == outputs:
+        return None
+    return nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), BatchNorm(outputs))
+
+
+def temporal_shift(x: Tensor, num_frames: int, fold: int) -> Tensor:
+    """Exchange channels between neighbouring frames of one snippet.
+
+    The first C // fold channels of frame t come from frame t + 1, the next C // fold from frame
+    t - 1, the rest from t itself; what lies outside the snippet is 0. Source: TSM, section 3.
+
+    Args:
+        x: (N·num_frames, C, H, W), the frames of a snippet next to each other.
+        fold: 0 returns `x` itself.
+    Returns:
+        a new tensor like `x`, memory format included.
+    """
+    if fold == 0:
+        return x
+    if x.shape[0] % num_frames:
+        raise ValueError(f"{x.shape[0]} frames are no whole number of snippets of {num_frames}")
+    return _Shift.apply(x, num_frames, x.shape[1] // fold, 1)
+
+
+class _Shift(torch.autograd.Function):
+    """The shift as one copy; its adjoint is the shift the other way, so nothing is saved."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, num_frames: int, count: int, step: int) -> Tensor:
+        ctx.arguments = num_frames, count, step
+        out = torch.empty_like(x)
+        source = x.unflatten(0, (-1, num_frames))  # (N, F, C, H, W), views of both
+        target = out.unflatten(0, (-1, num_frames))
+        target[:, :, 2 * count :] = source[:, :, 2 * count :]
+        for first, ahead in ((0, step), (count, -step)):
+            channels = slice(first, first + count)
+            if ahead > 0:
+                target[:, :-1, channels] = source[:, 1:, channels]
+                target[:, -1, channels] = 0
+            else:
+                target[:, 1:, channels] = source[:, :-1, channels]
+                target[:, 0, channels] = 0
+        return out
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None, None, None]:
+        num_frames, count, step = ctx.arguments
+        return _Shift.apply(gradient, num_frames, count, -step), None, None, None

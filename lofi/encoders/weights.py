@@ -1,0 +1,250 @@
+"""Encoder weights in and out of files: our own, and the layouts in which others publish theirs.
+
+Key facts: loading and saving code of torchvision, mit-han-lab/temporal-shift-module,
+open-mmlab/mmaction2 and HumamAlwassel/TSP. Nothing but tensors is ever unpickled.
+"""
+
+import hashlib
+import logging
+import pickle
+import re
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from lofi.encoders.base import Encoder
+from lofi.files import atomic_path
+
+log = logging.getLogger(__name__)
+
+FORMAT, FORMAT_VERSION = "lofi-encoder", "1"
+
+
+class LoadReport(NamedTuple):
+    """What `load_weights` did; every entry is a tuple of tensor names as the encoder spells them.
+
+    `classifier` holds the names of the classification layer, which an encoder has no use for.
+    `origin` is the metadata of our own files, else empty.
+    """
+
+    matched: tuple[str, ...]
+    missing: tuple[str, ...]
+    unexpected: tuple[str, ...]
+    layout: str
+    classifier: tuple[str, ...] = ()
+    origin: Mapping[str, str] = {}
+
+
+def save_encoder(encoder: Encoder, path: str | Path, extra: Mapping[str, str] = {}) -> str:
+    """Write the weights (safetensors, atomically) and return their `encoder_hash`.
+
+    Args:
+        extra: further metadata, such as where the weights come from; names used by the format
+            itself ("format", "format_version", "encoder", "sha256") are refused.
+    """
+    from safetensors.torch import save_file
+
+    digest = encoder_hash(encoder)
+    own = {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "encoder": encoder.name,
+        "sha256": digest,
+    }
+    if clash := sorted(own.keys() & extra.keys()):
+        raise ValueError(f"metadata {', '.join(clash)} belongs to the format; use another name")
+    tensors = {name: value.detach().cpu().contiguous() for name, value in _state(encoder).items()}
+    with atomic_path(path) as temporary:
+        save_file(tensors, temporary, metadata={**extra, **own})
+    return digest
+
+
+def encoder_hash(encoder: Encoder) -> str:
+    """Hex SHA-256 of what the encoder computes: its name and all weights and statistics.
+
+    The same on every device and in every memory format. Counters of seen batches do not enter.
+    """
+    digest = hashlib.sha256(encoder.name.encode())
+    for name, value in sorted(_state(encoder).items()):
+        if name.endswith("num_batches_tracked"):
+            continue
+        digest.update(f"\0{name}\0{value.dtype}\0{tuple(value.shape)}\0".encode())
+        content = value.detach().cpu().contiguous().flatten().view(torch.uint8)
+        digest.update(memoryview(content.numpy()))
+    return digest.hexdigest()
+
+
+def load_weights(encoder: Encoder, path: str | Path, strict: bool = True) -> LoadReport:
+    """Copy the weights of a file into the encoder, whatever the layout.
+
+    Layouts: "lofi" (`save_encoder`), "torchvision", "tsm" (TSM's own Kinetics files), "mmaction2",
+    "tsp". A classification layer is left out. Nothing is copied when an error is raised.
+
+    Args:
+        strict: refuse a file that lacks tensors of the encoder or has others; False copies what
+            fits in name and shape and reports the rest.
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not a weight file, damaged, weights with non-local blocks, or (strict) those
+            of another encoder.
+    """
+    path = Path(path)
+    found, origin = _read(path)
+    layout, found, classifier = _translate(found, path, bool(origin))
+    found = {name: value for name, value in found.items() if isinstance(value, Tensor)}
+    if strict and origin and origin.get("encoder") != encoder.name:
+        _raise_other(encoder, path, origin.get("encoder", "an unnamed encoder"), found)
+    wanted = _state(encoder)
+    fits = {
+        name for name in found.keys() & wanted.keys() if found[name].shape == wanted[name].shape
+    }
+    matched = tuple(name for name in wanted if name in fits)
+    # Files from before torch 0.4.1 have no batch counters; nothing here reads them.
+    missing = tuple(
+        name for name in wanted if name not in fits and not name.endswith("num_batches_tracked")
+    )
+    unexpected = tuple(name for name in found if name not in fits)
+    if (missing or unexpected) and (strict or not matched):
+        _raise_other(encoder, path, _recognise(found), found)
+    with torch.no_grad():
+        for name in matched:
+            wanted[name].copy_(found[name])
+    log.info("%s: %d tensors into %s (%s layout)", path, len(matched), encoder.name, layout)
+    return LoadReport(matched, missing, unexpected, layout, classifier, origin)
+
+
+def _state(encoder: Encoder) -> dict[str, Tensor]:
+    return dict(encoder.state_dict())
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors of a file by name, and the metadata of our own format (else empty)."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file (expected encoder weights); check the path")
+    with open(path, "rb") as file:
+        start = file.read(9)
+    if not start:
+        raise ValueError(f"{path}: the file is empty (expected encoder weights); get it again")
+    if start[8:9] == b"{":  # safetensors: length of a JSON header, then the header
+        return _read_safetensors(path)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about pickle protocols; the error below says more
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        raise ValueError(f"{path}: {_reason(error)}") from None
+    for field in ("state_dict", "model"):
+        if isinstance(content, Mapping) and isinstance(content.get(field), Mapping):
+            content = content[field]
+            break
+    if not isinstance(content, Mapping) or not any(isinstance(v, Tensor) for v in content.values()):
+        found = f"holds no named tensors but a {type(content).__name__}"
+        raise ValueError(
+            f"{path}: {found} (expected a state dict); export the model's state_dict()"
+        )
+    return dict(content), {}
+
+
+def _reason(error: Exception) -> str:
+    if found := re.search(r"Unsupported (?:global|class|operand)[^.]*?GLOBAL (\S+)", str(error)):
+        return (
+            f"holds Python objects ({found[1]}), and only tensors are loaded; "
+            "save its state_dict alone with the program that wrote it"
+        )
+    first_line = str(error).split("\n")[0][:120]
+    return f"cannot be read as weights ({first_line}); damaged or of another kind: get it again"
+
+
+def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise ValueError(f"{path}: damaged safetensors file ({error}); get it again") from None
+    if metadata.get("format") != FORMAT:
+        return tensors, {}
+    if metadata.get("format_version") != FORMAT_VERSION:
+        found = f"format version {metadata.get('format_version')}"
+        raise ValueError(f"{path}: {found}, this lofi reads {FORMAT_VERSION}; update lofi")
+    return tensors, metadata
+
+
+_CLASSIFIER = re.compile(r"(fc|new_fc|fc1|fc2|cls_head\.fc_cls)\.(weight|bias)")
+_MMACTION = (
+    (re.compile(r"\bdownsample\.conv\."), "downsample.0."),
+    (re.compile(r"\bdownsample\.bn\."), "downsample.1."),
+    (re.compile(r"\bconv(\d)\.conv\.(net\.)?"), r"conv\1."),
+    (re.compile(r"\bconv(\d)\.bn\."), r"bn\1."),
+)
+
+
+def _translate(
+    found: dict[str, Tensor], path: Path, own: bool
+) -> tuple[str, dict[str, Tensor], tuple[str, ...]]:
+    """Name of the layout, tensors under torchvision's names, names of the classification layer."""
+    names = {name: name.removeprefix("module.") for name in found}
+    if local := next((name for name in names if ".nl." in name), None):
+        raise ValueError(
+            f"{path}: non-local blocks ({local}), which no encoder here has; "
+            "take the checkpoint without _nl"
+        )
+    short = names.values()
+    layout = "lofi" if own else "torchvision"
+    if any(name.startswith("base_model.") for name in short):
+        layout = "tsm"
+        names = {
+            old: name.removeprefix("base_model.").replace(".conv1.net.", ".conv1.")
+            for old, name in names.items()
+        }
+    elif any(re.search(r"conv1\.conv\.", name) for name in short):
+        layout = "mmaction2"
+        for old, name in names.items():
+            name = name.removeprefix("backbone.")
+            for pattern, new in _MMACTION:
+                name = pattern.sub(new, name)
+            names[old] = name
+    elif any(name.startswith("features.") for name in short):
+        layout = "tsp"
+        names = {old: name.removeprefix("features.") for old, name in names.items()}
+    classifier = tuple(name for name in names.values() if _CLASSIFIER.fullmatch(name))
+    kept = {new: found[old] for old, new in names.items() if new not in classifier}
+    return layout, kept, classifier
+
+
+def _recognise(found: Mapping[str, Tensor]) -> str:
+    """Which known encoders have exactly these names and shapes."""
+    from lofi.encoders import ENCODERS, build_encoder
+
+    shapes = {name: value.shape for name, value in found.items()}
+    same = []
+    for name in ENCODERS:
+        with torch.device("meta"):
+            known = {key: value.shape for key, value in build_encoder(name).state_dict().items()}
+        counters = {key for key in known if key.endswith("num_batches_tracked")}
+        if shapes == known or shapes == {k: v for k, v in known.items() if k not in counters}:
+            same.append(name)
+    return "/".join(same) if same else "an unknown architecture"
+
+
+def _raise_other(encoder: Encoder, path: Path, other: str, found: Mapping[str, Tensor]) -> None:
+    """One line that names both architectures and the first place where they differ."""
+    wanted = _state(encoder)
+    where = "same names and shapes, but not the same network"
+    extra = sorted(found.keys() - wanted.keys(), key=lambda name: (found[name].dim() < 2, name))
+    for name in [*wanted, *extra]:
+        ours = tuple(wanted[name].shape) if name in wanted else "none"
+        theirs = tuple(found[name].shape) if name in found else "none"
+        if ours != theirs and not (theirs == "none" and name.endswith("num_batches_tracked")):
+            where = f"first difference {name}: {theirs} in the file, {ours} in the encoder"
+            break
+    raise ValueError(
+        f"{path}: weights of {other}, wanted {encoder.name} ({where}); "
+        "build the encoder of the file, or pass strict=False for what fits"
+    )

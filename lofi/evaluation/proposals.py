@@ -1,0 +1,149 @@
+"""Average recall of proposals (AR@AN) and its area, equal to the ActivityNet toolkit to the bit.
+
+Protocol (activitynet/ActivityNet, `eval_proposal`): the limit is an average.  Every video keeps the
+share of its best proposals that brings the mean over annotated videos to `max_proposals`; 100
+steps go from 1 % to 100 % of that.  A ground truth is recalled when any kept proposal overlaps by
+at least the threshold.  Quirks kept: shares are floored in floating point (AR@29, 57, 58 use one
+proposal less); proposals of videos outside the ground truth count towards the share; the AUC
+starts at the first step, so a perfect method gets 99, not 100.
+"""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from lofi.evaluation.detection import PROTOCOLS, pairwise_tiou
+from lofi.evaluation.tables import prediction_table, truth_table
+
+STEPS = 100
+
+
+@dataclass(frozen=True)
+class RecallResult:
+    """AR@AN. Recalls are fractions, `auc` is in percent as in the literature."""
+
+    average_recall: dict[str, float]  # at 1, 5, 10, 100 proposals per video on average
+    auc: float
+    tious: tuple[float, ...]
+    proposals_per_video: tuple[float, ...]  # (100,) the axis AN
+    recall: tuple[tuple[float, ...], ...]  # [tIoU][AN]
+    average_recall_curve: tuple[float, ...]  # (100,) mean over tIoU
+    max_proposals: int | None
+    subset: str
+    videos: int
+    instances: int
+    proposals: int
+    video_list_hash: str
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON-able dict, one key per field."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        values = ", ".join(f"AR@{k} {100 * v:.2f}" for k, v in self.average_recall.items())
+        return (
+            f"{values}, AUC {self.auc:.2f} ({self.subset}: {self.videos} videos "
+            f"[{self.video_list_hash}], {self.instances} instances; {self.proposals} proposals)"
+        )
+
+
+def proposal_recall(
+    ground_truth: Any,
+    proposals: Any,
+    subset: str = "validation",
+    tious: Any = None,
+    max_proposals: int | None = 100,
+    tie_order: str = "file",
+) -> RecallResult:
+    """Compute AR@AN and AUC.
+
+    Args:
+        ground_truth: path or dict in ActivityNet format, or list of `lofi.data.Video`.
+        proposals: path, ActivityNet-format dict, or id -> list of `Detection` or
+            (segments (N, 2), scores (N,)). Labels are not looked at.
+        tious: thresholds; None = 0.5, 0.55, ..., 0.95.
+        max_proposals: average per video; None = as many as the file has on average.
+        tie_order: as in `detection_map`.
+    Raises:
+        ValueError: empty subset, malformed input, or no proposals at all.
+    """
+    kind = "stable" if tie_order == "file" else None
+    thresholds = np.array(PROTOCOLS["activitynet"].tious if tious is None else tious, np.float64)
+    truth = truth_table(ground_truth, subset)
+    found = prediction_table(proposals, with_labels=False)
+    total = len(found.scores)
+    if not total:
+        raise ValueError("there are no proposals at all; recall needs at least one")
+    num_videos = len(truth.videos)
+    average = float(total) / num_videos if max_proposals is None else max_proposals
+    ratio = average * float(num_videos) / total
+
+    index = {name: i for i, name in enumerate(truth.videos)}
+    video = np.array([index.get(name, -1) for name in found.videos], np.int64)[found.video]
+    counts = np.bincount(video[video >= 0], minlength=num_videos)
+    kept = np.minimum((counts * ratio).astype(np.int64), counts)
+    rank = _ranks(found.scores, video, kind)
+    rows = np.flatnonzero(video >= 0)
+    rows = rows[rank[rows] < kept[video[rows]]]
+    first = _first_ranks(truth, found.segments[rows], video[rows], rank[rows], kept, thresholds)
+
+    steps = np.arange(1, STEPS + 1) / 100.0 * (average * float(num_videos) / max(kept.sum(), 1))
+    used = np.minimum((kept[:, None] * steps).astype(np.int64), kept[:, None])  # (videos, steps)
+    recalled = np.stack([(row[:, None] < used[truth.video]).sum(0) for row in first])
+    recall = recalled / len(truth.segments)
+    axis = steps * (float(kept.sum()) / num_videos)
+    curve = recall.mean(axis=0)
+    area = float(np.sum((axis[1:] - axis[:-1]) * (curve[1:] + curve[:-1]) / 2.0))
+    return RecallResult(
+        average_recall={str(k): float(curve[k - 1]) for k in (1, 5, 10, 100)},
+        auc=100.0 * area / float(axis[-1]),
+        tious=tuple(thresholds.tolist()),
+        proposals_per_video=tuple(axis.tolist()),
+        recall=tuple(map(tuple, recall.tolist())),
+        average_recall_curve=tuple(curve.tolist()),
+        max_proposals=max_proposals,
+        subset=subset,
+        videos=num_videos,
+        instances=len(truth.segments),
+        proposals=total,
+        video_list_hash=truth.video_list_hash,
+    )
+
+
+def _ranks(scores: np.ndarray, video: np.ndarray, kind: str | None) -> np.ndarray:
+    """Position of every proposal in its video, best first."""
+    rank = np.empty(len(scores), np.int64)
+    if kind == "stable":  # one sort: by video, score falling, of equal scores the later first
+        order = np.lexsort((-np.arange(len(scores)), -scores, video))
+        counts = np.unique(video, return_counts=True)[1]
+        rank[order] = np.arange(len(scores)) - np.repeat(np.cumsum(counts) - counts, counts)
+        return rank
+    by_video = np.argsort(video, kind="stable")
+    for rows in np.split(by_video, np.flatnonzero(np.diff(video[by_video])) + 1):
+        rank[rows[np.argsort(scores[rows])[::-1]]] = np.arange(len(rows))
+    return rank
+
+
+def _first_ranks(
+    truth: Any,
+    segments: np.ndarray,
+    video: np.ndarray,
+    rank: np.ndarray,
+    kept: np.ndarray,
+    tious: np.ndarray,
+) -> np.ndarray:
+    """(T, G) rank of the first kept proposal that recalls each ground truth, huge if none does."""
+    sorted_rows = np.lexsort((rank, video))
+    segments = segments[sorted_rows]
+    offset = np.cumsum(kept) - kept
+    lengths = kept[truth.video]  # proposals facing each ground truth
+    owner = np.repeat(np.arange(len(lengths)), lengths)
+    place = np.arange(len(owner)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+    tiou = pairwise_tiou(truth.segments[owner], segments[offset[truth.video][owner] + place])
+    never = np.iinfo(np.int64).max
+    first = np.full((len(tious), len(lengths)), never)
+    for t, threshold in enumerate(tious):
+        good = np.flatnonzero(tiou >= threshold)[::-1]  # falling, so the smallest is written last
+        first[t, owner[good]] = place[good]
+    return first

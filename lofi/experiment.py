@@ -1,0 +1,122 @@
+"""The whole procedure for several encoders side by side, and the results it leaves.
+
+results.json: {"rows": [{"method", "classes", "average_map", "map", …}], "seconds", "protocol", …}
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from lofi.config import Config
+from lofi.data.datasets import open_datasets
+from lofi.detection.detector import CLASSES, detect_stage
+from lofi.evaluation import detection_map
+from lofi.files import read_json, write_json
+from lofi.training.full_fidelity import extract_features, train_head
+from lofi.training.joint import train_lofi
+from lofi.training.loop import OnStep
+from lofi.training.models import LOFI_METHODS, write_run_config
+from lofi.training.pretraining import train_acp, train_acp_plus
+
+METHODS = ("random", "acp", "acp+", "c-lofi")
+
+
+def train_encoder(config: Config, run_dir: str | Path, method: str, **options: Any) -> None:
+    """Stages 1 and 2 of one method; finished stages return at once."""
+    if method == "random":
+        return
+    train_acp(config, run_dir, **options)
+    if method == "acp+":
+        train_acp_plus(config, run_dir, **options)
+    elif method != "acp":
+        train_lofi(with_method(config, method), run_dir, **options)
+
+
+def with_method(config: Config, method: str) -> Config:
+    """`config` with the LoFi schedule that trains `method`."""
+    schedules = {name: key for key, name in LOFI_METHODS.items()}
+    if method not in schedules:
+        known = ", ".join(["random", "acp", "acp+", *schedules])
+        raise ValueError(f"unknown method {method!r}; known: {known}")
+    return replace(config, lofi=replace(config.lofi, schedule=schedules[method]))
+
+
+def localize(
+    config: Config,
+    run_dir: str | Path,
+    method: str,
+    *,
+    resume: bool = True,
+    on_step: OnStep | None = None,
+    device: str = "cpu",
+) -> None:
+    """Features and stage 3 of one method whose encoder is trained."""
+    write_run_config(config, run_dir)
+    extract_features(config, run_dir, method, device=device)
+    train_head(config, run_dir, method, resume=resume, on_step=on_step, device=device)
+
+
+def evaluate_method(config: Config, run_dir: str | Path, method: str) -> list[dict[str, Any]]:
+    """Detect and evaluate one method; one row for each source of classes, and metrics files."""
+    data = open_datasets(config.data, config.seed, run_dir)
+    rows = []
+    for kind, path in detect_stage(config, run_dir, method, data).items():
+        result = detection_map(data.annotations, path, subset=config.data.test_subset)
+        report = result.to_json()
+        write_json(Path(run_dir) / method / "metrics" / f"{kind}.json", report)
+        rows.append(
+            {
+                "method": method,
+                "classes": kind,
+                "average_map": report["average_map"],
+                "map": report["map"],
+                "seed": config.seed,
+            }
+        )
+    return rows
+
+
+def run_procedure(
+    config: Config,
+    run_dir: str | Path,
+    methods: Sequence[str] = METHODS,
+    on_step: OnStep | None = None,
+    device: str = "cpu",
+) -> dict[str, Any]:
+    """Everything for every method; writes and returns results.json."""
+    began = time.perf_counter()
+    for method in methods:
+        train_encoder(config, run_dir, method, on_step=on_step, device=device)
+        localize(config, run_dir, method, on_step=on_step, device=device)
+    return write_results(config, run_dir, methods, time.perf_counter() - began)
+
+
+def write_results(
+    config: Config, run_dir: str | Path, methods: Sequence[str], seconds: float
+) -> dict[str, Any]:
+    """Evaluate the methods of a finished run and write results.json."""
+    rows = []
+    for method in methods:
+        rows += evaluate_method(config, run_dir, method)
+    first = read_json(Path(run_dir) / methods[0] / "metrics" / "shared.json", "metrics")
+    results = {
+        "rows": rows,
+        "seconds": round(seconds, 1),
+        "preset": config.preset,
+        "seeds": [config.seed],
+        "protocol": first["protocol"],
+        "subset": first["subset"],
+        "tious": first["tious"],
+        "videos": first["videos"],
+        "instances": first["instances"],
+        "classes": list(CLASSES),
+    }
+    write_json(Path(run_dir) / "results.json", results)
+    return results
+
+
+def read_results(run_dir: str | Path) -> dict[str, Any]:
+    """results.json of a finished run."""
+    return read_json(Path(run_dir) / "results.json", "the results of a run (make demo writes them)")

@@ -1,0 +1,94 @@
+"""Colours, plain-data conversion and axes that every figure of this kit shares.
+
+Figures take numbers and give matplotlib Axes back; they never train, read files or save.
+Colours are Okabe and Ito's palette; no figure carries a meaning by colour alone.
+"""
+
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib import patheffects
+from matplotlib.axes import Axes
+
+TRUTH, FOUND, FALSE_ALARM = "#0072B2", "#009E73", "#D55E00"  # blue, green, vermilion
+AMBER, SKY, PURPLE, YELLOW = "#E69F00", "#56B4E9", "#CC79A7", "#F0E442"
+INK, GREY, LIGHT = "#222222", "#767676", "#E6E6E6"
+CYCLE = (TRUTH, AMBER, FOUND, PURPLE, SKY, FALSE_ALARM, INK)
+HATCHES = ("", "//", "xx", "..", "\\\\", "++", "oo")
+LINES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 1)), (0, (8, 2)))
+SMALL = 9  # points; the smallest text in any figure
+OUTLINE = [patheffects.withStroke(linewidth=3, foreground="white")]  # keeps text legible on bars
+
+
+class Span(NamedTuple):
+    """One segment to draw: [start_s, end_s) in seconds, with a label and a score where known."""
+
+    start_s: float
+    end_s: float
+    label: str = ""
+    score: float | None = None
+
+
+def as_array(values: Any) -> np.ndarray:
+    """Any array, nested list or tensor (of any device) as a NumPy array."""
+    if hasattr(values, "detach"):
+        values = values.detach().cpu()
+        values = values.float() if str(values.dtype) == "torch.bfloat16" else values
+    return np.asarray(values)
+
+
+def as_spans(segments: Iterable[Any] | None) -> list[Span]:
+    """Segments in any of the forms of this kit as `Span`s.
+
+    Args:
+        segments: (start, end), (start, end, label) or (start, end, label, score) tuples, an (N, 2)
+            array or tensor, or objects with `start_s`/`end_s` or `segment`, and perhaps `label`
+            and `score`. None is no segment.
+    Raises:
+        ValueError: a segment with another shape, or one that ends before it starts.
+    """
+    if segments is None:
+        return []
+    if hasattr(segments, "detach") or isinstance(segments, np.ndarray):
+        segments = as_array(segments).tolist()
+    spans = []
+    for i, item in enumerate(segments):
+        label, score = getattr(item, "label", None), getattr(item, "score", None)
+        if hasattr(item, "start_s"):
+            start, end = item.start_s, item.end_s
+        elif hasattr(item, "segment"):
+            start, end = item.segment
+        else:
+            item = tuple(item)
+            if not 2 <= len(item) <= 4:
+                raise ValueError(
+                    f"segment {i} has {len(item)} entries; give (start, end[, label[, score]])"
+                )
+            start, end, label, score = item + (None,) * (4 - len(item))
+        if not float(start) <= float(end):
+            raise ValueError(f"segment {i} runs from {start} to {end}; the end must not come first")
+        score = None if score is None else float(score)
+        spans.append(Span(float(start), float(end), "" if label is None else str(label), score))
+    return spans
+
+
+def axes_for(ax: Axes | None, width: float, height: float) -> Axes:
+    """`ax` itself, or the only Axes of a new figure of `width` × `height` inches."""
+    if ax is not None:
+        return ax
+    return plt.subplots(figsize=(width, height), layout="constrained")[1]
+
+
+def quiet_frame(ax: Axes) -> Axes:
+    """Take the top and right border away."""
+    ax.spines[["top", "right"]].set_visible(False)
+    return ax
+
+
+def axes_size_px(ax: Axes) -> tuple[float, float]:
+    """Roughly how many pixels wide and high `ax` will be drawn (before the layout is known)."""
+    figure, place = ax.get_figure(root=True), ax.get_position()
+    width, height = figure.get_size_inches() * figure.dpi
+    return width * place.width, height * place.height

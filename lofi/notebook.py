@@ -1,0 +1,275 @@
+"""What every notebook needs: set-up, pictures to play with, expected errors, records, exercises.
+
+The same cell has to work in four places: a person's JupyterLab, papermill, nbval and nbconvert.
+Text for the reader goes to stdout (nbval compares it); versions, timings and logs go to stderr.
+"""
+
+import logging
+import math
+import os
+import random
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from lofi.files import write_json
+
+if TYPE_CHECKING:
+    import torch
+
+PER_ROW = 4  # small multiples beside each other before a new row begins
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What `setup` prepared."""
+
+    out_dir: Path
+    generator: "torch.Generator"
+    preset: str
+    seed: int
+
+
+def setup(seed: int = 0, out_dir: str | Path | None = None, preset: str = "tiny") -> Setup:
+    """Make a notebook repeatable and say on stderr what it runs on.
+
+    Seeds Python, NumPy and torch, asks for deterministic algorithms (a warning where an accelerator
+    has none), prints three decimals, and sends the kit's log to stderr.
+
+    Args:
+        seed: for everything, and for the returned generator (on the CPU).
+        out_dir: where results go. A relative path counts from the repository's root wherever the
+            notebook was started; "" or None is `runs/<preset>`. The folder is created.
+        preset: recorded for later cells.
+    """
+    import torch
+
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.set_printoptions(precision=3, sci_mode=False)
+    np.set_printoptions(precision=3, suppress=True)
+    _figures_at_100_dpi()
+    shell = _shell()
+    if shell is not None:
+        shell.run_line_magic("precision", "3")
+    _log_to_stderr()
+    _print_versions(torch)
+    folder = Path(out_dir) if out_dir else Path("runs") / preset
+    folder = folder if folder.is_absolute() else repository_root() / folder
+    folder.mkdir(parents=True, exist_ok=True)
+    return Setup(folder, torch.Generator().manual_seed(seed), preset, seed)
+
+
+def repository_root() -> Path:
+    """The folder of the project: above this package, else above the working directory."""
+    here, current = Path(__file__).resolve(), Path.cwd().resolve()
+    for folder in (here.parent.parent, current, *current.parents):
+        if (folder / "pyproject.toml").is_file() and (folder / "notebooks").is_dir():
+            return folder
+    return current
+
+
+def is_live() -> bool:
+    """True where a person can move a slider: Jupyter, VS Code or Colab, not batch runs.
+
+    `LOFI_STATIC=1` makes it False (a papermill started from a notebook inherits the notebook's
+    environment and would be taken for a person).
+    """
+    if os.environ.get("LOFI_STATIC", "") not in ("", "0"):
+        return False
+    shell = _shell()
+    if shell is None or not hasattr(shell, "kernel"):
+        return False
+    in_vscode = "__vsc_ipynb_file__" in getattr(shell, "user_ns", {})
+    return "JPY_SESSION_NAME" in os.environ or in_vscode or "google.colab" in sys.modules
+
+
+def explore(draw: Callable[..., Any], *, size: tuple[float, float] = (3.0, 2.5), **values: tuple):
+    """A picture for every choice: sliders for a person, small multiples elsewhere.
+
+    Args:
+        draw: plots one choice; called as `draw(**chosen, ax=ax)`. It only draws what is already
+            computed (a slider redraws at each move).
+        size: width and height in inches of one small picture.
+        values: name → choices. Small multiples vary the first and keep the others at their first
+            choice, which the title then names.
+    Raises:
+        ValueError: no choices.
+    """
+    if not values or not all(len(options) for options in values.values()):
+        raise ValueError("explore needs at least one name with choices, e.g. pixels=(224, 112)")
+    values = {name: tuple(options) for name, options in values.items()}
+    if is_live():
+        try:
+            return _explore_live(draw, size, values)
+        except ImportError:
+            logging.getLogger(__name__).info("ipywidgets is not installed: small multiples instead")
+    _explore_static(draw, size, values)
+
+
+def _explore_static(draw: Callable[..., Any], size: tuple[float, float], values: dict[str, tuple]):
+    import matplotlib.pyplot as plt
+
+    (name, choices), *others = values.items()
+    fixed = {key: options[0] for key, options in others}
+    columns = min(PER_ROW, len(choices))
+    rows = math.ceil(len(choices) / columns)
+    figure, axes = plt.subplots(
+        rows, columns, figsize=(size[0] * columns, size[1] * rows), layout="constrained",
+        squeeze=False,
+    )  # fmt: skip
+    for ax, choice in zip(axes.flat, choices):
+        draw(**{name: choice}, **fixed, ax=ax)
+        ax.set_title(f"{name} = {choice}")
+    for ax in axes.flat[len(choices) :]:
+        ax.set_axis_off()
+    if fixed:
+        figure.suptitle(", ".join(f"{key} = {value}" for key, value in fixed.items()))
+    plt.show()
+
+
+def _explore_live(draw: Callable[..., Any], size: tuple[float, float], values: dict[str, tuple]):
+    import ipywidgets as widgets  # only here: batch servers do not need it
+    import matplotlib.pyplot as plt
+    from IPython.display import display
+
+    controls = {
+        key: widgets.SelectionSlider(options=options, description=key)
+        for key, options in values.items()
+    }
+
+    def redraw(**chosen: Any) -> None:
+        scale = 1.4  # one picture may be larger than one of many
+        figsize = (size[0] * scale, size[1] * scale)
+        draw(**chosen, ax=plt.subplots(figsize=figsize, layout="constrained")[1])
+        plt.show()
+
+    display(widgets.VBox([*controls.values(), widgets.interactive_output(redraw, controls)]))
+
+
+@contextmanager
+def expect(*exceptions: type[BaseException]) -> Iterator[None]:
+    """Run a block that must fail, and print the message that a reader will meet one day.
+
+    Raises:
+        AssertionError: the block raised nothing. Other exceptions than `exceptions` pass through.
+    """
+    if not exceptions:
+        raise ValueError("expect needs the exceptions that should come, e.g. expect(ValueError)")
+    try:
+        yield
+    except exceptions as error:
+        print(f"{type(error).__name__}: {error}")
+    else:
+        names = " or ".join(kind.__name__ for kind in exceptions)
+        raise AssertionError(f"expected {names}, but nothing was raised")
+
+
+def record(metrics: Mapping[str, Any], out_dir: str | Path) -> None:
+    """Write `metrics.json`, whole or not at all, for tests and later notebooks.
+
+    Args:
+        metrics: names → numbers, texts, lists or mappings of them; NumPy and torch values become
+            plain ones.
+        out_dir: folder, created when missing.
+    Raises:
+        ValueError: a value that JSON cannot hold, named by its place; NaN and infinity are such.
+    """
+    write_json(Path(out_dir) / "metrics.json", _plain(dict(metrics), "metrics"))
+
+
+def check(name: str, ok: bool, hint: str = "") -> None:
+    """Print whether the answer to an exercise is right, never the answer.
+
+    Args:
+        name: of the exercise, e.g. "01a".
+        ok: the verdict.
+        hint: printed with "not yet"; says where to look.
+    """
+    print(f"{name}: correct" if ok else f"{name}: not yet. {hint}".rstrip(". ") + ".")
+
+
+def is_close(answer: Any, expected: Any, *, relative: float = 1e-3, absolute: float = 1e-6) -> bool:
+    """Whether an answer has the expected shape and values, up to a tolerance; never raises.
+
+    A stub's `...` or None, text instead of numbers and NaN are simply not close.
+    """
+    try:
+        given = np.asarray(_plain(answer, "answer"), dtype=float)
+        wanted = np.asarray(_plain(expected, "expected"), dtype=float)
+    except (TypeError, ValueError):
+        return False
+    if given.shape != wanted.shape:
+        return False
+    return bool(np.allclose(given, wanted, rtol=relative, atol=absolute))
+
+
+def check_01a(centres: Any) -> None:
+    """Exercise 01a: centres (frame numbers, 0-based) of 4 snippets in a video of 64 frames."""
+    wanted = [(i + 0.5) * 64 / 4 - 0.5 for i in range(4)]
+    hint = "Cut the 64 frames into 4 equal parts; frame numbers start at 0"
+    check("01a", is_close(centres, wanted), hint)
+
+
+def _plain(value: Any, where: str) -> Any:
+    """Nested containers of plain Python values."""
+    if hasattr(value, "detach"):
+        value = value.detach().cpu()
+    if hasattr(value, "tolist"):  # NumPy arrays and scalars, torch tensors
+        value = value.tolist()
+    if isinstance(value, Mapping):
+        return {str(key): _plain(inner, f"{where}[{key!r}]") for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(inner, f"{where}[{i}]") for i, inner in enumerate(value)]
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(
+            f"{where} is {value}, which JSON cannot hold; record a finite number or None"
+        )
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    raise ValueError(
+        f"{where} is a {type(value).__name__}; record numbers, texts, lists or mappings"
+    )
+
+
+def _shell() -> Any:
+    """The running IPython shell, or None in plain Python (without importing IPython)."""
+    ipython = sys.modules.get("IPython")
+    return ipython.get_ipython() if ipython is not None else None
+
+
+def _figures_at_100_dpi() -> None:
+    import matplotlib
+
+    matplotlib.rcParams["figure.dpi"] = 100  # notebooks used to default to 72, too small to read
+
+
+def _log_to_stderr() -> None:
+    logger = logging.getLogger("lofi")
+    for handler in [h for h in logger.handlers if h.get_name() == "lofi.notebook"]:
+        logger.removeHandler(handler)  # a second call must not print every line twice
+    handler = logging.StreamHandler(sys.stderr)
+    handler.set_name("lofi.notebook")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+
+
+def _print_versions(torch: Any) -> None:
+    device = "cpu"
+    if torch.cuda.is_available():
+        device = torch.cuda.get_device_name(0)
+    elif torch.backends.mps.is_available():
+        device = "mps"
+    versions = f"Python {sys.version.split()[0]}, torch {torch.__version__}, numpy {np.__version__}"
+    print(f"{versions}, {device}, {torch.get_num_threads()} threads", file=sys.stderr)
