@@ -253,7 +253,7 @@ def _run(name: str, arguments: list[str]) -> None:
         base = configs.preset(_preset_of(arguments))
         command = _with_default(command, base)
     warnings.filterwarnings("ignore", module="tyro")
-    tyro.cli(command, args=arguments, prog=f"lofi {name}", description=command.__doc__)
+    tyro.cli(command, args=arguments, prog=f"lofi {name}")
 
 
 def _with_default(command: Callable, base: Config) -> Callable:
@@ -320,8 +320,9 @@ def _bar(what: str) -> Callable[[int, int], None]:
 
     bar = tqdm(desc=what, disable=not sys.stderr.isatty(), leave=False)
 
-    def update(done: int, total: int) -> None:
+    def update(done: int, total: int, item: str = "") -> None:
         bar.total = total
+        bar.set_postfix_str(item, refresh=False)
         bar.update(done - bar.n)
 
     return update

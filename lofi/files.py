@@ -7,7 +7,7 @@ outputs therefore never see half a file, and what was there before stays until t
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -60,6 +60,31 @@ def read_json(path: str | Path, what: str) -> Any:
     except json.JSONDecodeError as error:
         found = "the file is empty" if not text.strip() else f"not JSON at line {error.lineno}"
         raise ValueError(f"{path}: {found} (expected {what}); restore or regenerate it") from None
+
+
+def save_tensors(path: str | Path, tensors: Mapping[str, Any], metadata: Mapping[str, str]) -> None:
+    """Write a safetensors file atomically; the same content always gives the same bytes.
+
+    (The library writes metadata in random order, so that equal runs had unequal files.)
+    """
+    from safetensors.torch import save_file
+
+    tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    with atomic_path(path) as temporary:
+        save_file(tensors, temporary, metadata=dict(metadata))
+        _sort_header(temporary)
+
+
+def _sort_header(path: Path) -> None:
+    """Rewrite the JSON header of a safetensors file (8 bytes of length, then JSON) in order."""
+    with open(path, "r+b") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+        text = json.dumps(header, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+        encoded = text.encode().ljust(length)
+        if len(encoded) == length:
+            file.seek(8)
+            file.write(encoded)
 
 
 def sha256(path: str | Path) -> str:

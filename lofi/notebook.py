@@ -53,7 +53,8 @@ def setup(seed: int = 0, out_dir: str | Path | None = None, preset: str = "tiny"
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
-    torch.use_deterministic_algorithms(True, warn_only=True)
+    # As use_deterministic_algorithms(True, warn_only=True), which imports a compiler (seconds).
+    torch.set_deterministic_debug_mode("warn")
     torch.set_printoptions(precision=3, sci_mode=False)
     np.set_printoptions(precision=3, suppress=True)
     _figures_at_100_dpi()
@@ -128,12 +129,24 @@ def _explore_static(draw: Callable[..., Any], size: tuple[float, float], values:
     )  # fmt: skip
     for ax, choice in zip(axes.flat, choices):
         draw(**{name: choice}, **fixed, ax=ax)
-        ax.set_title(f"{name} = {choice}")
+        ax.set_title(f"{name} = {choice}", pad=_title_pad(ax))
     for ax in axes.flat[len(choices) :]:
         ax.set_axis_off()
     if fixed:
         figure.suptitle(", ".join(f"{key} = {value}" for key, value in fixed.items()))
     plt.show()
+
+
+def _title_pad(ax: Any) -> float | None:
+    """Points that lift a title above a legend which stands in its place; None is the usual pad."""
+    legend = ax.get_legend()
+    if legend is None:
+        return None
+    foot = legend.get_bbox_to_anchor().transformed(ax.transAxes.inverted()).y0
+    if foot < 0.99:
+        return None
+    height = legend.get_window_extent().height * 72 / ax.get_figure(root=True).dpi
+    return height + 11  # the space below the legend, and a little above it
 
 
 def _explore_live(draw: Callable[..., Any], size: tuple[float, float], values: dict[str, tuple]):

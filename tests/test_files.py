@@ -2,7 +2,7 @@
 
 import pytest
 
-from lofi.files import atomic_path, read_json, write_json
+from lofi.files import atomic_path, read_json, save_tensors, write_json
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_rubbish(tmp_path):
@@ -31,3 +31,17 @@ def test_unreadable_json_says_where_and_what_was_expected(tmp_path, text, found)
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="no such file"):
         read_json(tmp_path / "a.json", "a thing")
+
+
+def test_equal_tensors_and_metadata_give_equal_files(tmp_path):
+    import torch
+    from safetensors import safe_open
+
+    tensors = {"a": torch.arange(6.0).reshape(2, 3), "b": torch.ones(1)}
+    metadata = {f"key{i}": f"wörd {i}" for i in range(8)}
+    for i in range(5):
+        save_tensors(tmp_path / f"{i}.safetensors", tensors, metadata)
+    assert len({(tmp_path / f"{i}.safetensors").read_bytes() for i in range(5)}) == 1
+    with safe_open(tmp_path / "0.safetensors", framework="pt") as file:
+        assert file.metadata() == metadata
+        assert torch.equal(file.get_tensor("a"), tensors["a"])

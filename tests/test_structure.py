@@ -14,6 +14,7 @@ LAYERS = [
     ["data"],
     ["encoders"],
     ["heads"],
+    ["memory"],
     ["budget"],
     ["training"],
     ["detection"],

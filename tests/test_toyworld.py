@@ -15,7 +15,7 @@ from lofi.data.toyworld import TINY, TOY, write_world
 from lofi.data.video import decode_frames, probe
 
 SMALL = replace(TINY, source_clips=(16, 8), videos=(8, 4))
-CLEAN = Look((7.0, 9.0), noise=0, contrast=0, exponent=2, jitter=0, distractors=0)
+CLEAN = Look((7.0, 9.0), noise=0, contrast=0, exponent=2, jitter=0, distractor=0)
 DECODED = [  # world, (height, width) that the loaders ask for
     (TOY, [(48, 56), (24, 28), (34, 40)]),
     (TINY, [(40, 40), (20, 20), (28, 28)]),

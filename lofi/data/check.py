@@ -93,8 +93,8 @@ def check_dataset(
     limit_s: float = 120.0,
     tolerance_s: float = 0.1,
     classes: Sequence[str] | None = None,
-    report_path: str | Path | None = None,
-    progress: Callable[[int, int, str], None] | None = None,
+    report: str | Path | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> DatasetReport:
     """Check annotations and, where there are any, video files.
 
@@ -109,11 +109,11 @@ def check_dataset(
         limit_s: seconds that a file may take.
         tolerance_s: how far a segment may reach beyond the video.
         classes: the labels that are allowed; None trusts the more frequent spelling.
-        report_path: CSV that grows while files are decoded and is complete at the end. A file
+        report: CSV that grows while files are decoded and is complete at the end. A file
             that stands in it with its present size is not decoded again; delete its row for that.
-        progress: called with (files done, files in all, video id) after each file.
+        progress: called with (files done, files in all) after each file.
     Raises:
-        ValueError: `report_path` holds something else.
+        ValueError: `report` holds something else.
         FileNotFoundError: no such `video_dir`.
     """
     videos = list(videos)
@@ -123,7 +123,7 @@ def check_dataset(
     with_media = video_dir is not None or any(v.path is not None for v in videos)
     files: dict[str, FileResult] = {}
     if with_media and decode:
-        files = _decode(videos, workers, limit_s, report_path, progress)
+        files = _decode(videos, workers, limit_s, report, progress)
     suspects = suspicious_labels(Counter(s.label for v in videos for s in v.segments), classes)
     entries: list[Finding] = []
     seen: set[str] = set()
@@ -131,22 +131,22 @@ def check_dataset(
         if video.id in seen:
             entries.append(Finding(video.id, "duplicate", "the video id appears twice"))
         seen.add(video.id)
-        result = files.get(video.id, FileResult(0))
+        file = files.get(video.id, FileResult(0))
         if with_media and (video.path is None or not video.path.is_file()):
             place = video.path or f"in {video_dir or 'the video folder'}"
             entries.append(Finding(video.id, "missing", f"no file {place}"))
-        elif result.problem:
-            entries.append(Finding(video.id, "undecodable", result.problem))
-        duration_s = result.info.duration_s if result.info else video.duration_s
+        elif file.problem:
+            entries.append(Finding(video.id, "undecodable", file.problem))
+        duration_s = file.info.duration_s if file.info else video.duration_s
         for kind, detail in _segment_problems(video.segments, duration_s, tolerance_s):
             entries.append(Finding(video.id, kind, detail))
         for label in sorted({s.label for s in video.segments} & set(suspects)):
             entries.append(Finding(video.id, "label", suspects[label]))
     num_segments = sum(len(v.segments) for v in videos)
-    report = DatasetReport(tuple(entries), len(videos), num_segments, files)
-    if report_path is not None:
-        report.to_csv(report_path)
-    return report
+    result = DatasetReport(tuple(entries), len(videos), num_segments, files)
+    if report is not None:
+        result.to_csv(report)
+    return result
 
 
 def _segment_problems(
@@ -253,12 +253,12 @@ def _decode(
     videos: Sequence[Video],
     workers: int,
     limit_s: float,
-    report_path: str | Path | None,
-    progress: Callable[[int, int, str], None] | None,
+    report: str | Path | None,
+    progress: Callable[[int, int], None] | None,
 ) -> dict[str, FileResult]:
     """Results of all files that are there; those in the report already are taken from it."""
     present = {v.id: v.path for v in videos if v.path is not None and v.path.is_file()}
-    earlier = _read_report(Path(report_path)) if report_path is not None else {}
+    earlier = _read_report(Path(report)) if report is not None else {}
     results = {
         video_id: earlier[video_id]
         for video_id, path in present.items()
@@ -267,16 +267,16 @@ def _decode(
     todo = [video_id for video_id in present if video_id not in results]
     log = None
     try:
-        if report_path is not None:
-            _write_rows(report_path, results)
-            log = open(report_path, "a", newline="", encoding="utf-8")  # noqa: SIM115
+        if report is not None:
+            _write_rows(report, results)
+            log = open(report, "a", newline="", encoding="utf-8")  # noqa: SIM115
         for i, result in inspect_files([present[video_id] for video_id in todo], workers, limit_s):
             results[todo[i]] = result
             if log is not None:
                 csv.writer(log).writerow(_file_row(todo[i], result))
                 log.flush()
             if progress is not None:
-                progress(len(results), len(present), todo[i])
+                progress(len(results), len(present))
     finally:
         if log is not None:
             log.close()

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from lofi.files import atomic_path
+from lofi.files import save_tensors
 
 FORMAT = "lofi-features-1"
 
@@ -59,8 +59,6 @@ def write_features(path: str | Path, features: torch.Tensor, header: FeatureHead
     Raises:
         ValueError: wrong shape, or values that are not finite.
     """
-    from safetensors.torch import save_file
-
     if features.ndim != 2 or features.shape[1] != header.snippets:
         raise ValueError(
             f"{path}: features must be (C, {header.snippets}), got {tuple(features.shape)}"
@@ -72,8 +70,7 @@ def write_features(path: str | Path, features: torch.Tensor, header: FeatureHead
     metadata = {"format": FORMAT, **known, "data_sha256": _data_sha256(data)}
     if header.duration_s is not None:
         metadata["duration_s"] = repr(header.duration_s)
-    with atomic_path(path) as temporary:
-        save_file({"features": data}, temporary, metadata=metadata)
+    save_tensors(path, {"features": data}, metadata)
 
 
 def read_features(path: str | Path, expect: FeatureHeader | None = None) -> torch.Tensor:

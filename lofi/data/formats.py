@@ -264,7 +264,14 @@ def _read_csv(path: Path, text: str) -> list[Record]:
         name = check_video_id(row["video"], where)
         stem, suffix = os.path.splitext(name)
         video_id = stem if suffix.lower() in EXTENSIONS else name
-        record = records.setdefault(video_id, Record(video_id, file_name=name))
+        record = records.setdefault(video_id, Record(video_id))
+        if name != video_id:
+            if record.file_name not in ("", name):
+                raise ValueError(
+                    f"{where}: {name!r} and {record.file_name!r} would share the id {video_id!r}; "
+                    "rename one of the files"
+                )
+            record.file_name = name
         for field_name in ("subset", "duration_s", "fps"):
             _set_once(record, field_name, row.get(field_name), where)
         if not (row["start_s"] or row["end_s"] or row["label"]):

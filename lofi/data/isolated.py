@@ -45,9 +45,11 @@ def inspect_files(
         paths: video files.
         workers: child processes at work.
         limit_s: seconds a file may take before its child is killed.
+    Raises:
+        RuntimeError: a child cannot be started at all.
     """
     tasks: SimpleQueue[int] = SimpleQueue()
-    results: SimpleQueue[tuple[int, FileResult]] = SimpleQueue()
+    results: SimpleQueue[tuple[int, FileResult | RuntimeError]] = SimpleQueue()
     stop = threading.Event()
     for i in range(len(paths)):
         tasks.put(i)
@@ -63,6 +65,8 @@ def inspect_files(
                 results.put((i, child.inspect(str(paths[i]), limit_s)))
         except Empty:
             pass
+        except RuntimeError as error:
+            results.put((-1, error))
         finally:
             child.kill()
 
@@ -72,7 +76,10 @@ def inspect_files(
         thread.start()
     try:
         for _ in paths:
-            yield results.get()
+            i, result = results.get()
+            if isinstance(result, RuntimeError):
+                raise result
+            yield i, result
     finally:
         stop.set()
         for child in children:  # also when the reader gives up early
@@ -90,12 +97,11 @@ class _Child:
     def inspect(self, path: str, limit_s: float) -> FileResult:
         try:
             num_bytes = os.path.getsize(path)
-            if self.process is None:
-                self._start()
-            answer, in_time = self._ask(json.dumps(path), limit_s)
         except OSError as error:
-            self.kill()
-            return FileResult(0, None, str(error))
+            return FileResult(0, None, f"{path}: {error.strerror}")
+        if self.process is None:
+            self._start()
+        answer, in_time = self._ask(json.dumps(path), limit_s)
         if not answer:
             code = self.kill()
             gone = f"the decoder crashed (exit status {code})"
@@ -135,7 +141,10 @@ class _Child:
         )
         if self._ask(None, START_LIMIT_S)[0].strip() != "ready":
             code = self.kill()
-            raise OSError(f"the checking process did not start (exit status {code})")
+            raise RuntimeError(
+                f"a child process for decoding did not start (exit status {code}); "
+                f"try `{sys.executable} -c 'import lofi.data'`"
+            )
 
     def _ask(self, line: str | None, limit_s: float) -> tuple[str, bool]:
         """Send a line and wait for one; the answer ("" when the child is gone), and if in time."""

@@ -23,7 +23,7 @@ class Look:
     contrast: float  # standard deviation of the background texture
     exponent: float  # power of the background falls as 1 / frequency**exponent
     jitter: float  # standard deviation of the camera's shake per frame
-    distractors: int  # actors of other shapes that drift by and mean nothing
+    distractor: float  # probability of an actor of another shape that drifts by and means nothing
 
 
 @dataclass(frozen=True)
@@ -71,8 +71,8 @@ TOY = ToyWorld(
     shapes=SHAPES,
     source_clips=(2400, 240),
     videos=(160, 100),
-    source=Look((7.5, 10.0), noise=5, contrast=18, exponent=2.4, jitter=0.3, distractors=1),
-    target=Look((6.3, 8.3), noise=14, contrast=25, exponent=1.7, jitter=0.8, distractors=1),
+    source=Look((7.5, 10.0), noise=5, contrast=18, exponent=2.4, jitter=0.3, distractor=1),
+    target=Look((6.3, 8.3), noise=14, contrast=25, exponent=1.7, jitter=0.8, distractor=1),
     source_swing=(0.30, 1.15),
     action_swing=(0.85, 1.15),
     context_swing=(0.30, 0.45),
@@ -99,8 +99,8 @@ TINY = replace(
     shapes=("ring", "cross"),
     source_clips=(600, 80),
     videos=(60, 40),
-    source=Look((6.7, 9.2), noise=4, contrast=18, exponent=2.4, jitter=0.3, distractors=0),
-    target=Look((6.7, 8.8), noise=6, contrast=18, exponent=1.7, jitter=0.4, distractors=1),
+    source=Look((6.7, 9.2), noise=4, contrast=18, exponent=2.4, jitter=0.3, distractor=0),
+    target=Look((6.7, 8.8), noise=6, contrast=18, exponent=1.7, jitter=0.4, distractor=1),
     source_swing=(0.70, 1.15),
     action_swing=(0.90, 1.15),
     context_swing=(0.20, 0.35),
@@ -137,8 +137,8 @@ class ClipPlan(NamedTuple):
 
     @property
     def file(self) -> str:
-        """Path below the world's folder, POSIX."""
-        return f"source/{self.label.replace(' ', '_')}/{self.subset}_{self.index:05d}.mp4"
+        """Path below the source folder, POSIX."""
+        return f"{self.label.replace(' ', '_')}/{self.subset}_{self.index:05d}.mp4"
 
 
 class VideoPlan(NamedTuple):

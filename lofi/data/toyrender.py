@@ -63,7 +63,7 @@ def _render(
     shake = rng.normal(0, look.jitter, (num_frames, 2))
     frames, mean_luma = _background(rng, look, world.height, world.width, shake)
     others = [other for other in world.shapes if other != shape]
-    for _ in range(look.distractors):
+    if rng.uniform() < look.distractor:
         draw(frames, _distractor(rng, world, look, str(rng.choice(others)), mean_luma, shake))
     draw(frames, _actor(rng, world, look, shape, axis, phases, mean_luma, shake))
     return _finish(frames, rng, look.noise)

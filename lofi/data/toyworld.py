@@ -99,7 +99,7 @@ def write_world(
         paths.annotations: _annotations(world, videos),
         paths.events: _events(world, videos),
     }
-    media = {paths.folder / clip.file: (render_clip, clip) for clip in clips}
+    media = {paths.source_dir / clip.file: (render_clip, clip) for clip in clips}
     media |= {paths.video_dir / f"{video.id}.mp4": (render_video, video) for video in videos}
     missing = [path for path in [*media, *tables] if not path.is_file()]
     finished = paths.manifest.is_file()
@@ -108,8 +108,8 @@ def write_world(
             write_json(started, config)
         logger.info("toy world %s: rendering %d files", world.name, len(missing))
         _render_all(world, seed, {p: media[p] for p in missing if p in media}, progress, workers)
-        for path, text in tables.items():
-            write_text(path, text)
+        for path in tables.keys() & set(missing):
+            write_text(path, tables[path])
     digest = _digest(paths.folder, [*media, *tables])
     if not finished or missing:
         write_json(paths.manifest, {**config, "files": len(media) + len(tables), "sha256": digest})
@@ -151,18 +151,23 @@ def _digest(folder: Path, files: list[Path]) -> str:
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
-def _render_all(world, seed, jobs, progress, workers) -> None:
+def _render_all(
+    world: ToyWorld,
+    seed: int,
+    jobs: dict[Path, tuple[Callable, ClipPlan | VideoPlan]],
+    progress: Callable[[int, int], None] | None,
+    workers: int,
+) -> None:
     """Render and encode the (renderer, plan) of every path; each file comes into being whole."""
     from lofi.data.video import write_video  # PyAV is heavy, and a finished world needs none
 
-    def make(job) -> None:
-        path, (render, plan) = job
+    def make(path: Path) -> None:
+        render, plan = jobs[path]
         path.parent.mkdir(parents=True, exist_ok=True)
         write_video(path, render(world, seed, plan), world.fps, world.crf, PRESET)
 
     with ThreadPoolExecutor(workers) as pool:
-        results = pool.map(make, jobs.items()) if workers > 1 else map(make, jobs.items())
-        for done, _ in enumerate(results, 1):
+        for done, _ in enumerate(pool.map(make, jobs) if workers > 1 else map(make, jobs), 1):
             if progress:
                 progress(done, len(jobs))
 

@@ -10,6 +10,7 @@ Sizes are (height, width) in pixels, frames RGB uint8, frame indices count decod
 """
 
 import logging
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -180,7 +181,8 @@ def write_video(
         )
     if not fps > 0:
         raise ValueError(f"{path}: fps must be positive, got {fps}")
-    options = {"crf": str(crf), "preset": preset, "threads": "1"}
+    # Macroblock trees make x264 read memory that it never wrote: the bytes differ from run to run.
+    options = {"crf": str(crf), "preset": preset, "threads": "1", "mbtree": "0"}
     if keyframe_interval is not None:
         options["g"] = str(keyframe_interval)
     with atomic_path(path) as temporary, av.open(str(temporary), "w") as container:
@@ -212,70 +214,68 @@ def _scan(path: str, mtime_ns: int, num_bytes: int) -> _Scan:
 
     try:
         with av.open(path) as container:
-            if not container.streams.video:
+            stream = container.streams.best("video")  # not the cover picture of a sound file
+            if stream is None:
                 raise VideoError(f"{path}: no video stream, only sound or data; use another file")
-            stream = container.streams.video[0]
             declared = stream.frames
             codec = stream.codec_context.name
             rate = stream.average_rate or stream.guessed_rate
-            packets, plain = _count_packets(container, stream)
-        first, count = _first_frame(path, count_all=not plain or codec in HIDING_CODECS)
+            packets, plain, first = _read_packets(container, stream)
+        count = packets
+        if first is None or not plain or codec in HIDING_CODECS:
+            count = 0
+            for frame in _frames_in_order(path, num_threads=1):
+                first = first or frame
+                count += 1
     except av.error.FFmpegError as error:
         reason = error.strerror or str(error)
         raise VideoError(
             f"{path}: no decodable video in {num_bytes:,} bytes ({reason}); "
             "it is not a video or is cut short: download it again or leave it out"
         ) from None
-    num_frames = packets if count is None else count
-    if first is None or num_frames < 1:
+    if first is None:
         raise VideoError(f"{path}: 0 frames decoded; download it again or leave it out")
     if not rate:
         raise VideoError(f"{path}: the file gives no frame rate; re-encode it (constant rate)")
-    if declared and num_frames < declared:
-        logger.warning("%s: %d of %d declared frames decode", path, num_frames, declared)
+    if declared and count < declared:
+        logger.warning("%s: %d of %d declared frames decode", path, count, declared)
     turns = (round(first.rotation / 90)) % 4
     width, height = first.width, first.height
     if turns % 2:
         width, height = height, width
-    random_access = plain and turns == 0 and num_frames == packets
-    info = VideoInfo(num_frames, float(rate), width, height)
+    random_access = plain and turns == 0 and count == packets
+    info = VideoInfo(count, float(rate), width, height)
     return _Scan(info, declared, packets, random_access, turns)
 
 
-def _count_packets(container, stream) -> tuple[int, bool]:
-    """Packets of the stream, and whether frames are exactly these, in reach of random access."""
+def _read_packets(container, stream):
+    """Number of packets; whether frames are just these, in reach of jumps; the first frame."""
     import av
 
-    count, plain, stamps, key_pts = 0, True, set(), None
+    stream.codec_context.thread_count = 1
+    count, plain, first = 0, True, None
+    stamps, latest, key_pts = set(), -math.inf, None
     try:
         for packet in container.demux(stream):
+            if first is None:
+                first = next(iter(packet.decode()), None)
             if not packet.size:
                 continue
             count += 1
             pts = packet.pts
-            if packet.is_keyframe:
-                key_pts = pts
-            elif count == 1:
-                plain = False  # starts in the middle of a group of pictures
             if packet.is_corrupt or packet.is_discard or pts is None or pts in stamps:
                 plain = False
-            elif key_pts is not None and pts < key_pts:
-                plain = False  # a picture shown before the key frame that it follows: open group
-            stamps.add(pts)
+            elif packet.is_keyframe:
+                plain &= not stamps or pts > latest
+                key_pts = pts
+            else:  # a first frame that is no key frame, or a picture shown before its key frame
+                plain &= key_pts is not None and pts > key_pts
+            if pts is not None:
+                stamps.add(pts)
+                latest = max(latest, pts)
     except av.error.FFmpegError:
         plain = False
-    return count, plain
-
-
-def _first_frame(path: str, count_all: bool):
-    """The first decoded frame, and the number of all of them where `count_all` (else None)."""
-    first, count = None, 0
-    for frame in _frames_in_order(path, num_threads=1):
-        first = first or frame
-        count += 1
-        if not count_all:
-            return first, None
-    return first, count
+    return count, plain, first
 
 
 def _frames_in_order(path: str, num_threads: int, errors: list[int] | None = None):
@@ -287,7 +287,7 @@ def _frames_in_order(path: str, num_threads: int, errors: list[int] | None = Non
     import av
 
     with av.open(path) as container:
-        stream = container.streams.video[0]
+        stream = container.streams.best("video")
         stream.codec_context.thread_count = num_threads
         packets, number = container.demux(stream), -1
         while True:

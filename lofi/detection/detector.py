@@ -190,7 +190,7 @@ def detect_stage(
     channels = next(iter(features.values())).shape[0]
     head = load_head(config, Path(run_dir) / method / "head" / "head.safetensors", channels)
     post = post_processing(config.detect)
-    grid = GridSoftNMS(config.full.snippets, sigma=post.sigma)
+    grid = GridSoftNMS(config.full.snippets, config.full.snippets, post.sigma)
     maps = {key: _maps(head, x) for key, x in features.items()}
     durations = {v.id: probe(v.path).duration_s for v in data.test if v.id in features}
     written: dict[str, Path] = {}

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from lofi.detection.results import Detection
-from lofi.files import atomic_path, read_json
+from lofi.files import read_json, save_tensors
 
 CLASS_RULES = ("anet", "hacs", "thumos")
 THUMOS14_CLASSES = {  # name -> class number in THUMOS14's list of 101
@@ -234,12 +234,9 @@ class VideoClassifier:
 
     def save(self, path: str | Path) -> None:
         """Write safetensors with the names in its header."""
-        from safetensors.torch import save_file
-
-        tensors = {k: getattr(self, k).contiguous() for k in ("weight", "bias", "mean", "std")}
+        tensors = {k: getattr(self, k) for k in ("weight", "bias", "mean", "std")}
         header = {"names": json.dumps(self.names), "record": json.dumps(self.record)}
-        with atomic_path(path) as temporary:
-            save_file(tensors, temporary, metadata=header)
+        save_tensors(path, tensors, header)
 
     @staticmethod
     def load(path: str | Path) -> "VideoClassifier":

@@ -38,68 +38,83 @@ def soft_nms(segments: Any, scores: Any, sigma: float = 0.84, top_k: int = 100) 
         raise ValueError(f"sigma is {sigma}; expected a positive number (0.84 in the LoFi paper)")
     if len(start_scores) <= 1:
         return _like(segments, scores, spans, start_scores)
-    order = np.argsort(-start_scores, kind="stable")
-    start, end = spans[order].T.copy()
-
-    def factors(row: Any, among: slice) -> np.ndarray:
-        return _decay(start[among], end[among], start[row], end[row], sigma)
-
-    picks, kept = _greedy(start_scores[order], factors, top_k)
-    return _like(segments, scores, spans[order[picks]], kept)
+    by_start = np.argsort(spans[:, 0])
+    decay = _Decay(spans[by_start], sigma)
+    rows, kept = _greedy(start_scores[by_start], by_start, len(spans), decay, top_k)
+    return _like(segments, scores, spans[by_start[rows]], kept)
 
 
 def _greedy(
-    scores: np.ndarray, factors: Callable[[Any, slice], np.ndarray], top_k: int
+    scores: np.ndarray,
+    index: np.ndarray,
+    count: int,
+    factors: Callable[[int], np.ndarray],
+    top_k: int,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Rows picked from falling `scores`, and their scores when picked.
+    """Rows picked and their scores when picked.
 
-    Scores only ever fall, so a row cannot be picked before the running maximum drops below its
-    first score: only the first `live` rows are kept up to date, and when the maximum drops below
-    the next one, more rows join and catch up on the picks so far, in the same order of products.
+    The originals sort by score first; here rows lie in order of their start, and the sorted order
+    is consulted only when two rows share the maximum.
 
     Args:
-        factors: (picked row, or column of rows; slice of rows) -> what the slice is multiplied by.
+        index: (N,) place in the caller's list, for ties.
+        count: of candidates; rows that are none have score 0.
+        factors: row -> what its pick multiplies the first rows by (the others do not overlap).
     """
-    scores = scores.copy()
-    count, live = len(scores), min(256, len(scores))
-    picks = np.empty(min(top_k, count - 1), np.int64)
+    live = scores.copy()
+    picks = np.empty(max(0, min(top_k, count - 1)), np.int64)
     kept = np.empty(len(picks))
     for n in range(len(picks)):
-        best = int(scores[:live].argmax())  # the first of equal maxima
-        while live < count and scores[best] < scores[live]:
-            grown = min(count, live + max(256, live // 2))
-            joining = slice(live, grown)
-            late = np.vstack([scores[None, joining], factors(picks[:n, None], joining)])
-            scores[joining] = np.multiply.reduce(late, axis=0)
-            live = grown
-            best = int(scores[:live].argmax())
-        value = scores[best]
+        best = int(live.argmax())
+        value = live[best]
         if not value > 0:
             return picks[:n], kept[:n]
+        live[best] = 0.0  # gone: a zero is never picked
+        if live[live.argmax()] == value:  # a tie
+            live[best] = value
+            equal = np.flatnonzero(live == value)
+            best = int(equal[np.lexsort((index[equal], -scores[equal]))[0]])
+            live[best] = 0.0
         picks[n], kept[n] = best, value
-        scores[:live] *= factors(best, slice(0, live))
-        scores[best] = 0.0  # gone: a zero is never picked
+        near = factors(best)
+        live[: len(near)] *= near
     return picks, kept
 
 
-def _decay(
-    start: np.ndarray, end: np.ndarray, first: Any, last: Any, sigma: float
-) -> np.ndarray:
-    """exp(-tIoU^2 / sigma) of segments (N,) with [first, last]; 1 where nothing overlaps.
+class _Decay:
+    """exp(-tIoU^2 / sigma) of one segment with all that start before its end.
 
-    A positive overlap implies a positive span, also for reversed segments, so clamping both is
-    exact and turns 0/0 into 0.
+    Segments (N, 2) come sorted by start, so half of the minima and maxima are slices. A positive
+    overlap implies a positive span, also for reversed segments, so clamping both is exact and
+    turns 0/0 into 0. A result is overwritten by the next call.
     """
-    overlap = np.minimum(end, last)
-    overlap -= np.maximum(start, first)
-    np.maximum(overlap, 0.0, out=overlap)
-    span = np.maximum(end, last)
-    span -= np.minimum(start, first)
-    np.maximum(span, _TINY, out=span)
-    overlap /= span
-    np.square(overlap, out=overlap)
-    overlap /= -sigma
-    return np.exp(overlap, out=overlap)
+
+    def __init__(self, spans: np.ndarray, sigma: float) -> None:
+        self.start, self.end = spans.T.copy()
+        self.sigma = sigma
+        self.proper = bool((self.end > self.start).all())
+        self.memory = np.empty((2, len(spans)))
+
+    def __call__(self, row: int) -> np.ndarray:
+        first, last = self.start[row], self.end[row]
+        stop = int(self.start.searchsorted(last))
+        middle = min(stop, int(self.start.searchsorted(first)))
+        start, end = self.start[:stop], self.end[:stop]
+        overlap, span = self.memory[:, :stop]
+        np.minimum(end, last, out=overlap)
+        np.maximum(end, last, out=span)
+        overlap[:middle] -= first
+        span[:middle] -= start[:middle]
+        overlap[middle:] -= start[middle:]
+        span[middle:] -= first
+        apart = overlap[:middle] if self.proper else overlap  # who starts inside does overlap
+        np.maximum(apart, 0.0, out=apart)
+        if not self.proper:
+            np.maximum(span, _TINY, out=span)
+        overlap /= span
+        overlap *= overlap
+        overlap /= -self.sigma
+        return np.exp(overlap, out=overlap)
 
 
 class GridSoftNMS:
@@ -115,11 +130,11 @@ class GridSoftNMS:
         if not sigma > 0:
             raise ValueError(f"sigma is {sigma}; expected a positive number")
         self.snippets, self.sigma = snippets, sigma
-        d, s = np.nonzero(np.add.outer(np.arange(durations), np.arange(snippets)) < snippets)
+        s, d = np.nonzero(np.add.outer(np.arange(snippets), np.arange(durations)) < snippets)
         self._row_of = np.full((snippets + 1, snippets + 1), -1, np.int64)
         self._row_of[s, s + d + 1] = np.arange(len(s))
-        grid = np.stack([s, s + d + 1], axis=1) / snippets
-        self._start, self._end = grid.T.copy()
+        self._decay = _Decay(np.stack([s, s + d + 1], axis=1) / snippets, sigma)
+        self._size = len(s)
         self._rows: dict[int, np.ndarray] = {}
         self._max_rows = max(1, max_bytes // (8 * len(s)))
 
@@ -129,7 +144,8 @@ class GridSoftNMS:
         """Suppress.
 
         Args:
-            cells: (N, 2) int, grid lines (start, end), 0 <= start < end <= L, end - start <= D.
+            cells: (N, 2) int, grid lines (start, end), 0 <= start < end <= L, end - start <= D;
+                no cell twice.
             scores: (N,) finite.
         Returns:
             indices (K,) into the input, best first, and decayed scores (K,).
@@ -139,28 +155,26 @@ class GridSoftNMS:
             raise ValueError("scores contain NaN or infinite values; check the maps")
         if len(scores) <= 1:
             return np.arange(len(scores)), scores.copy()
-        order = np.argsort(-scores, kind="stable")
-        where = self._row_of[cells[order, 0], cells[order, 1]]
-        if (where < 0).any():
-            raise ValueError("cells lie outside the grid; expected start < end, end - start <= D")
+        rows = self._row_of[cells[:, 0], cells[:, 1]]
+        index = np.full(self._size, -1)
+        index[rows] = np.arange(len(rows))
+        if rows.min() < 0 or np.count_nonzero(index >= 0) < len(rows):
+            raise ValueError(
+                f"cells are outside the grid of {self.snippets} snippets or occur twice; "
+                "use soft_nms for free segments"
+            )
+        on_grid = np.zeros(self._size)
+        on_grid[rows] = scores
+        picks, kept = _greedy(on_grid, index, len(rows), self._factors, top_k)
+        return index[picks], kept
 
-        def factors(rows: Any, among: slice) -> np.ndarray:
-            if isinstance(rows, int):
-                return self._row(int(where[rows])).take(where[among])
-            late = [self._row(cell).take(where[among]) for cell in where[rows[:, 0]].tolist()]
-            return np.array(late).reshape(len(rows), -1)
-
-        picks, kept = _greedy(scores[order], factors, top_k)
-        return order[picks], kept
-
-    def _row(self, cell: int) -> np.ndarray:
-        row = self._rows.get(cell)
-        if row is None:
+    def _factors(self, row: int) -> np.ndarray:
+        factors = self._rows.get(row)
+        if factors is None:
             if len(self._rows) >= self._max_rows:
                 self._rows.pop(next(iter(self._rows)))  # the oldest
-            first, last = self._start[cell], self._end[cell]
-            row = self._rows[cell] = _decay(self._start, self._end, first, last, self.sigma)
-        return row
+            factors = self._rows[row] = self._decay(row).copy()
+        return factors
 
 
 def soft_nms_bmn(

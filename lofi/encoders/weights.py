@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from lofi.encoders.base import Encoder
-from lofi.files import atomic_path
+from lofi.files import save_tensors
 
 log = logging.getLogger(__name__)
 
@@ -46,8 +46,6 @@ def save_encoder(encoder: Encoder, path: str | Path, extra: Mapping[str, str] = 
         extra: further metadata, such as where the weights come from; names used by the format
             itself ("format", "format_version", "encoder", "sha256") are refused.
     """
-    from safetensors.torch import save_file
-
     digest = encoder_hash(encoder)
     own = {
         "format": FORMAT,
@@ -57,9 +55,7 @@ def save_encoder(encoder: Encoder, path: str | Path, extra: Mapping[str, str] = 
     }
     if clash := sorted(own.keys() & extra.keys()):
         raise ValueError(f"metadata {', '.join(clash)} belongs to the format; use another name")
-    tensors = {name: value.detach().cpu().contiguous() for name, value in _state(encoder).items()}
-    with atomic_path(path) as temporary:
-        save_file(tensors, temporary, metadata={**extra, **own})
+    save_tensors(path, _state(encoder), {**extra, **own})
     return digest
 
 

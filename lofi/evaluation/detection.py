@@ -114,7 +114,7 @@ def detection_map(
     found = prediction_table(detections, with_labels=True)
     ap, outside = average_precision(truth, found, thresholds, tie_order)
     maps = ap.mean(axis=1)
-    covered = np.isin(truth.videos, [found.videos[v] for v in np.unique(found.video)])
+    covered = {found.videos[v] for v in np.flatnonzero(np.bincount(found.video)).tolist()}
     return DetectionResult(
         protocol=protocol,
         subset=truth.subset,
@@ -127,7 +127,7 @@ def detection_map(
         videos=len(truth.videos),
         instances=len(truth.segments),
         predictions=len(found.scores),
-        videos_without_predictions=int((~covered).sum()),
+        videos_without_predictions=len(set(truth.videos) - covered),
         predictions_outside_subset=outside,
         zero_length_instances=int((truth.segments[:, 0] == truth.segments[:, 1]).sum()),
         video_list_hash=truth.video_list_hash,
@@ -141,18 +141,18 @@ def average_precision(
     """AP (T, classes), and how many predictions lie in videos without ground truth."""
     kind = "stable" if tie_order == "file" else None
     video, label = align(truth, found)
-    matched = match(truth, found, video, label, tious, kind)
+    order, rank = best_first(label, found.scores, len(truth.classes), kind)
+    level, row = match(truth, found, video, label, order, tious, kind)
     ap = np.zeros((len(tious), len(truth.classes)))
-    by_class = np.argsort(label, kind="stable")  # file order inside a class
-    bounds = np.searchsorted(label[by_class], np.arange(len(truth.classes) + 1))
-    instances = np.bincount(truth.label, minlength=len(truth.classes))
-    for c, (low, high) in enumerate(zip(bounds[:-1], bounds[1:])):
-        rows = by_class[low:high]
-        rows = rows[np.argsort(found.scores[rows], kind=kind)[::-1]]
-        for t in range(len(tious)):
-            ranks = np.flatnonzero(matched[t, rows]) + 1
-            ap[t, c] = interpolated_ap(ranks, instances[c])
-    return ap, int((video < 0).sum())
+    key = label[row] * len(tious) + level
+    sequence = np.lexsort((rank[row], key))
+    key, ranks = key[sequence], rank[row[sequence]]
+    instances = np.bincount(truth.label, minlength=len(truth.classes)).tolist()
+    starts = np.flatnonzero(np.diff(key, prepend=-1))
+    for mine in np.split(np.arange(len(key)), starts[1:]) if len(key) else ():
+        c, t = divmod(int(key[mine[0]]), len(tious))
+        ap[t, c] = interpolated_ap(ranks[mine[0] : mine[-1] + 1] + 1, instances[c])
+    return ap, int(np.count_nonzero(video < 0))
 
 
 def align(truth: Truth, found: Predictions) -> tuple[np.ndarray, np.ndarray]:
@@ -171,21 +171,41 @@ def align(truth: Truth, found: Predictions) -> tuple[np.ndarray, np.ndarray]:
     return to_video[found.video], to_class[found.label]
 
 
+def best_first(
+    group: np.ndarray, scores: np.ndarray, groups: int, kind: str | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Rows ordered by group, then score falling; and every row's place (0 = best) in its group.
+
+    Equal scores: the later row first, or as numpy's unstable sort leaves them (`kind` None).
+    """
+    small = group.astype(np.uint16) if groups < 2**16 else group  # radix sort
+    order = np.argsort(small, kind="stable")
+    sizes = np.bincount(group, minlength=groups)
+    ends = np.cumsum(sizes)
+    scores = scores[order]
+    for low, high in zip((ends - sizes).tolist(), ends.tolist()):
+        mine = scores[low:high]
+        falling = mine.argsort()[::-1]
+        if kind == "stable" and not (np.diff(mine[falling]) < 0).all():
+            falling = mine.argsort(kind="stable")[::-1]
+        order[low:high] = order[low:high][falling]
+    rank = np.empty(len(order), np.int64)
+    rank[order] = np.arange(len(order)) - np.repeat(ends - sizes, sizes)
+    return order, rank
+
+
 def interpolated_ap(ranks: np.ndarray, instances: int) -> float:
     """Area under the precision envelope from the ranks (1-based) of the true positives.
 
     Recall only moves at true positives, and the envelope is attained there, so nothing else is
     needed; the closing point (recall 1, precision 0) stays because it changes how numpy sums.
     """
-    if not len(ranks):
-        return 0.0
-    recall = np.arange(len(ranks) + 1) / float(instances)
-    precision = np.arange(1, len(ranks) + 1) / ranks
-    envelope = np.maximum.accumulate(precision[::-1])[::-1]
-    steps = np.diff(recall) * envelope
-    if recall[-1] != 1.0:
-        steps = np.append(steps, 0.0)
-    return float(np.sum(steps))
+    count = np.arange(len(ranks) + 1.0)
+    recall = count / instances
+    envelope = np.maximum.accumulate((count[1:] / ranks)[::-1])[::-1]
+    steps = np.zeros(len(ranks) + (recall[-1] != 1.0))
+    np.multiply(recall[1:] - recall[:-1], envelope, out=steps[: len(ranks)])
+    return float(steps.sum())
 
 
 def match(
@@ -193,74 +213,93 @@ def match(
     found: Predictions,
     video: np.ndarray,
     label: np.ndarray,
+    order: np.ndarray,
     tious: np.ndarray,
     kind: str | None = "stable",
-) -> np.ndarray:
-    """True positives (T, N): greedy assignment inside every (video, class).
+) -> tuple[np.ndarray, np.ndarray]:
+    """True positives as pairs (threshold index, prediction row): greedy inside each (video, class).
 
     All groups with the same number of ground truths advance together, one prediction each a step.
+
+    Args:
+        order: rows, best first inside each class.
     """
-    matched = np.zeros((len(tious), len(video)), bool)
-    group_of_truth = truth.label * len(truth.videos) + truth.video
-    groups, size = np.unique(group_of_truth, return_counts=True)
-    truth_rows = np.argsort(group_of_truth, kind="stable")  # file order inside a group
+    key = truth.label * len(truth.videos) + truth.video
+    truth_rows = np.argsort(key, kind="stable")  # file order inside a group
+    groups, size = np.unique(key, return_counts=True)
     first_truth = np.cumsum(size) - size
-    key = np.where(video >= 0, label * len(truth.videos) + video, -1)
+    rows = order[video[order] >= 0]
+    key = label[rows] * len(truth.videos) + video[rows]
     slot = np.minimum(np.searchsorted(groups, key), len(groups) - 1)
-    hit = np.flatnonzero(groups[slot] == key)
-    # predictions of a group in the toolkit's order: the class vector sorted, then reversed
-    order = _score_order(found.scores, label, kind)
-    rows = hit[np.argsort(order[hit], kind="stable")]
-    for count in np.unique(size[slot[hit]]):
-        mine = rows[size[slot[rows]] == count]
-        truths = truth_rows[first_truth[slot[mine]][:, None] + np.arange(count)]
+    hit = groups[slot] == key
+    rows, slot = rows[hit], slot[hit]
+    levels, winners = [], []
+    for count in np.unique(size).tolist():
+        select = size[slot] == count
+        mine, its_slot = rows[select], slot[select]
+        truths = truth_rows[first_truth[its_slot][:, None] + np.arange(count)]
         tiou = pairwise_tiou(found.segments[mine][:, None], truth.segments[truths])  # (P, count)
         near = ~(tiou < tious.min()).all(axis=1)
-        mine, tiou = mine[near], tiou[near]
-        matched[:, mine] = _assign(slot[mine], tiou, tious, kind)
-    return matched
+        assign = _assign_single if count == 1 else _assign
+        level, winner = assign(its_slot[near], tiou[near], tious, kind)
+        levels.append(level)
+        winners.append(mine[near][winner])
+    return np.concatenate(levels), np.concatenate(winners)
 
 
-def _score_order(scores: np.ndarray, label: np.ndarray, kind: str | None) -> np.ndarray:
-    """Rank of every prediction inside its class, best first."""
-    rank = np.empty(len(scores), np.int64)
-    by_class = np.argsort(label, kind="stable")
-    bounds = np.flatnonzero(np.diff(label[by_class])) + 1
-    for rows in np.split(by_class, bounds):
-        rank[rows[np.argsort(scores[rows], kind=kind)[::-1]]] = np.arange(len(rows))
-    return rank
+def _assign_single(
+    group: np.ndarray, tiou: np.ndarray, tious: np.ndarray, kind: str | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """`_assign` where every group has one ground truth: the first that overlaps enough wins."""
+    levels, winners = [], []
+    first = np.empty(int(group.max(initial=-1)) + 1, np.int64)
+    for t, threshold in enumerate(tious.tolist()):
+        rows = np.flatnonzero(~(tiou[:, 0] < threshold))
+        first[group[rows[::-1]]] = rows[::-1]  # the first is written last
+        winner = rows[first[group[rows]] == rows]
+        levels.append(np.full(len(winner), t))
+        winners.append(winner)
+    return np.concatenate(levels), np.concatenate(winners)
 
 
-def _assign(group: np.ndarray, tiou: np.ndarray, tious: np.ndarray, kind: str | None) -> np.ndarray:
-    """(T, P) true positives; `tiou` (P, count) of predictions in order with their group's truths.
+def _assign(
+    group: np.ndarray, tiou: np.ndarray, tious: np.ndarray, kind: str | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """True positives (threshold index, row) among P predictions in order.
 
     A prediction takes the first free truth in falling order of tIoU; NaN comes first and passes.
+
+    Args:
+        group: (P,) which predictions compete.
+        tiou: (P, count) with the ground truths of their group.
     """
     preference = np.argsort(tiou, axis=1, kind=kind)[:, ::-1]
-    passes = ~(np.take_along_axis(tiou, preference, 1)[:, None, :] < tious[None, :, None])
+    ranked = np.take_along_axis(tiou, preference, 1)
+    passes = ~(ranked[:, None, :] < tious[None, :, None])  # (P, T, count)
     groups, member = np.unique(group, return_inverse=True)
-    step = _position_in_group(member)
+    step = _place_in_group(member)
     free = np.ones((len(groups), len(tious), tiou.shape[1]), bool)
-    result = np.zeros((len(tious), len(group)), bool)
+    levels, winners = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
     by_step = np.argsort(step, kind="stable")
     for rows in np.split(by_step, np.flatnonzero(np.diff(step[by_step])) + 1):
         choice = preference[rows][:, None, :]  # (R, 1, count)
         state = free[member[rows]]  # (R, T, count)
         open_ = passes[rows] & np.take_along_axis(state, np.broadcast_to(choice, state.shape), 2)
-        best = open_.argmax(2)
         r, t = np.nonzero(open_.any(2))
-        free[member[rows][r], t, choice[r, 0, best[r, t]]] = False
-        result[t, rows[r]] = True
-    return result
+        best = open_[r, t].argmax(1)
+        free[member[rows[r]], t, choice[r, 0, best]] = False
+        levels.append(t)
+        winners.append(rows[r])
+    return np.concatenate(levels), np.concatenate(winners)
 
 
-def _position_in_group(member: np.ndarray) -> np.ndarray:
+def _place_in_group(member: np.ndarray) -> np.ndarray:
     """0, 1, 2, ... for the first, second, third occurrence of every value."""
     order = np.argsort(member, kind="stable")
     counts = np.bincount(member)
-    position = np.empty(len(member), np.int64)
-    position[order] = np.arange(len(member)) - np.repeat(np.cumsum(counts) - counts, counts)
-    return position
+    place = np.empty(len(member), np.int64)
+    place[order] = np.arange(len(member)) - np.repeat(np.cumsum(counts) - counts, counts)
+    return place
 
 
 def pairwise_tiou(a: np.ndarray, b: np.ndarray) -> np.ndarray:

@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from lofi.evaluation.detection import PROTOCOLS, pairwise_tiou
-from lofi.evaluation.tables import prediction_table, truth_table
+from lofi.evaluation.detection import PROTOCOLS, best_first, pairwise_tiou
+from lofi.evaluation.tables import Truth, prediction_table, truth_table
 
 STEPS = 100
 
@@ -83,10 +83,12 @@ def proposal_recall(
     video = np.array([index.get(name, -1) for name in found.videos], np.int64)[found.video]
     counts = np.bincount(video[video >= 0], minlength=num_videos)
     kept = np.minimum((counts * ratio).astype(np.int64), counts)
-    rank = _ranks(found.scores, video, kind)
-    rows = np.flatnonzero(video >= 0)
-    rows = rows[rank[rows] < kept[video[rows]]]
-    first = _first_ranks(truth, found.segments[rows], video[rows], rank[rows], kept, thresholds)
+    order, rank = best_first(
+        np.where(video < 0, num_videos, video), found.scores, num_videos + 1, kind
+    )
+    order = order[: counts.sum()]  # the others come last
+    order = order[rank[order] < kept[video[order]]]
+    first = _first_ranks(truth, found.segments[order], kept, thresholds)
 
     steps = np.arange(1, STEPS + 1) / 100.0 * (average * float(num_videos) / max(kept.sum(), 1))
     used = np.minimum((kept[:, None] * steps).astype(np.int64), kept[:, None])  # (videos, steps)
@@ -111,39 +113,22 @@ def proposal_recall(
     )
 
 
-def _ranks(scores: np.ndarray, video: np.ndarray, kind: str | None) -> np.ndarray:
-    """Position of every proposal in its video, best first."""
-    rank = np.empty(len(scores), np.int64)
-    if kind == "stable":  # one sort: by video, score falling, of equal scores the later first
-        order = np.lexsort((-np.arange(len(scores)), -scores, video))
-        counts = np.unique(video, return_counts=True)[1]
-        rank[order] = np.arange(len(scores)) - np.repeat(np.cumsum(counts) - counts, counts)
-        return rank
-    by_video = np.argsort(video, kind="stable")
-    for rows in np.split(by_video, np.flatnonzero(np.diff(video[by_video])) + 1):
-        rank[rows[np.argsort(scores[rows])[::-1]]] = np.arange(len(rows))
-    return rank
-
-
 def _first_ranks(
-    truth: Any,
-    segments: np.ndarray,
-    video: np.ndarray,
-    rank: np.ndarray,
-    kept: np.ndarray,
-    tious: np.ndarray,
+    truth: Truth, segments: np.ndarray, kept: np.ndarray, tious: np.ndarray
 ) -> np.ndarray:
-    """(T, G) rank of the first kept proposal that recalls each ground truth, huge if none does."""
-    sorted_rows = np.lexsort((rank, video))
-    segments = segments[sorted_rows]
-    offset = np.cumsum(kept) - kept
+    """(T, G) rank of the first kept proposal that recalls each ground truth, huge if none does.
+
+    Args:
+        segments: kept proposals, by video, best first.
+        kept: (videos,) how many each has.
+    """
     lengths = kept[truth.video]  # proposals facing each ground truth
     owner = np.repeat(np.arange(len(lengths)), lengths)
     place = np.arange(len(owner)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-    tiou = pairwise_tiou(truth.segments[owner], segments[offset[truth.video][owner] + place])
-    never = np.iinfo(np.int64).max
-    first = np.full((len(tious), len(lengths)), never)
-    for t, threshold in enumerate(tious):
+    offset = (np.cumsum(kept) - kept)[truth.video]
+    tiou = pairwise_tiou(truth.segments[owner], segments[offset[owner] + place])
+    first = np.full((len(tious), len(lengths)), np.iinfo(np.int64).max)
+    for t, threshold in enumerate(tious.tolist()):
         good = np.flatnonzero(tiou >= threshold)[::-1]  # falling, so the smallest is written last
         first[t, owner[good]] = place[good]
     return first

@@ -4,8 +4,10 @@ Predictions number in the hundreds of thousands, so their columns are built by c
 whole files; only when one fails is the file walked entry by entry to name the culprit.
 """
 
+import gc
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -85,6 +87,31 @@ def truth_table(source: Any, subset: str, ignore: frozenset[str] = frozenset()) 
     )
 
 
+@contextmanager
+def _collection_paused() -> Iterator[None]:
+    """Half a million small dicts are built and dropped twice as fast without garbage collection."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
+
+
+def _load(path: str | Path, what: str) -> Any:
+    """`read_json` by orjson where that is installed (three times as fast).
+
+    What orjson refuses (NaN, broken files) goes to `read_json`, which has the error messages.
+    """
+    try:
+        import orjson
+
+        return orjson.loads(Path(path).read_bytes())
+    except (ImportError, OSError, ValueError):
+        return read_json(path, what)
+
+
 TruthRow = tuple[str, str | None, float, list[tuple[float, float, str]]]
 
 
@@ -92,7 +119,7 @@ def _truth_rows(source: Any, what: str) -> Iterable[TruthRow]:
     """(id, subset, duration, [(start, end, label)]) per video."""
     if isinstance(source, str | Path):
         if Path(source).suffix.lower() == ".json":
-            source = read_json(source, "annotations in ActivityNet format")
+            source = _load(source, "annotations in ActivityNet format")
         else:
             from lofi.data.annotations import read_annotations
 
@@ -131,26 +158,16 @@ def prediction_table(source: Any, with_labels: bool) -> Predictions:
     Raises:
         ValueError: malformed entries, scores or times that are not finite.
     """
-    what = "predictions"
-    if isinstance(source, str | Path):
-        what = str(source)
-        if Path(source).suffix.lower() == ".csv":
-            from lofi.detection.results import read_detections
-
-            source = read_detections(source)
-        else:
-            source = read_json(source, "detections in ActivityNet format")
-            if not isinstance(source, dict) or "results" not in source:
-                raise ValueError(
-                    f'{what}: no "results"; expected {{"version", "results": {{id: [...]}}, '
-                    '"external_data"}'
-                )
-    if "results" in source and isinstance(source["results"], Mapping):
-        source = source["results"]
-    if not isinstance(source, Mapping):
-        raise ValueError(f"{what}: {type(source).__name__}; expected a dict from id to detections")
-    columns = _columns(source, with_labels, what)
-    table = Predictions(tuple(source), *columns)
+    what = str(source) if isinstance(source, str | Path) else "predictions"
+    with _collection_paused():
+        if isinstance(source, str | Path):
+            source = _read_results(Path(source))
+        if "results" in source and isinstance(source["results"], Mapping):
+            source = source["results"]
+        if not isinstance(source, Mapping):
+            raise ValueError(f"{what}: {type(source).__name__}; expected a dict, id -> detections")
+        table = Predictions(tuple(source), *_columns(source, with_labels, what))
+        del source
     finite = np.isfinite(table.scores) & np.isfinite(table.segments).all(1)
     if not finite.all():
         first = int(np.argmin(finite))
@@ -161,6 +178,20 @@ def prediction_table(source: Any, with_labels: bool) -> Predictions:
     return table
 
 
+def _read_results(path: Path) -> Any:
+    if path.suffix.lower() == ".csv":
+        from lofi.detection.results import read_detections
+
+        return read_detections(path)
+    content = _load(path, "detections in ActivityNet format")
+    if not isinstance(content, dict) or not isinstance(content.get("results"), dict):
+        raise ValueError(
+            f'{path}: no "results"; expected {{"version", "results": {{id: [...]}}, '
+            '"external_data"}'
+        )
+    return content
+
+
 Columns = tuple[np.ndarray, tuple[str, ...], np.ndarray, np.ndarray, np.ndarray]
 
 
@@ -169,28 +200,29 @@ def _columns(results: Mapping[str, Any], with_labels: bool, what: str) -> Column
     lists = list(results.values())
     if lists and isinstance(lists[0], tuple) and len(lists[0]) == 2 and not with_labels:
         return _array_columns(lists)
-    counts = [len(entries) for entries in lists]
-    video = np.repeat(np.arange(len(lists)), counts)
-    total = len(video)
-    flat = list(chain.from_iterable(lists))
+    video = np.repeat(np.arange(len(lists)), [len(entries) for entries in lists])
+    times: list[float] = []
+    scores: list[float] = []
+    label: list[int] = []
+    index: dict[str, int] = {}
     try:
-        if flat and isinstance(flat[0], Mapping):
-            pairs = [entry["segment"] for entry in flat]
-            values = [entry["score"] for entry in flat]
-            names = [entry["label"] for entry in flat] if with_labels else []
+        if any(isinstance(entries[0], Mapping) for entries in lists if entries):
+            for entry in chain.from_iterable(lists):
+                start, end = entry["segment"]
+                times += start, end
+                scores.append(entry["score"])
+                if with_labels:
+                    label.append(index.setdefault(entry["label"], len(index)))
         else:
-            pairs = [(d.start_s, d.end_s) for d in flat]
-            values = [d.score for d in flat]
-            names = [d.label for d in flat] if with_labels else []
-        segments = np.fromiter(map(float, chain.from_iterable(pairs)), np.float64, 2 * total)
-        if any(len(pair) != 2 for pair in pairs):
-            raise ValueError
-        scores = np.array(values, np.float64)
-        index = {name: i for i, name in enumerate(dict.fromkeys(names))}
-        label = np.fromiter(map(index.__getitem__, names), np.int64, len(names))
+            for d in chain.from_iterable(lists):
+                times += d.start_s, d.end_s
+                scores.append(d.score)
+                if with_labels:
+                    label.append(index.setdefault(d.label, len(index)))
+        segments = np.array(times, np.float64).reshape(-1, 2)
+        return video, tuple(index), np.array(label, np.int64), np.array(scores, float), segments
     except (AttributeError, KeyError, TypeError, ValueError):
         raise ValueError(_culprit(results, with_labels, what)) from None
-    return video, tuple(index), label, scores, segments.reshape(total, 2)
 
 
 def _array_columns(lists: list[Any]) -> Columns:

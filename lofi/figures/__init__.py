@@ -15,6 +15,7 @@ from lofi.figures.paper import INCONSISTENCIES, paper_numbers, paper_table, pape
 from lofi.figures.report import Details, Picture, Section, write_report
 from lofi.figures.tables import (
     Table,
+    detections_table,
     results_bars,
     results_rows,
     results_table,
@@ -32,6 +33,7 @@ __all__ = [
     "bytes_by_configuration",
     "bytes_by_layer",
     "confidence_map",
+    "detections_table",
     "judge",
     "label_map",
     "learning_rate",

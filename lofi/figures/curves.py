@@ -94,7 +94,7 @@ def precision_recall(
         ax.fill_between(x, envelope, step="pre", color=colour, alpha=0.12, linewidth=0)
     ax.set(xlim=(0, 1.01), ylim=(0, 1.04), xlabel="recall", ylabel="precision")
     if curves:
-        ax.legend(frameon=False, loc="lower left", bbox_to_anchor=(0, 1), ncols=2)
+        ax.legend(loc="best", framealpha=0.85)
     return quiet_frame(ax)
 
 

@@ -20,10 +20,12 @@ from lofi.figures.style import (
     GREY,
     INK,
     LIGHT,
+    SMALL,
     TRUTH,
     as_array,
     as_spans,
     axes_for,
+    axes_size_px,
     quiet_frame,
 )
 
@@ -62,6 +64,7 @@ def confidence_map(
     durations, snippets = values.shape
     unit = duration_s / snippets if duration_s else 1.0
     ax = axes_for(ax, 5.0, 4.0)
+    roomy = _is_roomy(ax)  # before the colour bar takes its part
     ax.set_facecolor(LIGHT)
     image = ax.imshow(
         np.ma.masked_array(values, ~valid_cells(durations, snippets)), origin="lower",
@@ -69,9 +72,9 @@ def confidence_map(
         aspect="auto", cmap="viridis", vmin=limits[0], vmax=limits[1], interpolation="nearest",
     )  # fmt: skip
     ax.get_figure(root=True).colorbar(image, ax=ax, label=label)
-    if durations == snippets:
-        ax.text(0.97, 0.95, "past the end\nof the video", transform=ax.transAxes, ha="right",
-                va="top", color=GREY)  # fmt: skip
+    if roomy and durations == snippets:
+        ax.text(0.97, 0.97, "past the end\nof the video", transform=ax.transAxes, ha="right",
+                va="top", color="#5A5A5A", fontsize=SMALL)  # fmt: skip
     actions = as_spans(truth)
     for colour, width, name in (("white", 3.5, "_edge"), (FALSE_ALARM, 1.8, "ground truth")):
         if actions:
@@ -81,7 +84,7 @@ def confidence_map(
                 markeredgewidth=width, label=name,
             )  # fmt: skip
     if actions:
-        _legend_above(ax)
+        _map_legend(ax, roomy, durations == snippets)
     name = "s" if duration_s else "snippets"
     ax.set(xlabel=f"start ({name})", ylabel=f"duration ({name})")
     return ax
@@ -101,6 +104,8 @@ def label_map(
     G-TAD section 3.4), the highest with a full line. Other arguments as in `confidence_map`.
     """
     values = as_array(tiou).astype(float)
+    ax = axes_for(ax, 5.0, 4.0)
+    roomy = _is_roomy(ax)
     ax = confidence_map(
         values, truth=truth, duration_s=duration_s, label="tIoU with the best action", ax=ax
     )
@@ -118,7 +123,7 @@ def label_map(
             ax.plot([], [], color="white", linestyle=style, linewidth=1.4, path_effects=edge,
                     label=f"tIoU {level:g}")  # fmt: skip
     if ax.get_legend_handles_labels()[1]:
-        _legend_above(ax)
+        _map_legend(ax, roomy, durations == snippets)
     return ax
 
 
@@ -256,9 +261,18 @@ def neighbour_graph(
     return ax
 
 
-def _legend_above(ax: Axes) -> None:
-    ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, frameon=False, borderaxespad=0.2,
-              handletextpad=0.5, columnspacing=1.2)  # fmt: skip
+def _is_roomy(ax: Axes) -> bool:
+    """Whether texts fit into a map; small multiples leave their explanation to the caption."""
+    return min(axes_size_px(ax)) >= 230
+
+
+def _map_legend(ax: Axes, roomy: bool, in_triangle: bool) -> None:
+    """In the empty corner of a full map, above a map with few durations."""
+    spacing = {"frameon": False, "borderaxespad": 0.2, "handletextpad": 0.5, "fontsize": SMALL}
+    if roomy and in_triangle:
+        ax.legend(loc="upper right", bbox_to_anchor=(1, 0.86), **spacing)
+    elif roomy:
+        ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, columnspacing=1.2, **spacing)
 
 
 def _explain_graph(ax: Axes, inside: np.ndarray, count: int, centres: np.ndarray) -> None:

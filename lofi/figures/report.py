@@ -41,9 +41,10 @@ table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 caption { caption-side: top; text-align: left; padding-bottom: .4rem; color: var(--faint); }
 th, td { padding: .35rem .8rem; text-align: left; border-bottom: 1px solid var(--line); }
 thead th { border-bottom: 2px solid var(--faint); vertical-align: bottom; }
-tbody th { font-weight: 500; }
+tbody th { font-weight: 500; white-space: nowrap; }
 tbody tr:nth-child(even) { background: var(--band); }
-.number { text-align: right; white-space: nowrap; }
+.number { text-align: right; }
+td.number { white-space: nowrap; }
 .note { color: var(--faint); font-size: .93rem; }
 details { margin: 1rem 0; padding: .5rem .9rem; border: 1px solid var(--line);
   border-radius: .5rem; }
@@ -54,8 +55,11 @@ pre { overflow-x: auto; background: var(--band); padding: .8rem; border-radius: 
     --link: #000; }
   body { max-width: none; padding: 0; font-size: 10pt; }
   nav { display: none; }
-  h2, figcaption { break-after: avoid; break-inside: avoid; }
-  figure, table, tr { break-inside: avoid; }
+  h2, summary, caption { break-after: avoid; }
+  figcaption { break-before: avoid; }
+  figure, img, tr { break-inside: avoid; }
+  table { font-size: 8.5pt; }
+  th, td { padding: .2rem .4rem; }
   .scroll { overflow: visible; } }
 """
 
@@ -107,7 +111,7 @@ def write_report(path: str | Path, title: str, sections: Sequence[Section]) -> P
     Args:
         path: where; the folder is created.
         title: headline and window title.
-        sections: in order; a heading before the first section that is "" makes it an introduction.
+        sections: in order; a first section with an empty heading is the introduction.
     """
     path = Path(path)
     with atomic_path(path) as temporary:
@@ -118,25 +122,22 @@ def write_report(path: str | Path, title: str, sections: Sequence[Section]) -> P
 def report_html(title: str, sections: Sequence[Section]) -> str:
     """The whole report as one HTML document."""
     name = html.escape(title)
-    headed = [section for section in sections if section.heading]
-    contents = "".join(
-        f'<li><a href="#s{i}">{html.escape(section.heading)}</a></li>'
-        for i, section in enumerate(sections, start=1)
-        if section.heading
-    )
-    nav = f'<nav aria-label="Contents"><ol>{contents}</ol></nav>' if len(headed) > 2 else ""
-    body = []
+    items, body, start = [], [], 0
     for i, section in enumerate(sections, start=1):
         if section.heading:
-            body.append(f'<h2 id="s{i}">{html.escape(section.heading)}</h2>')
+            heading = html.escape(section.heading)
+            items.append(f'<li><a href="#s{i}">{heading}</a></li>')
+            body.append(f'<h2 id="s{i}">{heading}</h2>')
         body += [_part(part) for part in section.parts]
+        start = start if items else len(body)
+    if len(items) > 2:  # the contents stand after an introduction without a heading
+        body.insert(start, f'<nav aria-label="Contents"><ol>{"".join(items)}</ol></nav>')
     return "\n".join(
         [
             '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">',
             '<meta name="viewport" content="width=device-width, initial-scale=1">',
             f"<title>{name}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<main>",
             f"<h1>{name}</h1>",
-            nav,
             *body,
             "</main>\n</body>\n</html>\n",
         ]

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from matplotlib.axes import Axes
 
-from lofi.figures.style import CYCLE, HATCHES, INK, LIGHT, axes_for, quiet_frame
+from lofi.figures.style import CYCLE, HATCHES, INK, LIGHT, as_spans, axes_for, quiet_frame
 
 CLASSES = ("shared", "own", "oracle")
 SHOWN_TIOUS = (0.5, 0.75, 0.95)
@@ -159,6 +159,21 @@ def summary_table(
     methods = dict.fromkeys(row.method for row in rows)
     body = tuple((m, *(cells.get((m, kind), "–") for kind in kinds)) for m in methods)
     return Table(("method", *kinds), body, caption, _trial_note(rows))
+
+
+def detections_table(detections: Sequence[Any], caption: str = "") -> Table:
+    """One line per detection, the best first; segments as `lofi.figures.style.as_spans` takes."""
+    spans = sorted(as_spans(detections), key=lambda span: -(span.score or 0.0))
+    body = tuple(
+        (
+            span.label or "–",
+            "–" if span.score is None else f"{span.score:.3f}",
+            f"{span.start_s:.2f}",
+            f"{span.end_s:.2f}",
+        )
+        for span in spans
+    )
+    return Table(("label", "score", "start (s)", "end (s)"), body, caption)
 
 
 def results_bars(results: Any, *, ax: Axes | None = None) -> Axes:

@@ -122,8 +122,9 @@ def timeline(
     ax.tick_params(axis="y", length=0)
     quiet_frame(ax).spines["left"].set_visible(False)
     if legend and truth in rows:
+        columns = 4 if axes_size_px(ax)[0] > 520 else 2
         ax.legend(handles=timeline_legend(tiou), loc="lower left", bbox_to_anchor=(0, 1),
-                  ncols=4, frameon=False)  # fmt: skip
+                  ncols=columns, frameon=False)  # fmt: skip
     return ax
 
 

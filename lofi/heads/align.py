@@ -84,7 +84,7 @@ def bmn_ranges(starts: np.ndarray, ends: np.ndarray, ratio: float, variant: str)
 
 def check_features(features: Tensor, channels: int) -> None:
     """Refuse anything but (B, channels, L)."""
-    if features.ndim != 3 or features.shape[1] != channels or features.shape[2] < 1:
+    if features.ndim != 3 or features.shape[1] != channels or 0 in features.shape:
         shape = tuple(features.shape)
         raise ValueError(f"features have shape {shape}, expected (videos, {channels}, snippets)")
 
@@ -289,6 +289,10 @@ def _cached_plan(sampler: Sampler, device: torch.device, dtype: torch.dtype) -> 
 
 def plan_for(sampler: Sampler, like: Tensor) -> Plan:
     """Plan for the device and dtype of `like`, built once a process, never part of a checkpoint."""
-    # Fake tensors (memory planning) must not reach the cache: a real run would find them there.
-    build = _cached_plan if type(like) in (Tensor, nn.Parameter) else _cached_plan.__wrapped__
+    build = _cached_plan if is_real(like) else _cached_plan.__wrapped__
     return build(sampler, like.device, like.dtype)
+
+
+def is_real(tensor: Tensor) -> bool:
+    """False for fake tensors (memory planning): nothing made from them may reach a cache."""
+    return type(tensor) in (Tensor, nn.Parameter)

@@ -86,9 +86,9 @@ class BMN(nn.Module):
         x = F.relu_(self.x_1d_p[0](base)).transpose(1, 2)
         snippets = x.shape[1]
         sampler = align.Sampler(align.bmn_entries, (snippets, *self.sampling))
-        rows = self.x_3d_p[0](x, None, sampler)
-        grid = project.grid_for(align.bmn_cells(snippets, self.variant), rows.device)
-        scores = score_map(rows, [self.x_2d_p[i] for i in (0, 2, 4, 6)], grid)
+        rows = self.x_3d_p[0](x, None, sampler, self.x_2d_p[0])
+        grid = project.grid_for(align.bmn_cells, (snippets, self.variant), rows)
+        scores = score_map(rows, [self.x_2d_p[i] for i in (2, 4, 6)], grid)
         if self.variant == "master":
             scores = duration_start(scores)
         durations = align.num_durations(snippets, self.durations)

@@ -124,9 +124,35 @@ class GCNeXt(nn.Module):
         first, mixed, wide = self.sconvs[0], self.sconvs[2], self.sconvs[4]
         neighbour, centre = first.weight.flatten(1).chunk(2, 1)
         y = pick(F.linear(x, neighbour), graph) + F.linear(x, centre, first.bias)[:, :, None]
-        y = F.relu_(y).flatten(1, 2)  # (B, L K, width)
-        y = F.relu_(mixed(y.transpose(1, 2)[..., None]))[..., 0].transpose(1, 2)
-        return pointwise(y, wide).unflatten(1, graph.shape[1:]).max(2).values
+        y = grouped(F.relu_(y).flatten(0, 2), mixed)  # (B L K, width)
+        return _LargestNeighbour.apply(pointwise(F.relu_(y), wide).unflatten(0, graph.shape))
+
+
+class _LargestNeighbour(torch.autograd.Function):
+    """Maximum over axis 2, the first one on ties; remembers it in a byte, not in eight."""
+
+    @staticmethod
+    def forward(ctx, y):
+        largest, which = y[:, :, 0].clone(), torch.zeros_like(y[:, :, 0], dtype=torch.uint8)
+        for k in range(1, y.shape[2]):
+            which.masked_fill_(y[:, :, k] > largest, k)
+            torch.maximum(largest, y[:, :, k], out=largest)
+        ctx.save_for_backward(which)
+        ctx.neighbours = y.shape[2]
+        return largest
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad):
+        (which,) = ctx.saved_tensors
+        return torch.stack([grad * (which == k) for k in range(ctx.neighbours)], 2)
+
+
+def grouped(x: Tensor, convolution: nn.Module) -> Tensor:
+    """A grouped 1x1 convolution on rows: (N, in) -> (N, out)."""
+    weight = convolution.weight.unflatten(0, (convolution.groups, -1)).flatten(2)  # (G, out, in)
+    y = x.unflatten(1, (convolution.groups, -1)).transpose(0, 1) @ weight.transpose(1, 2)
+    return y.transpose(0, 1).flatten(1) + convolution.bias
 
 
 def pointwise(x: Tensor, convolution: nn.Module) -> Tensor:
@@ -249,9 +275,9 @@ class GTAD(nn.Module):
         durations = align.num_durations(snippets, self.durations)
         sizes = (own.resolution, own.context_resolution, self.samples_per_bin)
         sampler = align.Sampler(align.gtad_entries, (snippets, durations, *sizes))
-        rows = layers[0](x, self.context_features(trunk), sampler)
-        grid = project.grid_for(align.valid_cells(snippets, durations), rows.device)
-        return score_map(rows, [layers[i] for i in (2, 4, 6, 8)], grid)
+        rows = layers[0](x, self.context_features(trunk), sampler, layers[2])
+        grid = project.grid_for(align.valid_cells, (snippets, durations), rows)
+        return score_map(rows, [layers[i] for i in (4, 6, 8)], grid)
 
 
 def _own_options(variant, resolution, context_resolution, head_kernel, context) -> _Variant:
@@ -271,22 +297,21 @@ def _own_options(variant, resolution, context_resolution, head_kernel, context) 
 
 
 def score_map(rows: Tensor, convolutions: list[nn.Conv2d], grid: project.Grid) -> Tensor:
-    """Map convolutions, ReLU between, and a sigmoid: (B, rows, H) -> (B, 2, height, width).
+    """ReLU and convolution in turn, then a sigmoid: (B, rows, H) -> (B, 2, height, width).
 
     1x1 convolutions act on rows; the map is filled in before the first 3x3 one, or at the very end.
     """
-    height, width = grid.shape
     dense = False
-    for i, convolution in enumerate(convolutions):
-        rows = F.relu_(rows) if i else rows
+    for convolution in convolutions:
+        rows = F.relu_(rows)
         if convolution.kernel_size == (1, 1):
             rows = pointwise(rows, convolution)
             continue
         if not dense:
-            rows, dense = project.spread(rows, grid).unflatten(1, (height, width)), True
+            rows, dense = project.spread(rows, grid).unflatten(1, grid.shape), True
         rows = convolution(rows.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
     scores = probabilities(rows)
-    scores = scores if dense else project.spread(scores, grid).unflatten(1, (height, width))
+    scores = scores if dense else project.spread(scores, grid).unflatten(1, grid.shape)
     return scores.permute(0, 3, 1, 2)
 
 

@@ -2,114 +2,26 @@
 
 A map cell holds the same numbers as its row; all cells whose anchor would end after the video share
 one row (G-TAD: the region [0, 0]; BMN: no samples at all). B videos, L snippets, C channels, R
-sample positions, H output channels.
+sample positions, H and O output channels of the first and second 1x1 convolution.
 """
 
+from collections.abc import Callable
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lofi.heads.align import Plan, Sampler, plan_for
-
-
-def project_and_gather(
-    x: Tensor, context: Tensor | None, weight: Tensor, bias: Tensor, plan: Plan
-) -> Tensor:
-    """ReLU of the 1x1 convolution over all samples of every anchor: (B, L, C) -> (B, rows, H).
-
-    Args:
-        x: (B, L, C) features that the inner positions sample.
-        context: (B, L, C) features that the remaining positions sample, or None.
-        weight: (C, R, H), position-major form of the convolution weight; inner positions first.
-        bias: (H,).
-        plan: `gtad_entries` or `bmn_entries` for L snippets.
-    """
-    return _ProjectAndGather.apply(x, context, weight, bias, plan)
-
-
-class _Project(NamedTuple):
-    """Where the products of one input go: columns of the flat weight and of the table."""
-
-    columns: slice
-    target: slice
-    add: bool
-
-
-def _projections(weight: Tensor, plan: Plan, context: Tensor | None) -> list[_Project]:
-    _, positions, hidden = weight.shape
-    if context is None:
-        return [_Project(slice(None), slice(None), False)]
-    inner = slice(0, plan.inner * hidden)
-    outer = slice(plan.inner * hidden, positions * hidden)
-    if plan.positions == plan.inner:  # same places: add the projections, sample once
-        return [_Project(inner, slice(None), False), _Project(outer, slice(None), True)]
-    return [_Project(inner, inner, False), _Project(outer, outer, False)]
-
-
-class _ProjectAndGather(torch.autograd.Function):
-    """Saves inputs and rows; projected tables live for a few videos at a time, either way."""
-
-    @staticmethod
-    def forward(ctx, x, context, weight, bias, plan):
-        ctx.plan = plan
-        videos, snippets, channels = x.shape
-        hidden = weight.shape[2]
-        flat = weight.reshape(channels, -1)
-        rows = x.new_empty(videos, plan.rows, hidden)
-        for part in _batches(videos, snippets):
-            table = x.new_empty(len(part) * snippets, plan.positions * hidden)
-            for use, source in zip(_projections(weight, plan, context), (x, context)):
-                features = source[part.start : part.stop].reshape(-1, channels)
-                target = table[:, use.target]
-                if use.add:
-                    target.addmm_(features, flat[:, use.columns])
-                else:
-                    torch.mm(features, flat[:, use.columns], out=target)
-            for i, lines in zip(part, table.view(len(part), -1, hidden)):
-                torch.add(plan.gather(lines), bias, out=rows[i]).relu_()
-        ctx.save_for_backward(x, context, weight, rows)
-        return rows
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, grad_rows):
-        x, context, weight, rows = ctx.saved_tensors
-        plan = ctx.plan
-        videos, snippets, channels = x.shape
-        hidden = weight.shape[2]
-        flat = weight.reshape(channels, -1)
-        grad_x, grad_weight = torch.empty_like(x), torch.zeros_like(flat)
-        grad_context = None if context is None else torch.empty_like(context)
-        grad_bias = weight.new_zeros(hidden)
-        for part in _batches(videos, snippets):
-            table = x.new_empty(len(part), snippets * plan.positions, hidden)
-            for i, lines in zip(part, table):
-                grad = torch.ops.aten.threshold_backward(grad_rows[i], rows[i], 0)
-                grad_bias += grad.sum(0)
-                lines.copy_(plan.scatter(grad))
-            table = table.view(len(part) * snippets, -1)
-            inputs = ((x, grad_x), (context, grad_context))
-            for use, (source, grad) in zip(_projections(weight, plan, context), inputs):
-                span, lines = slice(part.start, part.stop), table[:, use.target]
-                grad_weight[:, use.columns].addmm_(source[span].reshape(-1, channels).T, lines)
-                grad[span] = (lines @ flat[:, use.columns].T).view(len(part), snippets, channels)
-        return grad_x, grad_context, grad_weight.view_as(weight), grad_bias, None
-
-
-def _batches(videos: int, snippets: int) -> list[range]:
-    """Videos whose tables are built together: enough lines for a matrix product, but few."""
-    step = max(1, 128 // snippets)
-    return [range(first, min(first + step, videos)) for first in range(0, videos, step)]
+from lofi.heads.align import Plan, Sampler, is_real, plan_for
 
 
 class SampledLinear(nn.Module):
-    """Weight and bias of a 1x1 convolution over all samples of an anchor, ReLU included.
+    """Weight and bias of a 1x1 convolution over all samples of an anchor.
 
-    The weight is held position-major, (C, R, H); released checkpoints are channel-major, in the
-    shape of the convolution that the authors wrote: `released` is that shape, (H, C * R, 1, 1) or
-    (H, C, R, 1, 1).
+    The weight is held position-major, (C, R, H), inner positions before context positions; released
+    checkpoints are channel-major, in the shape of the convolution that the authors wrote:
+    `released` is that shape, (H, C * R, 1, 1) or (H, C, R, 1, 1).
     """
 
     def __init__(self, channels: int, positions: int, out: int, released: tuple[int, ...]) -> None:
@@ -119,14 +31,26 @@ class SampledLinear(nn.Module):
         self.weight = nn.Parameter(torch.empty(channels, positions, out).uniform_(-bound, bound))
         self.bias = nn.Parameter(torch.empty(out).uniform_(-bound, bound))
 
-    def forward(self, x: Tensor, context: Tensor | None, sampler: Sampler) -> Tensor:
-        """(B, L, C) features and context -> (B, rows, H)."""
+    def forward(
+        self, x: Tensor, context: Tensor | None, sampler: Sampler, then: nn.Conv2d
+    ) -> Tensor:
+        """This convolution, ReLU and the 1x1 convolution `then`, one row an anchor.
+
+        Args:
+            x: (B, L, C) features that the inner positions sample.
+            context: (B, L, C) features that the other positions sample, or None.
+            sampler: of all anchors at L snippets.
+        Returns:
+            (B, rows, O), no activation applied.
+        """
         dtype = self.weight.dtype
         if torch.is_autocast_enabled(x.device.type):
             dtype = torch.get_autocast_dtype(x.device.type)
         context = None if context is None else context.to(dtype)
-        x, weight, bias = x.to(dtype), self.weight.to(dtype), self.bias.to(dtype)
-        return project_and_gather(x, context, weight, bias, plan_for(sampler, x))
+        x = x.to(dtype)
+        layers = (self.weight, self.bias, then.weight.flatten(1), then.bias)
+        plan = plan_for(sampler, x)
+        return _SampledLayers.apply(x, context, *(p.to(dtype) for p in layers), plan)
 
     def to_published(self, weight: Tensor) -> Tensor:
         """(C, R, H) -> released shape."""
@@ -136,6 +60,103 @@ class SampledLinear(nn.Module):
         """Released shape -> (C, R, H)."""
         channels, positions, out = self.weight.shape
         return weight.reshape(out, channels, positions).permute(1, 2, 0).contiguous()
+
+
+class _SampledLayers(torch.autograd.Function):
+    """Projection, gather, ReLU and a linear layer, video by video in both directions.
+
+    Saved: inputs and the (B, rows, H) activations. Projected tables and the gradients of the
+    activations exist for one video (or a few short ones) at a time.
+    """
+
+    @staticmethod
+    def forward(ctx, x, context, weight, bias, then_weight, then_bias, plan):
+        ctx.plan = plan
+        videos, snippets, _ = x.shape
+        keep = videos if any(ctx.needs_input_grad) else 1  # without gradient one buffer will do
+        rows = x.new_empty(keep, plan.rows, weight.shape[2])
+        out = x.new_empty(videos, plan.rows, len(then_weight))
+        for part in _parts(videos, snippets):
+            tables = _project(x[part], None if context is None else context[part], weight, plan)
+            for i, table in zip(range(part.start, part.stop), tables):
+                row = torch.add(plan.gather(table), bias, out=rows[i % keep]).relu_()
+                torch.addmm(then_bias, row, then_weight.T, out=out[i])
+        if keep == videos:
+            ctx.save_for_backward(x, context, weight, then_weight, rows)
+        return out
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad_out):
+        x, context, weight, then_weight, rows = ctx.saved_tensors
+        plan, (videos, snippets, channels) = ctx.plan, x.shape
+        hidden, flat = weight.shape[2], weight.flatten(1)
+        grad_x, grad_weight = torch.empty_like(x), torch.empty_like(flat)
+        grad_context = None if context is None else torch.empty_like(context)
+        grad_bias, grad_then = weight.new_zeros(hidden), torch.zeros_like(then_weight)
+        for part in _parts(videos, snippets):
+            tables = []
+            for i in range(part.start, part.stop):
+                grad_then.addmm_(grad_out[i].T, rows[i])
+                grad = grad_out[i] @ then_weight
+                torch.ops.aten.threshold_backward.grad_input(grad, rows[i], 0, grad_input=grad)
+                grad_bias += grad.sum(0)
+                tables.append(plan.scatter(grad))
+                del grad
+            table = tables[0] if len(tables) == 1 else torch.cat(tables)
+            table = table.view(len(tables) * snippets, -1)
+            inputs = ((x, grad_x), (context, grad_context))
+            for use, (source, grad) in zip(_uses(weight, plan, context), inputs):
+                columns, lines = flat[:, use.columns], table[:, use.lines]
+                target, features = grad_weight[:, use.columns], source[part].reshape(-1, channels)
+                if part.start == 0:
+                    torch.mm(features.T, lines, out=target)
+                else:
+                    target.addmm_(features.T, lines)
+                grad[part] = (lines @ columns.T).view(-1, snippets, channels)
+        grad_weight = grad_weight.view_as(weight)
+        grad_then_bias = grad_out.sum((0, 1))
+        return grad_x, grad_context, grad_weight, grad_bias, grad_then, grad_then_bias, None
+
+
+class _Use(NamedTuple):
+    """Which columns of the flat weight belong to an input, and where in the table they go."""
+
+    columns: slice
+    lines: slice
+    add: bool
+
+
+def _uses(weight: Tensor, plan: Plan, context: Tensor | None) -> list[_Use]:
+    """For the features and, if there is one, the context."""
+    _, positions, hidden = weight.shape
+    if context is None:
+        return [_Use(slice(None), slice(None), False)]
+    inner = slice(0, plan.inner * hidden)
+    outer = slice(plan.inner * hidden, positions * hidden)
+    if plan.positions == plan.inner:  # same places: add the projections, sample once
+        return [_Use(inner, slice(None), False), _Use(outer, slice(None), True)]
+    return [_Use(inner, inner, False), _Use(outer, outer, False)]
+
+
+def _project(x: Tensor, context: Tensor | None, weight: Tensor, plan: Plan) -> Tensor:
+    """Features of a few videos times the weights of all positions: (b, L * positions, H)."""
+    videos, snippets, channels = x.shape
+    flat, hidden = weight.flatten(1), weight.shape[2]
+    table = x.new_empty(videos * snippets, plan.positions * hidden)
+    for use, source in zip(_uses(weight, plan, context), (x, context)):
+        features, columns = source.reshape(-1, channels), flat[:, use.columns]
+        if use.add:
+            table.addmm_(features, columns)
+        else:
+            torch.mm(features, columns, out=table[:, use.lines])
+    return table.view(videos, -1, hidden)
+
+
+def _parts(videos: int, snippets: int) -> list[slice]:
+    """Videos projected together: enough lines for a matrix product, few enough to stay small."""
+    step = max(1, 128 // snippets)
+    return [slice(first, min(first + step, videos)) for first in range(0, videos, step)]
 
 
 # -------------------------------------------------------------------------------------- rows to map
@@ -150,12 +171,23 @@ class Grid(NamedTuple):
     invalid: Tensor  # (cells - rows + 1,) int64
 
 
-def grid_for(cells: np.ndarray, device: torch.device) -> Grid:
+def make_grid(cells: np.ndarray, device: torch.device) -> Grid:
     """Grid of a boolean map of valid cells, rows numbered in row-major order."""
     flat = cells.ravel()
     rows = np.where(flat, np.cumsum(flat) - 1, flat.sum())
     parts = (rows, np.nonzero(flat)[0], np.nonzero(~flat)[0])
     return Grid(cells.shape, *(torch.tensor(p, dtype=torch.int64, device=device) for p in parts))
+
+
+@lru_cache(maxsize=32)
+def _cached_grid(cells: Callable[..., np.ndarray], arguments: tuple, device: torch.device) -> Grid:
+    return make_grid(cells(*arguments), device)
+
+
+def grid_for(cells: Callable[..., np.ndarray], arguments: tuple, like: Tensor) -> Grid:
+    """Grid of cells(*arguments) on the device of `like`, built once a process."""
+    build = _cached_grid if is_real(like) else _cached_grid.__wrapped__
+    return build(cells, arguments, like.device)
 
 
 class _Spread(torch.autograd.Function):

@@ -11,7 +11,7 @@ from torch import nn
 
 from lofi.config import Config, HeadConfig
 from lofi.encoders import build_encoder, encoder_hash, load_weights, save_encoder
-from lofi.files import atomic_path, write_json
+from lofi.files import save_tensors, write_json
 from lofi.heads import BMN, GTAD
 from lofi.training.loop import RunFolder
 
@@ -74,14 +74,11 @@ def save_head(
     path: Path, head: nn.Module, config: HeadConfig, standardise: Standardise | None
 ) -> None:
     """Write a head and its input statistics as one safetensors file."""
-    from safetensors.torch import save_file
-
     parts = {f"head.{k}": v for k, v in head.state_dict().items()}
     if standardise is not None:
         parts |= {f"standardise.{k}": v for k, v in standardise.state_dict().items()}
     metadata = {"format": "lofi-head-1", "head": json.dumps(asdict(config))}
-    with atomic_path(path) as temporary:
-        save_file({k: v.cpu().contiguous() for k, v in parts.items()}, temporary, metadata)
+    save_tensors(path, parts, metadata)
 
 
 def load_head(config: Config, path: str | Path, channels: int) -> nn.Sequential:

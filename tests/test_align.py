@@ -1,0 +1,219 @@
+"""Sampling of anchors: against brute force, released operators and hand-sized numbers."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from lofi.heads import align, project
+from lofi.heads.plain import align_plain, bmn_weights
+
+
+def dense(entries: align.Entries) -> np.ndarray:
+    """(rows, positions, snippets)."""
+    matrix = np.zeros((entries.rows, entries.positions, entries.snippets))
+    np.add.at(matrix, (entries.row, entries.position, entries.snippet), entries.weight)
+    return matrix
+
+
+def brute_force(low, high, snippets, resolution, samples=0):
+    """(resolution, snippets) weights of one region, point by point."""
+    weights = np.zeros((resolution, snippets))
+    width = max(high - low, 1.0) / resolution
+    count = samples or math.ceil(width)
+    for r in range(resolution):
+        for i in range(count):
+            at = low + r * width + (i + 0.5) * width / count
+            if at < -1 or at > snippets:
+                continue
+            at = max(at, 0.0)
+            left = int(at)
+            if left >= snippets - 1:
+                weights[r, snippets - 1] += 1 / count
+            else:
+                weights[r, left] += (1 - (at - left)) / count
+                weights[r, left + 1] += (at - left) / count
+    return weights
+
+
+HAND = [  # low, high, samples, values of the ramp 1..10, resolution 4
+    (-0.5, 0.5, 0, [1, 1, 1.125, 1.375]),
+    (4.5, 5.5, 0, [5.625, 5.875, 6.125, 6.375]),
+    (-1.5, 4.5, 0, [0.5, 1.75, 3.25, 4.75]),
+    (7, 12, 0, [8.625, 9.78125, 5, 0]),
+    (0, 0, 0, [1.125, 1.375, 1.625, 1.875]),
+    (-3, 12, 0, [0.5703125, 3.625, 7.375, 4.9296875]),
+    (-3, 12, 1, [0, 3.625, 7.375, 0]),
+]
+
+
+@pytest.mark.parametrize("low, high, samples, expected", HAND)
+def test_aligner_on_a_ramp(low, high, samples, expected):
+    weights = dense(align.align_samples(np.array([[low, high]]), 10, 4, samples))[0]
+    np.testing.assert_allclose(weights @ np.arange(1.0, 11.0), expected, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "case",
+    ["T10_P10_r0", "T25_P32_r0", "T25_P4_r0", "T25_P32_r2", "T100_P32_r0", "T100_P16_r1"]
+    + ["T7_P8_r3_f64", "T1_P4_r0"],
+)
+def test_aligner_equals_the_released_operator_on_hostile_regions(golden, case):
+    options = json.loads(golden("align1d.json").read_text())[case]
+    with np.load(golden("align1d.npz")) as z:
+        data = {k.split("/")[1]: z[k] for k in z.files if k.startswith(case + "/")}
+    regions = data["rois"].astype(np.float64)
+    entries = align.align_samples(
+        regions[:, 1:], options["T"], options["pooled"], options["sampling_ratio"]
+    )
+    weights = dense(entries)
+    sampled = np.einsum("krn,kcn->kcr", weights, data["input"][regions[:, 0].astype(int)])
+    # The operator computes positions in float32, we in float64: allow 2e-6 of the largest value.
+    largest = np.abs(data["output"]).max()
+    np.testing.assert_allclose(sampled, data["output"], atol=2e-6 * largest)
+    grad_out = (data["grad_out_u16"] + 0.5) / 65536 - 0.5
+    grad = np.zeros(data["input"].shape)
+    per_region = np.einsum("krn,kcr->kcn", weights, grad_out)
+    np.add.at(grad, regions[:, 0].astype(int), per_region)
+    largest = np.abs(data["grad_input"]).max()
+    np.testing.assert_allclose(grad, data["grad_input"], atol=2e-6 * largest)
+
+
+@pytest.mark.parametrize(
+    "snippets, durations, name", [(5, 5, "anet_t5_d5"), (6, 4, "master_t6_d4")]
+)
+def test_regions_are_those_of_the_released_anchor_table(golden, snippets, durations, name):
+    with np.load(golden("align1d.npz")) as z:
+        table = z[f"anchors_{name}_bs2"][: snippets * durations, 1:]
+    table = table.reshape(snippets, durations, 2).transpose(1, 0, 2)  # start-major as released
+    regions = align.gtad_regions(snippets, durations)
+    valid = align.valid_cells(snippets, durations)
+    np.testing.assert_array_equal(regions[:-1], table[valid])
+    np.testing.assert_array_equal(table[~valid], np.broadcast_to(regions[-1], table[~valid].shape))
+
+
+@pytest.mark.parametrize("snippets, durations, inner, context", [(7, 7, 8, 4), (9, 4, 16, 16)])
+def test_anchor_weights_equal_brute_force(snippets, durations, inner, context):
+    entries = align.gtad_entries(snippets, durations, inner, context, 0)
+    weights, regions = dense(entries), align.gtad_regions(snippets, durations)
+    for row, region in zip(weights, regions, strict=True):
+        expected = brute_force(*region, snippets, inner)
+        if context != inner:  # equal resolutions share their places
+            expected = np.concatenate([expected, brute_force(*region, snippets, context)])
+        np.testing.assert_allclose(row, expected, atol=1e-14)
+
+
+def test_plain_aligner_equals_brute_force_and_passes_gradcheck():
+    x = torch.randn(2, 3, 6, dtype=torch.float64, requires_grad=True)
+    out = align_plain(x, 6, 4)
+    for d in range(6):
+        for s in range(6):
+            half = 0.5 * (d + 1)
+            region = (s - half, s + d + half) if s + d < 6 else (0.0, 0.0)
+            expected = x @ torch.from_numpy(brute_force(*region, 6, 4)).T
+            torch.testing.assert_close(out[:, :, :, d, s], expected)
+    assert torch.autograd.gradcheck(lambda x: align_plain(x, 4, 3), x)
+
+
+def test_bmn_weights_equal_the_numbers_of_the_released_matrix():
+    matrix = dense(align.bmn_entries(20, 32, 3, 0.5, "master"))
+    cells = np.argwhere(align.bmn_cells(20, "master")).tolist()
+    assert matrix.sum() == pytest.approx(5839.917553, abs=2e-5)  # released: rounded to float32
+    first = matrix[cells.index([0, 0])]
+    assert first[0, 0] == pytest.approx(0.666667, abs=1e-6)
+    assert first[31, 1:3] == pytest.approx([0.031579, 0.968421], abs=1e-6)
+    assert matrix[cells.index([3, 7])].sum() == pytest.approx(32)
+    assert matrix[cells.index([0, 19])].sum() == pytest.approx(15.670176, abs=1e-6)
+    assert matrix[cells.index([19, 19])].sum() == pytest.approx(16)
+    assert matrix[-1].sum() == 0
+    older = align.bmn_entries(20, 32, 3, 0.5, "2019")
+    assert older.weight.sum() == pytest.approx(6064.563167, abs=1e-5)
+
+
+def test_bmn_weights_equal_the_plain_matrix():
+    expected = bmn_weights(9, 5, 3, 0.25).permute(1, 2, 0, 3).numpy()  # start, end, sample, snippet
+    lean = dense(align.bmn_entries(9, 5, 3, 0.25, "master"))
+    np.testing.assert_allclose(lean[:-1], expected[align.bmn_cells(9, "master")], atol=1e-14)
+
+
+def sampled_layers(resolution, context, snippets=5, durations=5, channels=3):
+    """Float64 arguments and plan of the fused layers."""
+    torch.manual_seed(0)
+    positions = resolution + context
+    arguments = [
+        torch.randn(shape, dtype=torch.float64, requires_grad=True)
+        for shape in [(2, snippets, channels)] * (2 if context else 1)
+        + [(channels, positions, 4), (4,), (2, 4), (2,)]
+    ]
+    if not context:
+        arguments.insert(1, None)
+    sampler = align.Sampler(align.gtad_entries, (snippets, durations, resolution, context, 0))
+    return arguments, align.plan_for(sampler, torch.empty(0, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("resolution, context", [(4, 2), (3, 3), (4, 0)])
+def test_fused_layers_pass_gradcheck(resolution, context):
+    arguments, plan = sampled_layers(resolution, context)
+    assert torch.autograd.gradcheck(lambda *a: project._SampledLayers.apply(*a, plan), arguments)
+
+
+@pytest.mark.parametrize("resolution, context", [(4, 2), (3, 3), (4, 0)])
+def test_fused_layers_equal_sampling_first_and_convolving_then(resolution, context):
+    (x, outer, weight, bias, then, then_bias), plan = sampled_layers(resolution, context)
+    regions = align.gtad_regions(5, 5)
+    dense_map = np.stack([brute_force(*r, 5, resolution) for r in regions])
+    samples = torch.einsum("krl,blc->bkcr", torch.from_numpy(dense_map), x)
+    if context:
+        dense_map = np.stack([brute_force(*r, 5, context) for r in regions])
+        more = torch.einsum("krl,blc->bkcr", torch.from_numpy(dense_map), outer)
+        samples = torch.cat([samples, more], 3)
+    rows = torch.relu(torch.einsum("bkcr,crh->bkh", samples, weight) + bias)
+    expected = rows @ then.T + then_bias
+    out = project._SampledLayers.apply(x, outer, weight, bias, then, then_bias, plan)
+    torch.testing.assert_close(out, expected, rtol=0, atol=1e-13)
+
+
+def test_spread_is_a_copy_and_its_gradient_a_sum():
+    grid = project.make_grid(align.valid_cells(4, 3), torch.device("cpu"))
+    rows = torch.arange(10.0).view(1, 10, 1).requires_grad_()
+    cells = project.spread(rows, grid)
+    assert cells.view(3, 4).tolist() == [[0, 1, 2, 3], [4, 5, 6, 9], [7, 8, 9, 9]]
+    cells.sum().backward()
+    assert rows.grad.flatten().tolist() == [1] * 9 + [3]
+    x = torch.randn(2, 10, 3, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda x: project.spread(x, grid), x)
+
+
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-5), (torch.bfloat16, 0.05)])
+def test_plan_works_in_lower_precision_and_transposes(dtype, tolerance):
+    plan = align.make_plan(align.gtad_entries(6, 6, 4, 2, 0), "cpu", dtype)
+    matrix = torch.from_numpy(dense(align.gtad_entries(6, 6, 4, 2, 0)))  # rows, positions, snippets
+    matrix = matrix.transpose(1, 2).flatten(1)
+    table = torch.randn(36, 8).to(dtype)
+    rows = plan.gather(table)
+    assert rows.dtype == dtype
+    assert (rows.double() - matrix @ table.double()).abs().max() < tolerance
+    back = plan.scatter(rows)
+    assert (back.double() - matrix.T @ rows.double()).abs().max() < 4 * tolerance
+
+
+def test_plans_are_cached_per_dtype_and_never_hold_fake_tensors():
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    sampler = align.Sampler(align.gtad_entries, (6, 6, 4, 2, 0))
+    with FakeTensorMode():
+        fake = align.plan_for(sampler, torch.empty(1))
+    real = align.plan_for(sampler, torch.empty(1))
+    assert type(real.weight) is torch.Tensor and type(fake.weight) is not torch.Tensor
+    assert align.plan_for(sampler, torch.empty(2)) is real
+    assert align.plan_for(sampler, torch.empty(1).double()).weight.dtype == torch.float64
+
+
+def test_bad_sizes_are_refused():
+    with pytest.raises(ValueError, match="snippets is 0"):
+        align.num_durations(0, None)
+    with pytest.raises(ValueError, match="durations is 0"):
+        align.num_durations(5, 0)
+    assert align.num_durations(5, 64) == 5

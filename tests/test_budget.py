@@ -1,0 +1,248 @@
+"""Predicted memory against known tables, against autograd's own list and against real runs."""
+
+import json
+import resource
+import time
+
+import pytest
+import torch
+
+from lofi.budget import GIB, Mode, activation_bytes, measured_bytes, plan
+from lofi.encoders import build_encoder, encoder_hash, freeze_batch_norm, freeze_until
+from lofi.fidelity import Fidelity, schedule
+
+FULL = Fidelity(snippets=100, frames=8, pixels=224)
+SMALL = Fidelity(snippets=4, frames=4, pixels=48)
+
+
+@pytest.mark.parametrize(
+    ("encoder", "configuration", "gib"),
+    [
+        ("tsm-r18", "s", 4.62),
+        ("tsm-r18", "t", 4.56),
+        ("tsm-r18", "st", 4.62),
+        ("tsm-r18", "full", 18.24),
+        ("tsm-r34", "s", 6.98),
+        ("tsm-r34", "t", 6.90),
+        ("tsm-r34", "st", 7.01),
+        ("tsm-r34", "full", 27.6),
+        ("tsm-r50", "s", 20.3),
+        ("tsm-r50", "t", 20.1),
+        ("tsm-r50", "st", 20.5),
+        ("tsm-r50", "full", 80.3),
+    ],
+)
+def test_saved_bytes_of_a_video_in_the_papers_configurations(encoder, configuration, gib):
+    fidelity = schedule(configuration, FULL).at(0, 0)
+    report = activation_bytes(encoder, None, fidelity)
+    assert report.saved_bytes_per_video / GIB == pytest.approx(gib, rel=0.003)
+    assert report.saved_bytes_per_video < report.peak_bytes
+    frames = fidelity.snippets * 8 * 3 * fidelity.pixels**2 * 4
+    assert report.frames_bytes == frames
+
+
+def test_what_is_kept_is_what_autograd_lists():
+    encoder = build_encoder("tsm-r18", seed=0)
+    frames = torch.rand(4, 4, 3, 48, 48)
+    known = {t.untyped_storage().data_ptr() for t in (frames, *encoder.state_dict().values())}
+    kept = {}
+
+    def pack(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in known:
+            kept[storage.data_ptr()] = (storage.nbytes(), tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        features = encoder(frames)
+    listed = sum(size for size, _ in kept.values())
+    predicted = activation_bytes(encoder, None, SMALL).saved_bytes
+    assert features.shape == (4, 512)
+    assert predicted == pytest.approx(listed, rel=0.002)
+
+
+@pytest.mark.parametrize(
+    ("name", "fidelity", "batch", "amp", "mode"),
+    [
+        ("tsm-toy", Fidelity(8, 4, 48), 2, "fp32", "full"),
+        ("tsm-r18", SMALL, 2, "fp32", "full"),
+        ("tsm-r18", SMALL, 1, "bf16", "full"),
+        ("tsm-r50", Fidelity(2, 4, 48), 1, "fp32", "full"),
+        ("r2plus1d-18", Fidelity(2, 4, 48), 1, "fp32", "full"),
+        ("tsm-r18", SMALL, 1, "fp32", Mode(recompute=True)),
+        ("tsm-r18", SMALL, 1, "fp32", Mode(fold=True)),
+        ("tsm-r18", SMALL, 1, "fp32", "partial"),
+        ("tsm-r18", SMALL, 1, "fp32", Mode("exact", chunk=1)),
+        ("tsm-toy", SMALL, 2, "fp32", Mode("sampled", chunk=2, ratio=0.5)),
+        ("tsm-toy", SMALL, 2, "fp32", "frozen"),
+    ],
+)
+def test_prediction_equals_measurement(name, fidelity, batch, amp, mode):
+    encoder = build_encoder(name, seed=0)
+    predicted = activation_bytes(encoder, None, fidelity, batch, amp, mode)
+    measured = measured_bytes(encoder, None, fidelity, batch, amp, mode)
+    assert predicted.saved_bytes == pytest.approx(measured.saved_bytes, rel=0.01)
+    assert predicted.peak_bytes == pytest.approx(measured.peak_bytes, rel=0.05)
+    assert predicted.parameters_bytes == measured.parameters_bytes
+
+
+@pytest.mark.parametrize(("kind", "snippets"), [("GTAD", 12), ("BMN", 8)])
+def test_prediction_with_a_head_equals_measurement(kind, snippets):
+    heads = pytest.importorskip("lofi.heads")
+    if not hasattr(heads, kind):
+        pytest.skip(f"lofi.heads has no {kind} yet")
+    encoder, head = build_encoder("tsm-toy", seed=0), getattr(heads, kind)(64)
+    fidelity = Fidelity(snippets, 2, 32)
+    predicted = activation_bytes(encoder, head, fidelity, 2)
+    measured_bytes(encoder, head, fidelity, 2)  # builds what heads keep for the process
+    measured = measured_bytes(encoder, head, fidelity, 2)
+    assert predicted.head == kind
+    assert predicted.saved_bytes == pytest.approx(measured.saved_bytes, rel=0.05)
+    assert predicted.peak_bytes == pytest.approx(measured.peak_bytes, rel=0.05)
+    alone = activation_bytes(encoder, None, fidelity, 2)
+    assert predicted.saved_bytes > alone.saved_bytes
+
+
+def test_consumers_of_a_resnet_18():
+    report = activation_bytes("tsm-r18", None, FULL)
+    assert sum(entry.bytes for entry in report.top) == report.saved_bytes
+    share = dict.fromkeys((entry.kind for entry in report.top), 0.0)
+    for entry in report.top:
+        share[entry.kind] += 100 * entry.bytes / report.saved_bytes
+    assert share["convolution output"] == pytest.approx(41, abs=0.6)  # inputs of batch norm
+    assert share["batch norm or ReLU output"] == pytest.approx(38, abs=0.6)
+    assert share["shifted copy"] == pytest.approx(15, abs=0.6)
+    assert share["pooling indices"] == pytest.approx(6.6, abs=0.6)
+    largest = report.top[0]  # 800 frames × 64 channels × 112², float32
+    assert largest.name in ("conv1", "bn1") and largest.bytes >= 800 * 64 * 112 * 112 * 4
+    sizes = [entry.bytes for entry in report.top]
+    assert sizes == sorted(sizes, reverse=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "amp", "mode", "percent"),
+    [
+        ("tsm-r18", "bf16", Mode(), 55),
+        ("tsm-r18", "fp32", Mode(recompute=True), 15),
+        ("tsm-r50", "fp32", Mode(recompute=True), 21),
+        ("tsm-r18", "bf16", Mode(recompute=True), 7.6),
+        ("tsm-r18", "fp32", Mode(fold=True), 60),  # no batch norm inputs: 100 - 41, and indices
+    ],
+)
+def test_savers(name, amp, mode, percent):
+    fidelity = Fidelity(25, 8, 224)
+    base = activation_bytes(name, None, fidelity).saved_bytes
+    found = activation_bytes(name, None, fidelity, amp=amp, mode=mode).saved_bytes
+    assert 100 * found / base == pytest.approx(percent, abs=0.7)
+
+
+@pytest.mark.parametrize(
+    ("stage", "mib"), [("stem", 15.7), ("layer1", 8.8), ("layer2", 3.83), ("layer3", 1.3)]
+)
+def test_frozen_stages_keep_nothing(stage, mib):
+    by_mode = activation_bytes("tsm-r18", None, FULL, mode=Mode("partial", stage=stage))
+    assert by_mode.saved_bytes / 800 / 2**20 == pytest.approx(mib, abs=0.05)
+    encoder = build_encoder("tsm-r18", seed=0)
+    freeze_until(encoder, stage)
+    assert activation_bytes(encoder, None, FULL).saved_bytes == by_mode.saved_bytes
+
+
+def test_a_prediction_is_quick_and_allocates_next_to_nothing():
+    encoder = build_encoder("tsm-r50", seed=0)
+    activation_bytes(encoder, None, SMALL)  # imports
+    before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter()
+    report = activation_bytes(encoder, None, FULL, batch=16)
+    assert report.peak_bytes > 1000 * GIB
+    assert time.perf_counter() - start < 10
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000  # KiB
+
+
+def test_exact_memory_does_not_depend_on_the_number_of_snippets():
+    reports = [
+        activation_bytes("tsm-r18", None, Fidelity(snippets, 8, 224), mode=Mode("exact", chunk=1))
+        for snippets in (10, 100)
+    ]
+    assert reports[0].saved_bytes == reports[1].saved_bytes
+    assert reports[0].peak_bytes == pytest.approx(reports[1].peak_bytes, rel=0.002)
+    one_snippet = 18.24 * GIB / 100
+    assert reports[1].saved_bytes == pytest.approx(one_snippet, rel=0.01)
+    assert reports[1].peak_bytes - 2 * reports[1].parameters_bytes < 2 * GIB
+
+
+def test_arithmetic_of_the_modes():
+    flops = {
+        mode: activation_bytes("tsm-r18", None, FULL, mode=mode).flops
+        for mode in ("full", "exact", "sampled", "frozen")
+    }
+    forward = 2 * 1.814e9 * 800  # 1.814 G multiplications a frame at 224 px
+    assert flops["frozen"] == pytest.approx(forward, rel=0.01)
+    assert flops["full"] / forward == pytest.approx(3, rel=0.03)  # none for the input frames
+    assert flops["exact"] / flops["full"] == pytest.approx(4 / 3, rel=0.01)
+    assert flops["sampled"] / forward == pytest.approx(1 + 3 * 0.3, rel=0.03)
+
+
+def test_predicting_leaves_the_modules_alone():
+    heads = pytest.importorskip("lofi.heads")
+    encoder, head = build_encoder("tsm-toy", seed=0), heads.GTAD(64)
+    freeze_batch_norm(encoder)
+    digest = encoder_hash(encoder)
+    activation_bytes(encoder, head, SMALL, mode=Mode("partial", stage="layer1", recompute=True))
+    activation_bytes(encoder, head, SMALL, mode=Mode(fold=True))
+    measured_bytes(encoder, head, SMALL)
+    assert encoder_hash(encoder) == digest
+    assert encoder.frozen_batch_norm == "affine" and encoder.frozen_stage is None
+    assert not encoder.recompute and not encoder.bn1.folded
+    parameters = [*encoder.parameters(), *head.parameters()]
+    assert all(type(p) is torch.nn.Parameter and p.grad is None for p in parameters)
+    maps = head(encoder(torch.rand(4, 4, 3, 48, 48)).T[None])
+    assert torch.isfinite(maps.confidence).all()
+
+
+def test_reports_are_json():
+    report = activation_bytes("tsm-toy", None, SMALL, batch=2)
+    found = json.loads(json.dumps(report.as_dict()))
+    assert found["saved_bytes_per_video"] * 2 == found["saved_bytes"] == report.saved_bytes
+    assert found["fidelity"] == {"snippets": 4, "frames": 4, "pixels": 48}
+    assert found["parameters_bytes"] == 78_160 * 4
+    assert {"name", "bytes", "kind"} == set(found["top"][0])
+
+
+def test_plan_for_the_papers_cards():
+    rows = {
+        (row.configuration, str(row.mode)): row
+        for row in plan(32, "tsm-r18", None, FULL, batch=4)  # 16 videos on four cards
+    }
+    for name, frames in (("S LoFi", 800), ("T LoFi", 200), ("ST LoFi", 400)):
+        row = rows[name, "full"]
+        assert row.fits and row.largest_batch == 4
+        assert 18.5 * GIB < row.peak_bytes < 20.5 * GIB
+        assert row.decoded_frames == frames
+        assert row.relative_compute == pytest.approx(0.25, abs=0.02)
+    full = rows["full fidelity", "full"]
+    assert not full.fits and full.largest_batch == 1 and full.relative_compute == 1
+    exact = rows["full fidelity", "exact, chunk 4"]
+    assert exact.fits and exact.peak_bytes < 2 * GIB
+    assert exact.relative_compute == pytest.approx(4 / 3, rel=0.01)
+
+
+def test_plan_counts_the_optimiser_and_says_when_nothing_fits():
+    modes = [Mode()]
+    plain = plan(0.5, "tsm-toy", None, FULL, 1, modes=modes, optimiser_copies=0)
+    momentum = plan(0.5, "tsm-toy", None, FULL, 1, modes=modes, optimiser_copies=2)
+    extra = {b.peak_bytes - a.peak_bytes for a, b in zip(plain, momentum, strict=True)}
+    assert extra == {2 * 78_160 * 4}
+    assert [(row.fits, row.largest_batch) for row in plain if row.fidelity == FULL] == [(False, 0)]
+
+
+def test_unknown_words_are_refused():
+    for call, message in (
+        (lambda: Mode("magic"), "unknown mode 'magic'; known: full, exact"),
+        (lambda: Mode("exact", chunk=0), "chunk 0"),
+        (lambda: activation_bytes("tsm-r18", None, SMALL, amp="fp8"), "unknown precision 'fp8'"),
+        (lambda: activation_bytes("tsm-r18", None, SMALL, batch=0), "batch is 0"),
+        (lambda: activation_bytes("r18", None, SMALL), "unknown encoder 'r18'"),
+        (lambda: activation_bytes("tsm-toy", None, SMALL, mode=Mode("partial", stage="x")),
+         "stages: stem"),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=message):
+            call()

@@ -1,0 +1,172 @@
+"""The data set check finds what was planted, and on real annotations what is known to be there."""
+
+import csv
+import json
+import time
+from collections import Counter
+
+import pytest
+from numbered_video import write_numbered
+
+from lofi.data import isolated
+from lofi.data.annotations import Segment, Video, read_annotations
+from lofi.data.check import KINDS, check_dataset, suspicious_labels
+
+
+def _video(name, *segments, duration_s=None, path=None):
+    segments = tuple(Segment(*segment) for segment in segments)
+    return Video(name, path, duration_s, None, None, segments)
+
+
+def _found(report):
+    return {(e.video_id, e.kind) for e in report.entries}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    videos = tmp_path / "videos"
+    videos.mkdir()
+    write_numbered(videos / "good.mp4", 40)  # 4 s
+    (videos / "text.mp4").write_text("not a video")
+    data = (videos / "good.mp4").read_bytes()
+    (videos / "cut.mp4").write_bytes(data[: len(data) // 2])
+    return videos
+
+
+def test_planted_annotation_errors_are_found():
+    report = check_dataset(
+        [
+            _video("fine", (0, 1, "run"), (2, 3, "run"), (0.5, 2.5, "jump"), duration_s=3),
+            _video("zero", (1, 1, "run")),
+            _video("reversed", (2, 1, "run")),
+            _video("overlap", (0, 2, "run"), (0.5, 1, "run"), (1.5, 3, "run")),
+            _video("twice", (0, 2, "jump"), (0, 2, "jump")),
+            _video("late", (1, 3.2, "run"), duration_s=3.0),
+            _video("nearly", (1, 3.05, "run"), duration_s=3.0),
+            _video("fine", (0, 1, "run")),
+        ]
+    )
+    assert _found(report) == {
+        ("zero", "zero_length"),
+        ("reversed", "reversed"),
+        ("overlap", "overlapping"),
+        ("twice", "duplicate"),
+        ("late", "out_of_range"),
+        ("fine", "duplicate"),
+    }
+    assert len(report.of("overlapping")) == 2  # 0.5-1 and 1.5-3, both with 0-2
+    assert (report.num_videos, report.num_segments) == (8, 13)
+
+
+@pytest.mark.parametrize(
+    "labels, suspects",
+    [
+        (["Running"] * 3 + ["running"], {"running"}),
+        (["Running"] * 3 + ["Running "], {"Running "}),
+        (["High jump"] * 3 + ["HighJump"], {"HighJump"}),
+        (["Running"] * 6 + ["Runing"], {"Runing"}),
+        (["Playing guitar"] * 10 + ["Plaiyng guitar"] * 2, {"Plaiyng guitar"}),
+        (["Surfing"] * 6 + ["Kurling"] * 5, set()),  # two letters of seven: other words
+        (["Hurling"] * 6 + ["Curling"] * 5, set()),  # as frequent: both are classes
+        (["step 1"] * 9 + ["step 2"], set()),
+        (["run"] * 9 + ["ran"], set()),
+    ],
+)
+def test_misspelled_labels(labels, suspects):
+    assert set(suspicious_labels(Counter(labels))) == suspects
+
+
+def test_labels_outside_a_given_list():
+    found = suspicious_labels(Counter(["Swiming", "Swiming", "Chess", "Run"]), ["Swimming", "Run"])
+    assert "'Swimming'" in found["Swiming"] and "2 known classes" in found["Chess"]
+    assert set(found) == {"Swiming", "Chess"}
+
+
+def test_files_are_decoded_and_segments_measured_against_them(folder, tmp_path):
+    videos = [_video(name, (1, 4.5, "run"), duration_s=9) for name in ("good", "text", "cut", "no")]
+    calls = []
+    report = check_dataset(
+        videos,
+        folder,
+        workers=2,
+        report=tmp_path / "report.csv",
+        progress=lambda *call: calls.append(call),
+    )
+    assert _found(report) == {
+        ("good", "out_of_range"),  # 4 s decode, the annotation says 9
+        ("text", "undecodable"),
+        ("cut", "undecodable"),
+        ("no", "missing"),
+    }
+    assert report.files["good"].info.num_frames == 40
+    assert sorted(call[0] for call in calls) == [1, 2, 3] and {call[1] for call in calls} == {3}
+    assert all(kind in report.summary() for kind in KINDS)
+    with open(tmp_path / "report.csv", newline="") as file:
+        rows = {(row["video"], row["kind"]) for row in csv.DictReader(file)}
+    assert rows == _found(report) | {("good", "ok")}
+
+
+def test_without_decoding_only_presence_is_asked(folder):
+    videos = [_video("text"), _video("no")]
+    assert _found(check_dataset(videos, folder, decode=False)) == {("no", "missing")}
+
+
+def test_an_interrupted_check_goes_on(folder, tmp_path):
+    videos = [_video(name) for name in ("cut", "good", "text")]
+    path = tmp_path / "report.csv"
+
+    def stop(done, total):
+        if done == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        check_dataset(videos, folder, report=path, progress=stop)
+    with open(path, "a") as file:
+        file.write("text,undecod")  # a line that was being written
+    write_numbered(folder / "cut.mp4", 8)  # repaired: another size, so it is decoded again
+    decoded = []
+    report = check_dataset(
+        videos, folder, report=path, progress=lambda done, total: decoded.append(done)
+    )
+    assert decoded == [2, 3]  # "good" was done before
+    assert _found(report) == {("text", "undecodable")}
+    assert check_dataset(videos, folder, report=path).files == report.files  # nothing to do
+
+
+def test_a_foreign_file_is_not_overwritten(folder, tmp_path):
+    (tmp_path / "notes.csv").write_text("my,own,notes\n")
+    with pytest.raises(ValueError, match="not a report"):
+        check_dataset([_video("good")], folder, report=tmp_path / "notes.csv")
+    assert (tmp_path / "notes.csv").read_text() == "my,own,notes\n"
+
+
+HANG = "import sys, time; print('ready', flush=True); sys.stdin.readline(); time.sleep(60)"
+CRASH = "import os, sys; print('ready', flush=True); sys.stdin.readline(); os.abort()"
+
+
+@pytest.mark.parametrize("program, words", [(HANG, "no result in 0.5 s"), (CRASH, "crashed")])
+def test_decoders_that_hang_or_crash_do_not_stop_the_check(folder, monkeypatch, program, words):
+    monkeypatch.setattr(isolated, "PROGRAM", program)
+    started = time.monotonic()
+    report = check_dataset([_video("good"), _video("text")], folder, limit_s=0.5, workers=2)
+    assert [entry.kind for entry in report.entries] == ["undecodable"] * 2
+    assert all(words in entry.detail for entry in report.entries)
+    assert time.monotonic() - started < 20
+
+
+def test_a_check_that_cannot_start_is_an_error(folder, monkeypatch):
+    monkeypatch.setattr(isolated, "PROGRAM", "raise SystemExit(3)")
+    with pytest.raises(RuntimeError, match="did not start"):
+        check_dataset([_video("good")], folder)
+
+
+def test_real_annotations_hold_what_is_known(shared_data, golden):
+    videos = read_annotations(shared_data / "activitynet" / "anet_anno_action.json")
+    summary = json.loads(golden("annotation_summary.json").read_text())["activitynet"]
+    report = check_dataset(videos, tolerance_s=0.0)
+    known = {(row[0].removeprefix("v_"), row[3]) for row in summary["zero_length_list"]}
+    found = {(e.video_id, e.detail.split("'")[1]) for e in report.of("zero_length")}
+    assert found == known and len(report.of("zero_length")) == 12
+    beyond = sum(s.get("instances_ending_after_duration", 0) for s in summary["subsets"].values())
+    assert len(report.of("out_of_range")) == beyond == 215
+    assert not report.of("reversed") and not report.of("label") and not report.of("missing")

@@ -1,0 +1,44 @@
+"""The vigour dial: only vigour changes, and the variance shares are what a hand finds."""
+
+import numpy as np
+import pytest
+import torch
+
+from lofi.data.toyplan import TINY, plan_clips
+from lofi.data.toyrender import render_clip
+from lofi.data.vigour import dial_vigour, variance_shares
+
+
+def test_a_clip_at_its_own_vigour_is_the_source_clip_itself():
+    plan = next(p for p in plan_clips(TINY, 5) if p.subset == "validation")
+    clips, labels = dial_vigour(TINY, 5, [0.0, plan.vigour], count=1)
+    assert clips.shape == (2, 1, TINY.clip_frames, 3, 40, 40) and labels == [plan.label]
+    own = np.moveaxis(render_clip(TINY, 5, plan), -1, 1)
+    assert np.array_equal(clips[1, 0].numpy(), own)
+    assert not torch.equal(clips[0], clips[1])
+
+
+def test_scenery_far_from_the_actor_does_not_depend_on_vigour():
+    clips, _ = dial_vigour(TINY, 5, [0.0, 1.0], count=8)
+    moved = (clips[0].int() - clips[1].int()).abs().amax((1, 2))  # (N, S, S)
+    assert (moved == 0).flatten(1).any(1).all()  # background and noise stay
+    assert (moved > 30).flatten(1).any(1).all()  # the actor moves
+
+
+@pytest.mark.parametrize("part", [0, 1, 2])
+def test_features_that_follow_one_thing_have_all_their_variance_there(part):
+    labels = ["a", "a", "b", "b"]
+    by_class = torch.tensor([0.0, 0.0, 1.0, 1.0]).expand(3, 4)
+    by_scene = torch.tensor([0.0, 1.0, 0.0, 1.0]).expand(3, 4)
+    by_vigour = torch.tensor([0.0, 1.0, 2.0])[:, None].expand(3, 4)
+    x = (by_class, by_scene, by_vigour)[part]
+    wanted = [float(i == part) for i in range(3)]
+    assert list(variance_shares(x[..., None], labels)) == pytest.approx(wanted)
+
+
+def test_equal_parts_share_equally_and_dead_channels_do_not_count():
+    x = torch.zeros(2, 2, 2)
+    x[:, 1, 0] += 1  # classes: variance 0.25
+    x[1, :, 0] += 1  # vigour: variance 0.25
+    shares = variance_shares(x, ["a", "b"])
+    assert tuple(shares) == pytest.approx((0.5, 0.0, 0.5)) and sum(shares) == pytest.approx(1)
