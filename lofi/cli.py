@@ -169,7 +169,7 @@ def evaluate(
     result = detection_map(ground_truth, detections, subset=subset, protocol=protocol)
     if json:
         _write_json(json, result.to_json())
-    print(result.summary())
+    print(result)
 
 
 def recall(
@@ -185,7 +185,93 @@ def recall(
     result = proposal_recall(ground_truth, proposals, subset=subset)
     if json:
         _write_json(json, result.to_json())
-    print(result.summary())
+    print(result)
+
+
+def memory(
+    encoder: str = "tsm-r18",
+    snippets: int = 100,
+    pixels: int = 224,
+    frames: int = 8,
+    batch: int = 16,
+    head: Literal["gtad", "bmn", "none"] = "gtad",
+    amp: Literal["fp32", "bf16"] = "fp32",
+    mode: Literal["full", "exact", "sampled", "partial", "frozen"] = "full",
+    top: int = 8,
+    json: Path | None = None,
+) -> None:
+    """Memory of one training step, predicted without a GPU and without allocating it.
+
+    Args:
+        mode: how the encoder's gradient is found; "full" is one graph, as in every LoFi step.
+        top: largest consumers that are listed.
+    """
+    from lofi.budget import activation_bytes
+    from lofi.fidelity import Fidelity
+
+    model, built = _encoder_and_head(encoder, head, snippets)
+    report = activation_bytes(model, built, Fidelity(snippets, frames, pixels), batch, amp, mode)
+    if json:
+        _write_json(json, report.as_dict())
+    gib = 2**30
+    print(f"{encoder}, {head} head, {report.fidelity}, batch {batch}, {amp}, mode {report.mode}")
+    print(f"saved for the backward pass  {report.saved_bytes / gib:9.2f} GiB")
+    print(f"  a video                    {report.saved_bytes_per_video / gib:9.2f} GiB")
+    print(f"peak of the step             {report.peak_bytes / gib:9.2f} GiB")
+    print(f"parameters                   {report.parameters_bytes / gib:9.3f} GiB")
+    for row in report.top[:top]:
+        print(f"  {row.bytes / report.saved_bytes:6.1%}  {row.name} ({row.kind})")
+
+
+def plan(
+    budget_gib: float,
+    encoder: str = "tsm-r18",
+    snippets: int = 100,
+    pixels: int = 224,
+    frames: int = 8,
+    batch: int = 16,
+    head: Literal["gtad", "bmn", "none"] = "gtad",
+    amp: Literal["fp32", "bf16"] = "fp32",
+    json: Path | None = None,
+) -> None:
+    """Which fidelities and encoder modes fit a memory budget, and what they cost.
+
+    Args:
+        budget_gib: memory of one device in GiB.
+        batch: videos a step on that device.
+    """
+    from dataclasses import asdict
+
+    from lofi.budget import plan as make_plan
+    from lofi.fidelity import Fidelity
+    from lofi.figures.tables import Table
+
+    model, built = _encoder_and_head(encoder, head, snippets)
+    rows = make_plan(budget_gib, model, built, Fidelity(snippets, frames, pixels), batch, amp)
+    if json:
+        _write_json(json, [asdict(row) for row in rows])
+    header = ("configuration", "L×F×S²", "mode", "peak GiB", "fits", "largest batch", "compute",
+              "frames a video")  # fmt: skip
+    body = tuple(
+        (
+            row.configuration, str(row.fidelity), str(row.mode), f"{row.peak_bytes / 2**30:.1f}",
+            "yes" if row.fits else "no", str(row.largest_batch), f"{row.relative_compute:.2f}",
+            str(row.decoded_frames),
+        )
+        for row in rows
+    )  # fmt: skip
+    print(Table(header, body, f"{encoder}, batch {batch}, {amp}, {budget_gib:g} GiB").text())
+
+
+def _encoder_and_head(encoder: str, head: str, snippets: int) -> tuple:
+    from lofi.config import HeadConfig
+    from lofi.encoders import build_encoder
+    from lofi.training.models import build_head
+
+    model = build_encoder(encoder)
+    if head == "none":
+        return model, None
+    return model, build_head(HeadConfig(kind=head), model.channels, snippets, seed=0)
 
 
 def course(
@@ -219,7 +305,8 @@ def tables(run: Path = Path("runs/demo")) -> None:
 
 COMMANDS: dict[str, Callable] = {
     "toy": toy, "check": check, "train": train, "features": features, "detect": detect,
-    "evaluate": evaluate, "recall": recall, "course": course, "tables": tables,
+    "evaluate": evaluate, "recall": recall, "memory": memory, "plan": plan, "course": course,
+    "tables": tables,
 }  # fmt: skip
 
 

@@ -120,6 +120,9 @@ def refresh() -> None:
             resources={"metadata": {"path": str(path.parent)}},
         )  # fmt: skip
         client.execute()
+        for cell in book.cells:  # stderr holds versions and paths of this machine
+            if cell.cell_type == "code":
+                cell.outputs = [o for o in cell.outputs if o.get("name") != "stderr"]
         book.metadata.pop("widgets", None)
         book.metadata["language_info"] = {"name": "python"}
         with atomic_path(path) as temporary:

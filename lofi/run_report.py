@@ -1,4 +1,4 @@
-"""The pictures of a run: reads what the stages left in its folder and hands it to `lofi.figures`."""
+"""The pictures of a run: what the stages left in its folder, handed to `lofi.figures`."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -6,6 +6,7 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
+import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -13,11 +14,11 @@ from lofi.config import Config
 from lofi.data import Video, decode_frames, probe
 from lofi.data.datasets import Datasets, open_datasets
 from lofi.detection import Detection, read_detections
-from lofi.detection.detector import Detector
 from lofi.figures import curves, maps, tables, timelines
 from lofi.figures.report import Details, Part, Picture, Section, write_report
 from lofi.training.full_fidelity import load_features
 from lofi.training.loop import read_metrics
+from lofi.training.models import load_head
 
 NAMES = {
     "random": "untrained encoder", "acp": "ACP", "acp+": "ACP+", "s-lofi": "S-LoFi",
@@ -55,7 +56,10 @@ def comparison_figure(
 def maps_figure(config: Config, run_dir: str | Path, video: Video, method: str) -> Figure:
     """Confidence (classification) map and boundary probabilities of one test video."""
     features = load_features(run_dir, method, [video])[video.id]
-    confidence, start, end = Detector.load(run_dir, method).maps(features)
+    head_path = Path(run_dir) / method / "head" / "head.safetensors"
+    with torch.no_grad():
+        maps_of_video = load_head(config, head_path, features.shape[0])(features[None])
+    confidence, start, end = (part[0] for part in maps_of_video)
     duration = probe(video.path).duration_s
     figure, axes = plt.subplots(1, 2, figsize=(10, 3.6), layout="constrained")
     common = {"truth": video.segments, "duration_s": duration}

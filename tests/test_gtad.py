@@ -312,3 +312,34 @@ def test_uniform_numbers_follow_the_recipe(golden):
         shape = z["rand_first_u16"].shape
         made = reference_uniform(model["uniform_tags"][0], model["uniform_salt"], shape)
         assert torch.equal(made, uniform(z["rand_first_u16"]))
+
+
+@pytest.mark.parametrize("amp", [False, True])
+def test_memory_planning_may_run_the_head_on_fake_tensors(amp):
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    with FakeTensorMode():
+        head, x = toy(head_kernel=3), torch.randn(2, 16, 21)
+        with torch.autocast("cpu", torch.bfloat16, enabled=amp):
+            maps = head(x)
+        sum(m.sum() for m in maps).backward()
+    assert maps.confidence.shape == (2, 2, 21, 21)
+    assert type(toy(head_kernel=3)(torch.randn(2, 16, 21)).confidence) is torch.Tensor
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+@pytest.mark.parametrize("head_kernel", [1, 3])
+def test_gpu_agrees_with_cpu_and_repeats_its_gradients(head_kernel):
+    head, x = toy(head_kernel=head_kernel), torch.randn(2, 16, 30)
+    expected = head(x)
+    head, x = head.cuda(), x.cuda()
+    runs = []
+    for _ in range(2):
+        head.zero_grad()
+        maps = head(x)
+        sum(m.square().sum() for m in maps).backward()
+        runs.append([*maps, head.localization[0].weight.grad, head.backbone1[0].weight.grad])
+    for ours, cpu in zip(runs[0], expected):
+        torch.testing.assert_close(ours.cpu(), cpu, rtol=0, atol=1e-5)
+    if head_kernel == 1:  # 3x3 kernels: up to the convolution library
+        assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))

@@ -14,7 +14,6 @@ LAYERS = [
     ["data"],
     ["encoders"],
     ["heads"],
-    ["memory"],
     ["budget"],
     ["training"],
     ["detection"],

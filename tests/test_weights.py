@@ -294,6 +294,28 @@ def test_damaged_and_foreign_files_give_one_line(tmp_path, monkeypatch):
         load_weights(encoder, tmp_path)
 
 
+def test_one_changed_bit_in_our_own_file_is_noticed(tmp_path):
+    path = tmp_path / "encoder.safetensors"
+    encoder = build_encoder("tsm-toy", seed=0)
+    save_encoder(encoder, path)
+    content = bytearray(path.read_bytes())
+    content[-1000] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match="damaged: the weights do not have the stored hash"):
+        load_weights(encoder, path, strict=False)
+
+
+def test_weights_that_are_not_finite_are_refused(tmp_path):
+    weights = state("tsm-toy")
+    weights["layer2.0.conv1.weight"][0, 0, 0, 0] = float("nan")
+    torch.save(weights, tmp_path / "diverged.pth")
+    encoder = build_encoder("tsm-toy", seed=0)
+    digest = encoder_hash(encoder)
+    with pytest.raises(ValueError, match=r"layer2\.0\.conv1\.weight is not finite"):
+        load_weights(encoder, tmp_path / "diverged.pth")
+    assert encoder_hash(encoder) == digest
+
+
 def test_files_of_a_later_format_are_refused(tmp_path):
     from safetensors.torch import save_file
 

@@ -16,9 +16,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from lofi.budget.step import CpuMeter, CudaMeter, Ledger, Mode, Step
 from lofi.encoders import Encoder, build_encoder
 from lofi.fidelity import LOW_BUDGET, REDUCTIONS, Fidelity
-from lofi.budget.step import CpuMeter, CudaMeter, Ledger, Mode, Step
 
 __all__ = [
     "Consumer",

@@ -303,7 +303,7 @@ def train_video_classifier(
         return loss
 
     with torch.enable_grad():
-        loss = float(optimizer.step(closure))
+        loss = float(optimizer.step(closure).detach())
     hits = (x @ weight.T + bias).argmax(1) == y
     record = {
         "videos": len(videos),

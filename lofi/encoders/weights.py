@@ -6,12 +6,11 @@ open-mmlab/mmaction2 and HumamAlwassel/TSP. Nothing but tensors is ever unpickle
 
 import hashlib
 import logging
-import pickle
 import re
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 import torch
 from torch import Tensor
@@ -64,11 +63,15 @@ def encoder_hash(encoder: Encoder) -> str:
 
     The same on every device and in every memory format. Counters of seen batches do not enter.
     """
-    digest = hashlib.sha256(encoder.name.encode())
-    for name, value in sorted(_state(encoder).items()):
-        if name.endswith("num_batches_tracked"):
+    return _digest(encoder.name, _state(encoder))
+
+
+def _digest(name: str, tensors: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256(name.encode())
+    for key, value in sorted(tensors.items()):
+        if key.endswith("num_batches_tracked"):
             continue
-        digest.update(f"\0{name}\0{value.dtype}\0{tuple(value.shape)}\0".encode())
+        digest.update(f"\0{key}\0{value.dtype}\0{tuple(value.shape)}\0".encode())
         content = value.detach().cpu().contiguous().flatten().view(torch.uint8)
         digest.update(memoryview(content.numpy()))
     return digest.hexdigest()
@@ -85,8 +88,8 @@ def load_weights(encoder: Encoder, path: str | Path, strict: bool = True) -> Loa
             fits in name and shape and reports the rest.
     Raises:
         FileNotFoundError: no such file.
-        ValueError: not a weight file, damaged, weights with non-local blocks, or (strict) those
-            of another encoder.
+        ValueError: not a weight file, damaged, not finite, with non-local blocks, or (strict) of
+            another encoder.
     """
     path = Path(path)
     found, origin = _read(path)
@@ -106,6 +109,9 @@ def load_weights(encoder: Encoder, path: str | Path, strict: bool = True) -> Loa
     unexpected = tuple(name for name in found if name not in fits)
     if (missing or unexpected) and (strict or not matched):
         _raise_other(encoder, path, _recognise(found), found)
+    for name in matched:
+        if not torch.isfinite(found[name]).all():
+            raise ValueError(f"{path}: {name} is not finite; take an earlier checkpoint")
     with torch.no_grad():
         for name in matched:
             wanted[name].copy_(found[name])
@@ -131,7 +137,7 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about pickle protocols; the error below says more
             content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+    except Exception as error:  # a damaged file can raise anything in the unpickler
         raise ValueError(f"{path}: {_reason(error)}") from None
     for field in ("state_dict", "model"):
         if isinstance(content, Mapping) and isinstance(content.get(field), Mapping):
@@ -146,13 +152,14 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def _reason(error: Exception) -> str:
-    if found := re.search(r"Unsupported (?:global|class|operand)[^.]*?GLOBAL (\S+)", str(error)):
+    if found := re.search(r"(?i)unsupported (?:global|class)\W+(?:GLOBAL )?([\w.]+)", str(error)):
         return (
             f"holds Python objects ({found[1]}), and only tensors are loaded; "
             "save its state_dict alone with the program that wrote it"
         )
-    first_line = str(error).split("\n")[0][:120]
-    return f"cannot be read as weights ({first_line}); damaged or of another kind: get it again"
+    lines = str(error).split("WeightsUnpickler error: ")[-1].strip().splitlines() or [""]
+    cause = f"{type(error).__name__}: {lines[0][:100]}"
+    return f"cannot be read as weights ({cause}); damaged or of another kind: get it again"
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -169,6 +176,8 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     if metadata.get("format_version") != FORMAT_VERSION:
         found = f"format version {metadata.get('format_version')}"
         raise ValueError(f"{path}: {found}, this lofi reads {FORMAT_VERSION}; update lofi")
+    if _digest(metadata.get("encoder", ""), tensors) != metadata.get("sha256"):
+        raise ValueError(f"{path}: damaged: the weights do not have the stored hash; get it again")
     return tensors, metadata
 
 
@@ -229,7 +238,7 @@ def _recognise(found: Mapping[str, Tensor]) -> str:
     return "/".join(same) if same else "an unknown architecture"
 
 
-def _raise_other(encoder: Encoder, path: Path, other: str, found: Mapping[str, Tensor]) -> None:
+def _raise_other(encoder: Encoder, path: Path, other: str, found: Mapping[str, Tensor]) -> NoReturn:
     """One line that names both architectures and the first place where they differ."""
     wanted = _state(encoder)
     where = "same names and shapes, but not the same network"

@@ -142,7 +142,7 @@ def average_precision(
     kind = "stable" if tie_order == "file" else None
     video, label = align(truth, found)
     order, rank = best_first(label, found.scores, len(truth.classes), kind)
-    level, row = match(truth, found, video, label, order, tious, kind)
+    level, row, _ = match(truth, found, video, label, order, tious, kind)
     ap = np.zeros((len(tious), len(truth.classes)))
     key = label[row] * len(tious) + level
     sequence = np.lexsort((rank[row], key))
@@ -216,10 +216,11 @@ def match(
     order: np.ndarray,
     tious: np.ndarray,
     kind: str | None = "stable",
-) -> tuple[np.ndarray, np.ndarray]:
-    """True positives as pairs (threshold index, prediction row): greedy inside each (video, class).
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """True positives: threshold index, prediction row and ground-truth row of each.
 
-    All groups with the same number of ground truths advance together, one prediction each a step.
+    Greedy inside every (video, class); all groups with the same number of ground truths advance
+    together, one prediction each a step.
 
     Args:
         order: rows, best first inside each class.
@@ -233,7 +234,7 @@ def match(
     slot = np.minimum(np.searchsorted(groups, key), len(groups) - 1)
     hit = groups[slot] == key
     rows, slot = rows[hit], slot[hit]
-    levels, winners = [], []
+    levels, winners, taken = [], [], []
     for count in np.unique(size).tolist():
         select = size[slot] == count
         mine, its_slot = rows[select], slot[select]
@@ -241,15 +242,16 @@ def match(
         tiou = pairwise_tiou(found.segments[mine][:, None], truth.segments[truths])  # (P, count)
         near = ~(tiou < tious.min()).all(axis=1)
         assign = _assign_single if count == 1 else _assign
-        level, winner = assign(its_slot[near], tiou[near], tious, kind)
+        level, winner, place = assign(its_slot[near], tiou[near], tious, kind)
         levels.append(level)
         winners.append(mine[near][winner])
-    return np.concatenate(levels), np.concatenate(winners)
+        taken.append(truths[near][winner, place])
+    return np.concatenate(levels), np.concatenate(winners), np.concatenate(taken)
 
 
 def _assign_single(
     group: np.ndarray, tiou: np.ndarray, tious: np.ndarray, kind: str | None
-) -> tuple[np.ndarray, np.ndarray]:
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """`_assign` where every group has one ground truth: the first that overlaps enough wins."""
     levels, winners = [], []
     first = np.empty(int(group.max(initial=-1)) + 1, np.int64)
@@ -259,13 +261,14 @@ def _assign_single(
         winner = rows[first[group[rows]] == rows]
         levels.append(np.full(len(winner), t))
         winners.append(winner)
-    return np.concatenate(levels), np.concatenate(winners)
+    level = np.concatenate(levels)
+    return level, np.concatenate(winners), np.zeros_like(level)
 
 
 def _assign(
     group: np.ndarray, tiou: np.ndarray, tious: np.ndarray, kind: str | None
-) -> tuple[np.ndarray, np.ndarray]:
-    """True positives (threshold index, row) among P predictions in order.
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """True positives (threshold index, row, place of the truth) among P predictions in order.
 
     A prediction takes the first free truth in falling order of tIoU; NaN comes first and passes.
 
@@ -279,7 +282,7 @@ def _assign(
     groups, member = np.unique(group, return_inverse=True)
     step = _place_in_group(member)
     free = np.ones((len(groups), len(tious), tiou.shape[1]), bool)
-    levels, winners = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
+    found = [np.zeros((3, 0), np.int64)]
     by_step = np.argsort(step, kind="stable")
     for rows in np.split(by_step, np.flatnonzero(np.diff(step[by_step])) + 1):
         choice = preference[rows][:, None, :]  # (R, 1, count)
@@ -287,10 +290,11 @@ def _assign(
         open_ = passes[rows] & np.take_along_axis(state, np.broadcast_to(choice, state.shape), 2)
         r, t = np.nonzero(open_.any(2))
         best = open_[r, t].argmax(1)
-        free[member[rows[r]], t, choice[r, 0, best]] = False
-        levels.append(t)
-        winners.append(rows[r])
-    return np.concatenate(levels), np.concatenate(winners)
+        place = choice[r, 0, best]
+        free[member[rows[r]], t, place] = False
+        found.append(np.stack([t, rows[r], place]))
+    level, winner, place = np.concatenate(found, axis=1)
+    return level, winner, place
 
 
 def _place_in_group(member: np.ndarray) -> np.ndarray:

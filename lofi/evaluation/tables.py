@@ -118,12 +118,13 @@ TruthRow = tuple[str, str | None, float, list[tuple[float, float, str]]]
 def _truth_rows(source: Any, what: str) -> Iterable[TruthRow]:
     """(id, subset, duration, [(start, end, label)]) per video."""
     if isinstance(source, str | Path):
-        if Path(source).suffix.lower() == ".json":
-            source = _load(source, "annotations in ActivityNet format")
-        else:
+        path, source = source, None
+        if Path(path).suffix.lower() == ".json":
+            source = _load(path, "annotations in ActivityNet format")
+        if not isinstance(source, Mapping) or "database" not in source:  # the other formats
             from lofi.data.annotations import read_annotations
 
-            source = read_annotations(source)
+            source = read_annotations(path)
     if not isinstance(source, Mapping):
         for v in source:
             rows = [(s.start_s, s.end_s, s.label) for s in v.segments]
@@ -162,7 +163,7 @@ def prediction_table(source: Any, with_labels: bool) -> Predictions:
     with _collection_paused():
         if isinstance(source, str | Path):
             source = _read_results(Path(source))
-        if "results" in source and isinstance(source["results"], Mapping):
+        if isinstance(source, Mapping) and isinstance(source.get("results"), Mapping):
             source = source["results"]
         if not isinstance(source, Mapping):
             raise ValueError(f"{what}: {type(source).__name__}; expected a dict, id -> detections")

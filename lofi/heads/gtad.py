@@ -49,15 +49,16 @@ def nearest_snippets(x: Tensor, neighbours: int) -> Tensor:
 
     K = min(neighbours, L). Distances are float32 or better in any autocast mode.
     """
-    with torch.autocast(x.device.type, enabled=False):
-        x = x if x.dtype == torch.float64 else x.float()
-        x = x - x.mean(1, keepdim=True)  # the same distances, less rounding
-        square = x.square().sum(2)
-        closeness = (
-            2 * x @ x.transpose(1, 2) - square[:, None, :]
-        )  # minus the distance, up to a row constant
-        closeness.diagonal(dim1=1, dim2=2).fill_(float("inf"))
-        return closeness.topk(min(neighbours, x.shape[1]), dim=2).indices
+    if project.autocast_is_on(x):
+        with torch.autocast(x.device.type, enabled=False):
+            return nearest_snippets(x, neighbours)
+    x = x if x.dtype == torch.float64 else x.float()
+    x = x - x.mean(1, keepdim=True)  # the same distances, less rounding
+    square = x.square().sum(2)
+    # Minus the squared distance, up to a constant a row.
+    closeness = 2 * x @ x.transpose(1, 2) - square[:, None, :]
+    closeness.diagonal(dim1=1, dim2=2).fill_(float("inf"))
+    return closeness.topk(min(neighbours, x.shape[1]), dim=2).indices
 
 
 class _Pick(torch.autograd.Function):

@@ -16,6 +16,12 @@ from torch import Tensor, nn
 from lofi.heads.align import Plan, Sampler, is_real, plan_for
 
 
+def autocast_is_on(like: Tensor) -> bool:
+    """Whether matrix products with this tensor run in another precision."""
+    kind = like.device.type
+    return kind != "meta" and torch.is_autocast_enabled(kind)
+
+
 class SampledLinear(nn.Module):
     """Weight and bias of a 1x1 convolution over all samples of an anchor.
 
@@ -44,7 +50,7 @@ class SampledLinear(nn.Module):
             (B, rows, O), no activation applied.
         """
         dtype = self.weight.dtype
-        if torch.is_autocast_enabled(x.device.type):
+        if autocast_is_on(x):
             dtype = torch.get_autocast_dtype(x.device.type)
         context = None if context is None else context.to(dtype)
         x = x.to(dtype)
@@ -91,13 +97,19 @@ class _SampledLayers(torch.autograd.Function):
         x, context, weight, then_weight, rows = ctx.saved_tensors
         plan, (videos, snippets, channels) = ctx.plan, x.shape
         hidden, flat = weight.shape[2], weight.flatten(1)
-        grad_x, grad_weight = torch.empty_like(x), torch.empty_like(flat)
-        grad_context = None if context is None else torch.empty_like(context)
-        grad_bias, grad_then = weight.new_zeros(hidden), torch.zeros_like(then_weight)
+        grad_x, grad_context = (
+            torch.empty_like(x),
+            None if context is None else x.new_empty(x.shape),
+        )
+        # Sums over videos stay in float32 or better even where products are in bfloat16.
+        wide = torch.promote_types(x.dtype, torch.float32)
+        grad_weight = torch.empty_like(flat, dtype=wide)
+        grad_then = torch.empty_like(then_weight, dtype=wide)
+        grad_bias = weight.new_zeros(hidden, dtype=wide)
         for part in _parts(videos, snippets):
             tables = []
             for i in range(part.start, part.stop):
-                grad_then.addmm_(grad_out[i].T, rows[i])
+                _add_product(grad_then, grad_out[i].T, rows[i], first=i == 0)
                 grad = grad_out[i] @ then_weight
                 torch.ops.aten.threshold_backward.grad_input(grad, rows[i], 0, grad_input=grad)
                 grad_bias += grad.sum(0)
@@ -107,16 +119,22 @@ class _SampledLayers(torch.autograd.Function):
             table = table.view(len(tables) * snippets, -1)
             inputs = ((x, grad_x), (context, grad_context))
             for use, (source, grad) in zip(_uses(weight, plan, context), inputs):
-                columns, lines = flat[:, use.columns], table[:, use.lines]
-                target, features = grad_weight[:, use.columns], source[part].reshape(-1, channels)
-                if part.start == 0:
-                    torch.mm(features.T, lines, out=target)
-                else:
-                    target.addmm_(features.T, lines)
-                grad[part] = (lines @ columns.T).view(-1, snippets, channels)
-        grad_weight = grad_weight.view_as(weight)
-        grad_then_bias = grad_out.sum((0, 1))
-        return grad_x, grad_context, grad_weight, grad_bias, grad_then, grad_then_bias, None
+                lines, features = table[:, use.lines], source[part].reshape(-1, channels)
+                target = grad_weight[:, use.columns]
+                _add_product(target, features.T, lines, first=part.start == 0)
+                grad[part] = (lines @ flat[:, use.columns].T).view(-1, snippets, channels)
+        parameters = (grad_weight.view_as(weight), grad_bias, grad_then, grad_out.sum((0, 1)))
+        return grad_x, grad_context, *(grad.to(x.dtype) for grad in parameters), None
+
+
+def _add_product(total: Tensor, a: Tensor, b: Tensor, *, first: bool) -> None:
+    """total = a @ b the first time, then total += a @ b."""
+    if total.dtype == a.dtype:
+        total.addmm_(a, b, beta=0 if first else 1)
+    elif first:
+        total.copy_(a @ b)
+    else:
+        total += a @ b
 
 
 class _Use(NamedTuple):

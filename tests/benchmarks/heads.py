@@ -1,9 +1,9 @@
 """Lean heads against the plain ones of `lofi.heads.plain`, interleaved in one process.
 
-python -m tests.benchmarks.heads [--json OUT] [--device cuda] [--repeats 5] [--cases gtad_anet ...]
+python -m tests.benchmarks.heads [--json OUT] [--device cuda] [--repeats 5] [--cases NAME]
 
-Ratios are plain / lean medians (CPU: process time; GPU: synchronised wall time). Saved bytes are the
-tensors that autograd keeps for backward, every storage once, without parameters and constants.
+Ratios are plain / lean medians (CPU: process time; GPU: synchronised wall time). Saved bytes are
+the tensors that autograd keeps for backward, every storage once, without parameters and constants.
 Peak bytes are the growth of memory during forward + backward of two videos, weight gradients
 included (GPU: allocator; Linux: resident set).
 """
