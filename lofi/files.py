@@ -4,13 +4,17 @@ A run can be killed at any moment and a disk can fill up at any byte; readers of
 outputs therefore never see half a file, and what was there before stays until the new one is whole.
 """
 
+import errno
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+NO_SPACE = 2**16  # bytes; a disk with less is full
 
 
 @contextmanager
@@ -29,6 +33,11 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
+    except Exception as error:
+        # Writers hide a full disk behind errors of their own.
+        if shutil.disk_usage(path.parent).free < NO_SPACE:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -359,9 +359,10 @@ def gradients(encoder: nn.Module, frames: torch.Tensor) -> list[torch.Tensor]:
     return [features.detach(), *(p.grad for p in encoder.parameters() if p.dim() > 1)]
 
 
-@pytest.mark.parametrize("name", ["tsm-toy", "tsm-r50", "r2plus1d-18"])
-def test_recomputing_and_folding_change_no_gradient(name):
-    frames = torch.randn(1, 4, 3, 24, 24, generator=torch.Generator().manual_seed(1))
+@pytest.mark.parametrize(("name", "pixels"), [("tsm-toy", 24), ("tsm-r50", 16), ("r2plus1d-18", 8)])
+def test_recomputing_and_folding_change_no_gradient(name, pixels):
+    generator = torch.Generator().manual_seed(1)
+    frames = torch.randn(1, 4, 3, pixels, pixels, generator=generator)
     encoder = build_encoder(name, seed=0)
     for module in encoder.modules():
         if isinstance(module, BatchNorm):

@@ -22,6 +22,7 @@ LAYERS = [
     ["experiment", "run_report"],
     ["notebook", "launch"],
     ["course"],
+    ["commands"],
     ["cli"],
 ]
 RANK = {name: i for i, layer in enumerate(LAYERS) for name in layer}

@@ -211,7 +211,7 @@ def soft_nms_bmn(
         live[best] = -np.inf
         overlap = np.maximum(np.minimum(end, end[best]) - np.maximum(start, start[best]), 0.0)
         with np.errstate(invalid="ignore", divide="ignore"):
-            tiou = overlap / (length - overlap + end[best] - start[best])
+            tiou = overlap / (length - overlap + end[best] - start[best])  # released order
             hit = np.flatnonzero(tiou > low + (high - low) * length[best])
         hit = hit[live[hit] > -np.inf]
         live[hit] *= np.exp(-np.square(tiou[hit]) / alpha)

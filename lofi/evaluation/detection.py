@@ -37,6 +37,9 @@ PROTOCOLS = {
 }
 
 
+SORTS = {"file": "stable", "numpy": None}  # tie_order -> kind of numpy's argsort
+
+
 @dataclass(frozen=True)
 class DetectionResult:
     """mAP with everything needed to compare it. All values are fractions."""
@@ -108,11 +111,10 @@ def detection_map(
     thresholds = np.array(rules.tious if tious is None else tious, np.float64).reshape(-1)
     if not len(thresholds) or not ((thresholds > 0) & (thresholds <= 1)).all():
         raise ValueError(f"tious are {thresholds.tolist()}; expected numbers in (0, 1]")
-    if tie_order not in ("file", "numpy"):
-        raise ValueError(f"tie_order is {tie_order!r}; choose file or numpy")
+    kind = SORTS[checked_tie_order(tie_order)]
     truth = truth_table(ground_truth, subset or rules.subset, rules.ignore)
     found = prediction_table(detections, with_labels=True)
-    ap, outside = average_precision(truth, found, thresholds, tie_order)
+    ap, outside = average_precision(truth, found, thresholds, kind)
     maps = ap.mean(axis=1)
     covered = {found.videos[v] for v in np.flatnonzero(np.bincount(found.video)).tolist()}
     return DetectionResult(
@@ -135,11 +137,17 @@ def detection_map(
     )
 
 
+def checked_tie_order(tie_order: str) -> str:
+    """`tie_order` when it is one of `SORTS`, else ValueError."""
+    if tie_order not in SORTS:
+        raise ValueError(f"tie_order is {tie_order!r}; choose {' or '.join(SORTS)}")
+    return tie_order
+
+
 def average_precision(
-    truth: Truth, found: Predictions, tious: np.ndarray, tie_order: str = "file"
+    truth: Truth, found: Predictions, tious: np.ndarray, kind: str | None = "stable"
 ) -> tuple[np.ndarray, int]:
     """AP (T, classes), and how many predictions lie in videos without ground truth."""
-    kind = "stable" if tie_order == "file" else None
     video, label = align(truth, found)
     order, rank = best_first(label, found.scores, len(truth.classes), kind)
     level, row, _ = match(truth, found, video, label, order, tious, kind)

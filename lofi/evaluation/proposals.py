@@ -13,7 +13,13 @@ from typing import Any
 
 import numpy as np
 
-from lofi.evaluation.detection import PROTOCOLS, best_first, pairwise_tiou
+from lofi.evaluation.detection import (
+    PROTOCOLS,
+    SORTS,
+    best_first,
+    checked_tie_order,
+    pairwise_tiou,
+)
 from lofi.evaluation.tables import Truth, prediction_table, truth_table
 
 STEPS = 100
@@ -35,6 +41,7 @@ class RecallResult:
     instances: int
     proposals: int
     video_list_hash: str
+    tie_order: str
 
     def to_json(self) -> dict[str, Any]:
         """JSON-able dict, one key per field."""
@@ -68,7 +75,7 @@ def proposal_recall(
     Raises:
         ValueError: empty subset, malformed input, or no proposals at all.
     """
-    kind = "stable" if tie_order == "file" else None
+    kind = SORTS[checked_tie_order(tie_order)]
     thresholds = np.array(PROTOCOLS["activitynet"].tious if tious is None else tious, np.float64)
     truth = truth_table(ground_truth, subset)
     found = prediction_table(proposals, with_labels=False)
@@ -83,10 +90,9 @@ def proposal_recall(
     video = np.array([index.get(name, -1) for name in found.videos], np.int64)[found.video]
     counts = np.bincount(video[video >= 0], minlength=num_videos)
     kept = np.minimum((counts * ratio).astype(np.int64), counts)
-    order, rank = best_first(
-        np.where(video < 0, num_videos, video), found.scores, num_videos + 1, kind
-    )
-    order = order[: counts.sum()]  # the others come last
+    group = np.where(video < 0, num_videos, video)  # videos without ground truth come last
+    order, rank = best_first(group, found.scores, num_videos + 1, kind)
+    order = order[: counts.sum()]
     order = order[rank[order] < kept[video[order]]]
     first = _first_ranks(truth, found.segments[order], kept, thresholds)
 
@@ -99,7 +105,7 @@ def proposal_recall(
     area = float(np.sum((axis[1:] - axis[:-1]) * (curve[1:] + curve[:-1]) / 2.0))
     return RecallResult(
         average_recall={str(k): float(curve[k - 1]) for k in (1, 5, 10, 100)},
-        auc=100.0 * area / float(axis[-1]),
+        auc=100.0 * area / float(axis[-1]) if axis[-1] else 0.0,
         tious=tuple(thresholds.tolist()),
         proposals_per_video=tuple(axis.tolist()),
         recall=tuple(map(tuple, recall.tolist())),
@@ -110,6 +116,7 @@ def proposal_recall(
         instances=len(truth.segments),
         proposals=total,
         video_list_hash=truth.video_list_hash,
+        tie_order=tie_order,
     )
 
 

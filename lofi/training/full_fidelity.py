@@ -52,8 +52,15 @@ def extract_features(
     settings = common_settings(config) | {"stage": "features", "encoder_sha256": sha256}
     run = RunFolder(folder, settings)
     videos = [*data.train, *data.test]
+    with run.logging():
+        _extract(config, encoder, sha256, videos, run, on_step)
+    run.finish({"videos": len(videos), "encoder_sha256": sha256})
+    return folder
+
+
+def _extract(config, encoder, sha256, videos, run: RunFolder, on_step) -> None:
     for i, video in enumerate(videos):
-        path = folder / f"{video.id}.safetensors"
+        path = run.folder / f"{video.id}.safetensors"
         if not path.exists():
             try:
                 features, info = video_features(config, encoder, video.path)
@@ -63,8 +70,6 @@ def extract_features(
             write_features(path, features, feature_header(config, sha256, info))
         if on_step:
             on_step(i, len(videos), {})
-    run.finish({"videos": len(videos), "encoder_sha256": sha256})
-    return folder
 
 
 @torch.no_grad()

@@ -75,6 +75,22 @@ class RunFolder:
         for name in ("result.json", "metrics.jsonl", "skipped.jsonl"):
             (self.folder / name).unlink(missing_ok=True)
 
+    @contextlib.contextmanager
+    def logging(self) -> Iterator[None]:
+        """While the block runs, what the package logs is also kept in log.txt."""
+        handler = logging.FileHandler(self.folder / "log.txt", encoding="utf-8")
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+        package = logging.getLogger("lofi")
+        level = package.level
+        package.addHandler(handler)
+        package.setLevel(logging.INFO)
+        try:
+            yield
+        finally:
+            package.removeHandler(handler)
+            package.setLevel(level)
+            handler.close()
+
     def result(self) -> dict[str, Any] | None:
         """What a finished run returned, or None while it is not finished."""
         path = self.folder / "result.json"
@@ -256,7 +272,7 @@ class Training:
 
 
 def fit(training: Training, run: RunFolder, on_step: OnStep | None = None) -> None:
-    """Train to the last step, going on from the folder's checkpoint.
+    """Train to the last step, going on from the folder's checkpoint; logs to its log.txt.
 
     `on_step(step, steps, record)` sees what goes to metrics.jsonl.
 
@@ -264,12 +280,18 @@ def fit(training: Training, run: RunFolder, on_step: OnStep | None = None) -> No
         FloatingPointError: a loss is not finite; names the step and its items. The checkpoint
             before it stays.
     """
+    with run.logging():
+        _fit(training, run, on_step)
+
+
+def _fit(training: Training, run: RunFolder, on_step: OnStep | None) -> None:
     modules, setting, batches = training.modules, training.setting, training.batches
     parameters = [p for module in modules.values() for p in module.parameters() if p.requires_grad]
     optimizer = make_optimizer(parameters, setting)
     start = _restore(modules, optimizer, run)
-    if start:
-        log.info("%s: resuming at step %d of %d", run.folder, start, batches.steps)
+    log.info(
+        "settings %s: steps %d to %d of %d items", run.hash, start, batches.steps, batches.items
+    )
     run.keep_metrics_before(start)
     trained = False
     keep_freed_memory()
@@ -298,6 +320,7 @@ def fit(training: Training, run: RunFolder, on_step: OnStep | None = None) -> No
         if done % training.checkpoint_every == 0 and done < batches.steps:
             run.save_checkpoint(_state(modules, optimizer, done))
     run.save_checkpoint(_state(modules, optimizer, batches.steps))
+    log.info("settings %s: trained", run.hash)
 
 
 def keep_freed_memory(size: int = 2**30) -> None:

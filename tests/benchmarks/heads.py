@@ -90,7 +90,9 @@ def peak_bytes(head: nn.Module, x: Tensor) -> int | None:
     reset = Path("/proc/self/clear_refs")
     if not reset.exists():
         return None
-    ctypes.CDLL(None).malloc_trim(0)  # give freed memory back, or the growth would reuse it
+    libc = ctypes.CDLL(None)
+    libc.mallopt(-3, 1 << 20)  # M_MMAP_THRESHOLD: tensors of 1 MiB and more leave no holes behind
+    libc.malloc_trim(0)  # give freed memory back, or the growth would reuse it
     reset.write_text("5")
     before = _status("VmRSS")
     forward_backward(head, x)

@@ -80,7 +80,8 @@ def plain_soft_nms_bmn(
         score, span = live.pop(best), (start.pop(best), end.pop(best))
         kept.append((score, *span))
         for i in range(len(live)):
-            tiou = plain_tiou(span, (start[i], end[i]))
+            common = max(0.0, min(span[1], end[i]) - max(span[0], start[i]))
+            tiou = common / (end[i] - start[i] - common + span[1] - span[0])
             if tiou > low + (high - low) * (span[1] - span[0]):
                 live[i] = live[i] * np.exp(-np.square(tiou) / alpha)
     return np.array(sorted(kept, key=lambda row: -row[0])[:100]).reshape(-1, 3)

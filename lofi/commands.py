@@ -1,0 +1,345 @@
+"""What each `lofi` command does; settings come from the dataclasses of `lofi.config`.
+
+A command is a plain function: its signature is its command line, its docstring the help text.
+Results go to standard output, progress and warnings to standard error.
+"""
+
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Literal
+
+from tyro.conf import Positional, arg
+
+from lofi.config import Config
+from lofi.files import atomic_path, write_json
+
+Method = Annotated[str, arg(help="whose encoder: random, acp, acp+, c-lofi, s-lofi, …")]
+
+
+def toy(folder: Positional[Path], /, preset: Literal["tiny", "toy"] = "toy", seed: int = 0) -> None:
+    """Render the toy world: source clips, untrimmed videos and their annotations."""
+    from lofi.data.toyworld import TINY, TOY, write_world
+
+    paths = write_world(
+        folder, {"tiny": TINY, "toy": TOY}[preset], seed, progress=_bar("rendering")
+    )
+    print(f"{paths.annotations}\n{paths.video_dir}\n{paths.source_csv}")
+
+
+def check(
+    annotations: Positional[Path],
+    /,
+    videos: Path | None = None,
+    format: str = "auto",
+    decode: bool = True,
+    workers: int = 2,
+    limit_s: float = 60.0,
+    report: Path | None = None,
+) -> None:
+    """Report missing, undecodable, out-of-range, zero-length, overlapping and mislabelled entries.
+
+    Exit status 1 when something was found.
+
+    Args:
+        videos: folder with the video files; without it only the annotations are checked.
+        decode: open and decode the videos, not only look for their files.
+        limit_s: seconds that one video may take.
+        report: CSV of all findings; an unfinished check goes on from it.
+    """
+    from lofi.data import check_dataset, read_annotations
+
+    found = check_dataset(
+        read_annotations(annotations, format=format, video_dir=videos),
+        videos,
+        decode=decode and videos is not None,
+        workers=workers,
+        limit_s=limit_s,
+        report=report,
+        progress=_bar("checking"),
+    )
+    print(found.summary())
+    if found.entries:
+        raise SystemExit(1)
+
+
+def train(
+    stage: Positional[Literal["acp", "acp+", "lofi", "features", "head"]],
+    /,
+    out: Path,
+    config: Annotated[Config, arg(name="")],
+    method: Method = "c-lofi",
+    resume: bool = True,
+    device: str = "cpu",
+    tensorboard: bool = False,
+) -> None:
+    """Run one stage of the procedure in the run folder OUT; finished stages return at once.
+
+    Stages: acp, acp+ (classification), lofi (joint, low fidelity), features (frozen encoder), head.
+
+    Args:
+        out: run folder; every method gets a folder in it.
+        resume: go on from the last checkpoint; --no-resume recomputes.
+        device: cpu, cuda, cuda:1, mps, …
+        tensorboard: also write losses for TensorBoard to OUT/tensorboard (extra "gpu" or "dev").
+    """
+    from lofi.training import full_fidelity, joint, models, pretraining
+
+    models.write_run_config(config, out)
+    on_step = progress_lines(stage)
+    if tensorboard:
+        on_step = _also_tensorboard(on_step, out / "tensorboard" / stage)
+    common = {"on_step": on_step, "device": device}
+    if stage == "features":
+        print(full_fidelity.extract_features(config, out, method, **common))
+        return
+    common["resume"] = resume
+    if stage == "head":
+        result = full_fidelity.train_head(config, out, method, **common)
+    else:
+        run = {
+            "acp": pretraining.train_acp,
+            "acp+": pretraining.train_acp_plus,
+            "lofi": joint.train_lofi,
+        }[stage]
+        result = run(config, out, **common)
+    print(" ".join(f"{key}={value}" for key, value in result.items() if key != "classes"))
+
+
+def features(
+    out: Path,
+    config: Annotated[Config, arg(name="")],
+    method: Method = "c-lofi",
+    device: str = "cpu",
+) -> None:
+    """Features of all training and test videos from a method's frozen encoder, full fidelity."""
+    train("features", out=out, config=config, method=method, device=device)
+
+
+def detect(
+    videos: Positional[list[Path]],
+    /,
+    model: Path,
+    out: Path = Path("detections"),
+    method: str = "",
+    top: int = 10,
+    device: str = "cpu",
+) -> None:
+    """Find actions in video files: a table, CSV, JSON, .srt subtitles and a timeline picture each.
+
+    Args:
+        model: run folder (or one method's folder in it) with a trained encoder and head.
+        out: folder for the results.
+        method: which encoder of the run; "" = the best trained one.
+        top: lines printed a video; the files hold all detections.
+    """
+    from lofi.detection.detector import Detector, write_results
+    from lofi.figures.tables import detections_table
+    from lofi.run_report import detections_figure
+
+    detector = Detector.load(model, method=method, device=device)
+    failed = []
+    for path in videos:
+        try:
+            found = detector.detect(path)
+        except (ValueError, FileNotFoundError) as error:
+            failed.append(str(error))
+            print(f"lofi: {error}", file=sys.stderr)
+            continue
+        files = write_results(found, path, out, detector)
+        with atomic_path(out / f"{path.stem}.png") as picture:
+            detections_figure(path, found).savefig(picture, dpi=110)
+        files.append(out / f"{path.stem}.png")
+        print(f"{path}: {len(found)} detections, the best {min(top, len(found))}:")
+        print(detections_table(found[:top]).text())
+        print("wrote " + ", ".join(str(file) for file in files))
+    if failed:
+        raise SystemExit(1)
+
+
+def evaluate(
+    ground_truth: Positional[Path],
+    detections: Positional[Path],
+    /,
+    subset: str = "validation",
+    protocol: Literal["activitynet", "thumos14"] = "activitynet",
+    json: Path | None = None,
+) -> None:
+    """Mean average precision of a detection file, with its protocol."""
+    from lofi.evaluation import detection_map
+
+    result = detection_map(ground_truth, detections, subset=subset, protocol=protocol)
+    if json:
+        write_json(json, result.to_json())
+    print(result)
+
+
+def recall(
+    ground_truth: Positional[Path],
+    proposals: Positional[Path],
+    /,
+    subset: str = "validation",
+    json: Path | None = None,
+) -> None:
+    """Average recall at an average number of proposals (AR@AN) and its area (AUC)."""
+    from lofi.evaluation import proposal_recall
+
+    result = proposal_recall(ground_truth, proposals, subset=subset)
+    if json:
+        write_json(json, result.to_json())
+    print(result)
+
+
+def memory(
+    encoder: str = "tsm-r18",
+    snippets: int = 100,
+    pixels: int = 224,
+    frames: int = 8,
+    batch: int = 16,
+    head: Literal["gtad", "bmn", "none"] = "gtad",
+    amp: Literal["fp32", "bf16"] = "fp32",
+    mode: Literal["full", "exact", "sampled", "partial", "frozen"] = "full",
+    top: int = 8,
+    json: Path | None = None,
+) -> None:
+    """Memory of one training step, predicted without a GPU and without allocating it.
+
+    Args:
+        mode: how the encoder's gradient is found; "full" is one graph, as in every LoFi step.
+        top: largest consumers that are listed.
+    """
+    from lofi.budget import activation_bytes
+    from lofi.fidelity import Fidelity
+
+    model, built = _encoder_and_head(encoder, head, snippets)
+    report = activation_bytes(model, built, Fidelity(snippets, frames, pixels), batch, amp, mode)
+    if json:
+        write_json(json, report.as_dict())
+    gib = 2**30
+    print(f"{encoder}, {head} head, {report.fidelity}, batch {batch}, {amp}, mode {report.mode}")
+    print(f"saved for the backward pass  {report.saved_bytes / gib:9.2f} GiB")
+    print(f"  a video                    {report.saved_bytes_per_video / gib:9.2f} GiB")
+    print(f"peak of the step             {report.peak_bytes / gib:9.2f} GiB")
+    print(f"parameters                   {report.parameters_bytes / gib:9.3f} GiB")
+    for row in report.top[:top]:
+        print(f"  {row.bytes / report.saved_bytes:6.1%}  {row.name} ({row.kind})")
+
+
+def plan(
+    budget_gib: float,
+    encoder: str = "tsm-r18",
+    snippets: int = 100,
+    pixels: int = 224,
+    frames: int = 8,
+    batch: int = 16,
+    head: Literal["gtad", "bmn", "none"] = "gtad",
+    amp: Literal["fp32", "bf16"] = "fp32",
+    json: Path | None = None,
+) -> None:
+    """Which fidelities and encoder modes fit a memory budget, and what they cost.
+
+    Args:
+        budget_gib: memory of one device in GiB.
+        batch: videos a step on that device.
+    """
+    from lofi.budget import plan as make_plan
+    from lofi.fidelity import Fidelity
+    from lofi.figures.tables import Table
+
+    model, built = _encoder_and_head(encoder, head, snippets)
+    rows = make_plan(budget_gib, model, built, Fidelity(snippets, frames, pixels), batch, amp)
+    if json:
+        write_json(json, [asdict(row) for row in rows])
+    header = ("configuration", "L×F×S²", "mode", "peak GiB", "fits", "largest batch", "compute",
+              "frames a video")  # fmt: skip
+    body = tuple(
+        (
+            row.configuration, str(row.fidelity), str(row.mode), f"{row.peak_bytes / 2**30:.1f}",
+            "yes" if row.fits else "no", str(row.largest_batch), f"{row.relative_compute:.2f}",
+            str(row.decoded_frames),
+        )
+        for row in rows
+    )  # fmt: skip
+    print(Table(header, body, f"{encoder}, batch {batch}, {amp}, {budget_gib:g} GiB").text())
+
+
+def _encoder_and_head(encoder: str, head: str, snippets: int) -> tuple:
+    from lofi.config import HeadConfig
+    from lofi.encoders import build_encoder
+    from lofi.training.models import build_head
+
+    model = build_encoder(encoder)
+    if head == "none":
+        return model, None
+    return model, build_head(HeadConfig(kind=head), model.channels, snippets, seed=0)
+
+
+def course(
+    preset: str = "tiny",
+    run: Path = Path("runs/course"),
+    seed: int = 0,
+    first: Annotated[str, arg(name="from")] = "00",
+    last: Annotated[str, arg(name="to")] = "99",
+) -> None:
+    """Run the ordered notebooks as one batch; ends in results.json, a table and report.html.
+
+    Args:
+        first: number of the first notebook.
+        last: number of the last notebook.
+    """
+    from lofi.course import run_course
+
+    began = time.perf_counter()
+    table = run_course(preset, run, seed=seed, first=first, last=last)
+    print(table)
+    print(f"report: {run / 'report.html'}   seconds: {time.perf_counter() - began:.0f}")
+
+
+def tables(run: Path = Path("runs/demo")) -> None:
+    """Print the results of a finished run, beside the paper's numbers."""
+    from lofi.experiment import read_results
+    from lofi.figures import tables as figures
+
+    print(figures.results_table(read_results(run)).text())
+
+
+def progress_lines(what: str, lines: int = 10) -> Callable[[int, int, dict[str, float]], None]:
+    """An `on_step`: a bar on a terminal, about `lines` plain lines elsewhere."""
+    bar = _bar(what)
+
+    def on_step(step: int, steps: int, record: dict[str, float]) -> None:
+        if sys.stderr.isatty():
+            bar(step + 1, steps)
+        elif step + 1 == steps or step % max(1, steps // lines) == 0:
+            shown = "".join(f" {k} {record[k]:.3f}" for k in ("loss", "accuracy") if k in record)
+            print(f"{what} {step + 1}/{steps}{shown}", file=sys.stderr)
+
+    return on_step
+
+
+def _also_tensorboard(on_step: Callable, folder: Path) -> Callable:
+    from torch.utils.tensorboard import SummaryWriter
+
+    writer = SummaryWriter(folder)
+
+    def both(step: int, steps: int, record: dict[str, float]) -> None:
+        on_step(step, steps, record)
+        for name, value in record.items():
+            writer.add_scalar(name, value, step)
+
+    return both
+
+
+def _bar(what: str) -> Callable[[int, int], None]:
+    from tqdm import tqdm
+
+    bar = tqdm(desc=what, disable=not sys.stderr.isatty(), leave=False)
+
+    def update(done: int, total: int, item: str = "") -> None:
+        bar.total = total
+        bar.set_postfix_str(item, refresh=False)
+        bar.update(done - bar.n)
+
+    return update

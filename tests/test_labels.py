@@ -1,0 +1,254 @@
+"""Video classes: files, fusion rules equal to the released code, and our own classifier."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from lofi.data.annotations import Segment, Video
+from lofi.detection import (
+    Detection,
+    PostProcessing,
+    VideoClasses,
+    VideoClassifier,
+    add_classes,
+    detect_video,
+    detect_windows,
+    main_labels,
+    read_hacs_top2,
+    read_untrimmednet,
+    read_video_classes,
+    soft_nms,
+    train_video_classifier,
+    true_classes,
+)
+from lofi.detection.nms import GridSoftNMS
+
+SEGMENTS, SCORES = np.array([[0, 2], [4, 9.0]]), np.array([0.5, 0.25])
+
+
+def table(detections: list[Detection], names: list[str]) -> np.ndarray:
+    """(class, score, start, end) rows."""
+    rows = [(names.index(d.label), d.score, d.start_s, d.end_s) for d in detections]
+    return np.array(rows).reshape(-1, 4)
+
+
+def suppressed(given: np.ndarray, sigma: float, seconds: float) -> tuple[np.ndarray, np.ndarray]:
+    """A reference table -> segments in seconds as released, and scores."""
+    units, scores = soft_nms(given[:, 1:3], given[:, 3] * given[:, 4], sigma)
+    start, end = np.maximum(units[:, 0], 0), np.minimum(units[:, 1], 1)
+    return np.stack([start, end], 1) * seconds, scores
+
+
+@pytest.mark.parametrize("sigma", [0.8, 0.3])
+def test_anet_rule_equals_the_released_code_to_the_bit(golden, sigma):
+    stored = np.load(golden("postproc.npz"))
+    info = json.loads(golden("postproc.json").read_text())
+    names, expected = info["class_order"], stored[f"anet_{sigma}_out"]
+    for i, video in enumerate(info["anet_videos"]):
+        given = stored["anet_in"][stored["anet_in"][:, 0] == i]
+        segments, scores = suppressed(given, sigma, video["duration_second"])
+        class_scores = (stored["anet_class_scores_u16"][i] + 0.5) / 65536
+        ours = table(add_classes(segments, scores, class_scores, names, "anet"), names)
+        np.testing.assert_array_equal(ours, expected[expected[:, 0] == i][:, 1:], video["name"])
+
+
+def test_hacs_rule_equals_the_released_code_to_the_bit(golden, shared_data):
+    stored = np.load(golden("postproc.npz"))
+    info = json.loads(golden("postproc.json").read_text())
+    hacs_names = (shared_data / "hacs/action_name.csv").read_text().split("\n")[1:201]
+    order, expected = info["class_order"], stored["hacs_0.8_out"]
+    known = [v for v in info["hacs_videos"] if v != info["hacs_training_video_skipped"]]
+    classes = read_hacs_top2(shared_data / "hacs/hacs_val_cls_top2.json", hacs_names, known)
+    for i, video in enumerate(info["hacs_videos"]):
+        rows = expected[expected[:, 0] == i][:, 1:]
+        if video not in known:
+            assert len(rows) == 0
+            continue
+        given = stored["anet_in"][stored["anet_in"][:, 0] == i]
+        segments, scores = suppressed(given, 0.8, info["anet_videos"][i]["duration_second"])
+        found = add_classes(segments, scores, classes.of(video), hacs_names, "hacs")
+        np.testing.assert_array_equal(table(found, order), rows, video)
+
+
+def test_thumos_pipeline_equals_the_released_code_on_all_test_videos(golden, shared_data):
+    stored = np.load(golden("postproc_thumos.npz"))
+    info = json.loads(golden("postproc.json").read_text())["thumos"]
+    classes = read_untrimmednet(shared_data / "thumos14/uNet_test.npy")
+    with open(shared_data / "thumos14/thumos14_test_groundtruth.csv") as file:
+        videos = {row["video-name"]: row for row in csv.DictReader(file)}
+    scores = stored["in_clr_u16"] / 65536 * (stored["in_reg_u16"] / 65536)
+    names, total = info["class_order"], 0
+    for i, video in enumerate(info["out_videos"]):
+        mine = [w for w, (name, _) in enumerate(info["windows"]) if name == video]
+        windows = [
+            (stored["in_frames"][stored["in_window"] == w], scores[stored["in_window"] == w])
+            for w in mine
+        ]
+        frames, fps = (float(videos[video][x]) for x in ("video-frames", "frame-rate"))
+        found = detect_windows(windows, int(frames), fps, classes.of(video), classes.names)
+        ours = np.rint(table(found, names) * [1, 1e6, 10, 10]).astype(int)
+        where = stored["out_video"] == i
+        expected = [stored[f"out_{x}"][where] for x in ("class", "score_1e6", "segment_01s")]
+        np.testing.assert_array_equal(ours, np.column_stack(expected), video)
+        total += len(ours)
+    assert total == info["n_out"]
+
+
+def test_anet_rule_lists_all_with_the_best_class_then_all_with_the_next():
+    found = add_classes(SEGMENTS, SCORES, np.array([0.25, 1.0, 0.5]), "abc")
+    assert found == [
+        Detection(0, 2, "b", 0.5),
+        Detection(4, 9, "b", 0.25),
+        Detection(0, 2, "c", 0.25),
+        Detection(4, 9, "c", 0.125),
+    ]
+
+
+def test_thumos_rule_alternates_and_rounds():
+    found = add_classes(SEGMENTS / 3, SCORES, np.array([1 / 3, 1.0]), "ab", "thumos")
+    assert [d.label for d in found] == ["b", "a", "b", "a"]
+    assert found[1] == Detection(0.0, 0.7, "a", 0.166667)
+
+
+def test_hacs_rule_weighs_the_best_of_two():
+    found = add_classes(SEGMENTS, SCORES, np.array([0, 12.0, 4.0]), "abc", "hacs")
+    assert [(d.label, d.score) for d in found] == [("b", 0.375), ("b", 0.1875)]
+
+
+def test_equal_class_scores_go_to_the_earlier_name_and_zero_is_left_out():
+    found = add_classes(SEGMENTS[:1], SCORES[:1], np.array([0.5, 0.5, 0.5]), "abc")
+    assert [d.label for d in found] == ["a", "b"]
+    assert len(add_classes(SEGMENTS, SCORES, np.array([1.0, 0, 0]), "abc")) == 2
+
+
+def test_class_files_in_both_layouts(tmp_path):
+    (tmp_path / "a.json").write_text('{"results": {"v_x": [0.1, 0.9]}, "class": ["run", "jump"]}')
+    (tmp_path / "b.json").write_text('{"x": [{"label": "run", "score": 0.1}], "y": []}')
+    first, second = (read_video_classes(tmp_path / f) for f in ("a.json", "b.json"))
+    assert first.names == ("run", "jump") and first.of("x").tolist() == [0.1, 0.9]
+    assert second.names == ("run",) and second.of("y").tolist() == [0]
+    assert first.accuracy({"x": "jump"}) == 1.0
+    with pytest.raises(ValueError, match="no scores for video z"):
+        first.of("z")
+
+
+def test_malformed_class_files_are_named(tmp_path):
+    for text in ("[]", '{"results": {"x": 1}, "class": ["a"]}', '{"x": [{"label": "a"}]}'):
+        (tmp_path / "bad.json").write_text(text)
+        with pytest.raises(ValueError, match=r"bad\.json"):
+            read_video_classes(tmp_path / "bad.json")
+    np.save(tmp_path / "bad.npy", np.zeros((3, 4)))
+    with pytest.raises(ValueError, match=r"shape \(3, 4\)"):
+        read_untrimmednet(tmp_path / "bad.npy")
+    (tmp_path / "top2.json").write_text('{"0": [{"label": 7, "score": 1.0}]}')
+    with pytest.raises(ValueError, match="class index 7 of 2"):
+        read_hacs_top2(tmp_path / "top2.json", ["a", "b"], ["x"])
+    with pytest.raises(ValueError, match="no entry 1 for video y"):
+        read_hacs_top2(tmp_path / "top2.json", ["a"] * 8, ["x", "y"])
+
+
+def videos() -> list[Video]:
+    def video(name: str, *segments: Segment) -> Video:
+        return Video(name, None, 60.0, None, "training", segments)
+
+    return [
+        video("x", Segment(0, 9, "run"), Segment(10, 11, "jump"), Segment(12, 13, "jump")),
+        video("y", Segment(0, 1, "run"), Segment(2, 5, "swim")),
+        video("z"),
+    ]
+
+
+def test_main_label_is_the_most_frequent_then_the_longest():
+    assert main_labels(videos()) == {"x": "jump", "y": "swim"}
+
+
+def test_true_classes_are_all_classes_of_the_video():
+    truth = true_classes(videos())
+    assert truth.names == ("jump", "run", "swim")
+    assert truth.of("x").tolist() == [1, 1, 0] and truth.of("z").tolist() == [0, 0, 0]
+
+
+def clouds(seed: int = 0) -> tuple[dict, dict]:
+    """Three classes; the class channel is high in a quarter of the snippets only."""
+    generator = torch.Generator().manual_seed(seed)
+    features, labels = {}, {}
+    for i in range(60):
+        x = torch.randn(6, 16, generator=generator)
+        x[i % 3, 4:8] += 3
+        features[f"v{i}"], labels[f"v{i}"] = x, "abc"[i % 3]
+    return features, labels
+
+
+def test_own_classifier_generalises_and_a_file_keeps_it(tmp_path):
+    classifier = train_video_classifier(*clouds())
+    features, labels = clouds(seed=1)
+    scores = classifier.video_classes(features)
+    assert scores.accuracy(labels) > 0.95
+    assert scores.of("v0").sum() == pytest.approx(1)
+    classifier.save(tmp_path / "classifier.safetensors")
+    again = VideoClassifier.load(tmp_path / "classifier.safetensors")
+    assert again.names == ("a", "b", "c") and again.record == classifier.record
+    np.testing.assert_array_equal(again.predict(features["v0"]), scores.of("v0"))
+
+
+def test_own_classifier_is_the_minimum_of_its_loss():
+    features, labels = clouds()
+    classifier = train_video_classifier(features, labels, weight_decay=0.1)
+    from lofi.detection.labels import video_summary
+
+    x = torch.stack([video_summary(f) for f in features.values()])
+    x = ((x - classifier.mean) / classifier.std).double()
+    y = torch.tensor(["abc".index(label) for label in labels.values()])
+    weight = classifier.weight.double().requires_grad_()
+    loss = torch.nn.functional.cross_entropy(x @ weight.T + classifier.bias, y)
+    (loss + 0.05 * weight.square().sum()).backward()
+    assert weight.grad.abs().max() < 1e-4
+
+
+def test_classifier_errors_are_named(tmp_path):
+    features, _ = clouds()
+    with pytest.raises(ValueError, match="needs at least 2 classes"):
+        train_video_classifier(features, {"v0": "a", "other": "b"})
+    classifier = train_video_classifier(*clouds())
+    with pytest.raises(ValueError, match="5 channels"):
+        classifier.predict(torch.zeros(5, 4))
+    (tmp_path / "x.safetensors").write_bytes(b"no")
+    with pytest.raises(ValueError, match="train it again"):
+        VideoClassifier.load(tmp_path / "x.safetensors")
+    with pytest.raises(ValueError, match="one per class"):
+        VideoClasses(("a", "b"), {"x": np.zeros(3)}, "file")
+
+
+def random_maps(seed: int = 0, snippets: int = 16) -> tuple[torch.Tensor, ...]:
+    generator = torch.Generator().manual_seed(seed)
+    shapes = ((2, snippets, snippets), (snippets,), (snippets,))
+    return tuple(torch.rand(shape, generator=generator) for shape in shapes)
+
+
+def test_one_video_from_maps_to_detections_with_and_without_the_grid():
+    class_scores, names = np.array([0.1, 0.8, 0.3]), ("a", "b", "c")
+    post = PostProcessing(score="cls*reg*start*end", top_k=7)
+    grid = GridSoftNMS(16, 16, post.sigma)
+    plain = detect_video(random_maps(), 32.0, class_scores, names, post)
+    assert plain == detect_video(random_maps(), 32.0, class_scores, names, post, grid)
+    assert [d.label for d in plain] == ["b"] * 7 + ["c"] * 7
+    assert all(0 <= d.start_s < d.end_s <= 30 for d in plain)  # 15/16 of the video
+    assert {d.label for d in detect_video(random_maps(), 32.0, None)} == {""}
+    with pytest.raises(ValueError, match="one GridSoftNMS per setting"):
+        detect_video(random_maps(), 32.0, class_scores, names, PostProcessing(sigma=0.5), grid)
+    with pytest.raises(ValueError, match="3 class scores for 2 names"):
+        detect_video(random_maps(), 32.0, class_scores, ("a", "b"))
+
+
+def test_post_processing_prints_itself_and_refuses_nonsense():
+    assert str(PostProcessing()) == (
+        "gtad proposals scored cls*reg; gaussian soft-NMS 0.84, top 100; classes anet x 2"
+    )
+    assert PostProcessing(**PostProcessing.bmn().to_json()) == PostProcessing.bmn()
+    assert len(detect_video(random_maps(), 9.0, None, post=PostProcessing.bmn())) == 100
+    for field in ({"rule": "x"}, {"suppression": "x"}, {"class_rule": "x"}, {"sigma": 0.0}):
+        with pytest.raises(ValueError, match=next(iter(field))):
+            PostProcessing(**field)
