@@ -103,6 +103,16 @@ def test_a_finished_run_returns_its_result_and_resume_false_forgets_it(tmp_path)
     assert RunFolder(tmp_path, {"seed": 0}, resume=False).result() is None
 
 
+def test_only_resume_false_accepts_that_the_stage_before_was_trained_anew(tmp_path):
+    RunFolder(tmp_path, {"seed": 0, "start": "abc"}).finish({"accuracy": 0.5})
+    with pytest.raises(ValueError, match="start: 'abc' → 'def'"):
+        RunFolder(tmp_path, {"seed": 0, "start": "def"})
+    with pytest.raises(ValueError, match="seed: 0 → 1"):
+        RunFolder(tmp_path, {"seed": 1, "start": "def"}, resume=False)
+    assert RunFolder(tmp_path, {"seed": 0, "start": "def"}, resume=False).result() is None
+    assert RunFolder(tmp_path, {"seed": 0, "start": "def"}).result() is None  # is the new owner
+
+
 def test_a_loss_that_is_not_finite_stops_and_names_the_items(tmp_path):
     training = line_training(
         losses=lambda items, step: {"loss": torch.tensor(float("nan"), requires_grad=True)},

@@ -63,6 +63,11 @@ class ToyWorld:
         return tuple(f"{shape} {axis}" for shape in self.shapes for axis in AXES)
 
 
+# Tuned on seeds 100 to 104 and frozen: results are quoted for other seeds. What was tuned is
+# whether action classification (AdamW 0.004, weight decay 0.01, batch 64, 10 epochs) leaves its
+# plateau: actors larger by 6 %, a period of 6 to 9 frames (first 7 to 11) and a distractor in half
+# of the source clips (first in all). Held-out accuracy on decoded frames then was 0.975, 0.983,
+# 0.979, 0.988, 0.983. Localization was not looked at.
 TOY = ToyWorld(
     name="toy",
     height=48,
@@ -90,6 +95,9 @@ TOY = ToyWorld(
     luma_distance=60,
 )
 
+# For tests: fewer classes, taller and faster actors, little noise. Only the number of epochs
+# (batch 32, else as above) was tuned on seeds 100 to 104: held-out accuracy after 8 was 0.988,
+# 0.950, 1.000, 0.900, 0.988; after 10 it was 1.000 (100) and 0.988 (103, the slowest).
 TINY = replace(
     TOY,
     name="tiny",

@@ -1,7 +1,8 @@
 """The toy world's dial: the same clips with another vigour, and what of a feature follows it.
 
-A measurement of our own, not the paper's. Two renderings of one clip share background, actor, place
-and colours and differ in nothing but the vigour, so what changes in a feature is due to it alone.
+A measurement of our own, not the paper's. Two renderings of one clip share background, noise, actor
+and colours and differ in nothing but the vigour (and in the place where a wider swing needs the
+room), so what changes in a feature is due to it.
 V levels of vigour, N clips, F frames, S pixels a side, C channels.
 """
 

@@ -1,4 +1,4 @@
-"""A trained run as one object: video file in, detections out; and the `detect` stage built on it."""
+"""A trained run as one object: video file in, detections out; and the `detect` stage."""
 
 import logging
 from collections.abc import Callable, Sequence

@@ -189,16 +189,19 @@ def best_first(
     small = group.astype(np.uint16) if groups < 2**16 else group  # radix sort
     order = np.argsort(small, kind="stable")
     sizes = np.bincount(group, minlength=groups)
-    ends = np.cumsum(sizes)
-    scores = scores[order]
-    for low, high in zip((ends - sizes).tolist(), ends.tolist()):
-        mine = scores[low:high]
-        falling = mine.argsort()[::-1]
-        if kind == "stable" and not (np.diff(mine[falling]) < 0).all():
-            falling = mine.argsort(kind="stable")[::-1]
-        order[low:high] = order[low:high][falling]
+    starts = np.cumsum(sizes) - sizes
+    for size in np.unique(sizes).tolist():  # groups of one size together
+        places = starts[sizes == size][:, None] + np.arange(size)
+        rows = order[places]
+        mine = scores[rows]
+        rising = mine.argsort(axis=1)
+        if kind == "stable":
+            ordered = np.take_along_axis(mine, rising, 1)
+            tied = (ordered[:, 1:] == ordered[:, :-1]).any(axis=1)
+            rising[tied] = mine[tied].argsort(axis=1, kind="stable")
+        order[places] = np.take_along_axis(rows, rising[:, ::-1], 1)
     rank = np.empty(len(order), np.int64)
-    rank[order] = np.arange(len(order)) - np.repeat(ends - sizes, sizes)
+    rank[order] = np.arange(len(order)) - np.repeat(starts, sizes)
     return order, rank
 
 
@@ -316,8 +319,11 @@ def _place_in_group(member: np.ndarray) -> np.ndarray:
 
 def pairwise_tiou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """tIoU of broadcast segments (..., 2); 0/0 is NaN, reversed segments as in the toolkit."""
-    overlap = np.minimum(a[..., 1], b[..., 1]) - np.maximum(a[..., 0], b[..., 0])
-    overlap = np.maximum(overlap, 0.0)
-    union = (b[..., 1] - b[..., 0]) + (a[..., 1] - a[..., 0]) - overlap
+    a_start, a_end, b_start, b_end = a[..., 0], a[..., 1], b[..., 0], b[..., 1]
+    overlap = np.minimum(a_end, b_end)
+    overlap -= np.maximum(a_start, b_start)
+    np.maximum(overlap, 0.0, out=overlap)
+    union = (b_end - b_start) + (a_end - a_start)
+    union -= overlap
     with np.errstate(invalid="ignore", divide="ignore"):
-        return overlap / union
+        return np.divide(overlap, union, out=overlap)

@@ -94,11 +94,12 @@ def proposal_recall(
     order, rank = best_first(group, found.scores, num_videos + 1, kind)
     order = order[: counts.sum()]
     order = order[rank[order] < kept[video[order]]]
-    first = _first_ranks(truth, found.segments[order], kept, thresholds)
+    first = _first_ranks(truth, found.segments.take(order, axis=0), kept, thresholds)
 
     steps = np.arange(1, STEPS + 1) / 100.0 * (average * float(num_videos) / max(kept.sum(), 1))
     used = np.minimum((kept[:, None] * steps).astype(np.int64), kept[:, None])  # (videos, steps)
-    recalled = np.stack([(row[:, None] < used[truth.video]).sum(0) for row in first])
+    used = used[truth.video]  # (G, steps)
+    recalled = np.stack([np.count_nonzero(row[:, None] < used, axis=0) for row in first])
     recall = recalled / len(truth.segments)
     axis = steps * (float(kept.sum()) / num_videos)
     curve = recall.mean(axis=0)
@@ -132,10 +133,13 @@ def _first_ranks(
     lengths = kept[truth.video]  # proposals facing each ground truth
     owner = np.repeat(np.arange(len(lengths)), lengths)
     place = np.arange(len(owner)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-    offset = (np.cumsum(kept) - kept)[truth.video]
-    tiou = pairwise_tiou(truth.segments[owner], segments[offset[owner] + place])
+    row = place + np.repeat((np.cumsum(kept) - kept)[truth.video], lengths)
+    theirs = np.repeat(truth.segments, lengths, axis=0)
+    tiou = pairwise_tiou(theirs, segments.take(row, axis=0))
+    near = np.flatnonzero(tiou >= tious.min())[::-1]  # falling, so the smallest is written last
+    tiou, owner, place = tiou[near], owner[near], place[near]
     first = np.full((len(tious), len(lengths)), np.iinfo(np.int64).max)
     for t, threshold in enumerate(tious.tolist()):
-        good = np.flatnonzero(tiou >= threshold)[::-1]  # falling, so the smallest is written last
-        first[t, owner[good]] = place[good]
+        good = np.flatnonzero(tiou >= threshold)
+        first[t, owner.take(good)] = place.take(good)
     return first

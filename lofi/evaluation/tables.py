@@ -6,6 +6,7 @@ whole files; only when one fails is the file walked entry by entry to name the c
 
 import gc
 import hashlib
+from array import array
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import chain
@@ -169,8 +170,8 @@ def prediction_table(source: Any, with_labels: bool) -> Predictions:
             raise ValueError(f"{what}: {type(source).__name__}; expected a dict, id -> detections")
         table = Predictions(tuple(source), *_columns(source, with_labels, what))
         del source
-    finite = np.isfinite(table.scores) & np.isfinite(table.segments).all(1)
-    if not finite.all():
+    if not (np.isfinite(table.scores).all() and np.isfinite(table.segments).all()):
+        finite = np.isfinite(table.scores) & np.isfinite(table.segments).all(1)
         first = int(np.argmin(finite))
         raise ValueError(
             f"{what}: video {table.videos[table.video[first]]} has a score or time that is not a "
@@ -202,28 +203,29 @@ def _columns(results: Mapping[str, Any], with_labels: bool, what: str) -> Column
     if lists and isinstance(lists[0], tuple) and len(lists[0]) == 2 and not with_labels:
         return _array_columns(lists)
     video = np.repeat(np.arange(len(lists)), [len(entries) for entries in lists])
-    times: list[float] = []
-    scores: list[float] = []
-    label: list[int] = []
+    times, scores, label = array("d"), array("d"), array("q")
     index: dict[str, int] = {}
+    add_time, add_score = times.append, scores.append
     try:
         if any(isinstance(entries[0], Mapping) for entries in lists if entries):
             for entry in chain.from_iterable(lists):
                 start, end = entry["segment"]
-                times += start, end
-                scores.append(entry["score"])
+                add_time(start)
+                add_time(end)
+                add_score(entry["score"])
                 if with_labels:
                     label.append(index.setdefault(entry["label"], len(index)))
         else:
             for d in chain.from_iterable(lists):
-                times += d.start_s, d.end_s
-                scores.append(d.score)
+                add_time(d.start_s)
+                add_time(d.end_s)
+                add_score(d.score)
                 if with_labels:
                     label.append(index.setdefault(d.label, len(index)))
-        segments = np.array(times, np.float64).reshape(-1, 2)
-        return video, tuple(index), np.array(label, np.int64), np.array(scores, float), segments
     except (AttributeError, KeyError, TypeError, ValueError):
         raise ValueError(_culprit(results, with_labels, what)) from None
+    segments = np.array(times, np.float64).reshape(-1, 2)
+    return video, tuple(index), np.array(label, np.int64), np.array(scores, np.float64), segments
 
 
 def _array_columns(lists: list[Any]) -> Columns:

@@ -27,6 +27,7 @@ from lofi.files import atomic_path, read_json, write_json, write_text
 
 log = logging.getLogger(__name__)
 Item = TypeVar("Item")
+INPUTS = ("start", "encoder_sha256")  # settings that are hashes of what an earlier stage made
 
 
 class RunFolder:
@@ -36,7 +37,8 @@ class RunFolder:
         folder: created when absent.
         settings: everything the stage's result depends on, JSON types only. Its hash is the run's
             identity: another identity in the same folder is refused.
-        resume: False forgets what an earlier run with the same settings left.
+        resume: False forgets what an earlier run with the same settings left, also when the stage
+            before it has been trained anew since.
     Raises:
         ValueError: the folder belongs to other settings; names the ones that differ.
     """
@@ -44,7 +46,7 @@ class RunFolder:
     def __init__(self, folder: str | Path, settings: dict[str, Any], resume: bool = True):
         self.folder = Path(folder)
         self.settings = json.loads(json.dumps(settings))  # tuples become lists, as in the file
-        self._refuse_other_settings()
+        self._refuse_other_settings(() if resume else INPUTS)
         if not resume:
             self._forget()
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -58,11 +60,12 @@ class RunFolder:
         text = json.dumps(self.settings, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
-    def _refuse_other_settings(self) -> None:
+    def _refuse_other_settings(self, free: Sequence[str]) -> None:
         path = self.folder / "config.json"
         if not path.exists():
             return
         lines = differences(read_json(path, "the settings of an earlier run"), self.settings)
+        lines = [line for line in lines if line.split(":")[0] not in free]
         if lines:
             shown = "; ".join(lines[:4]) + (f" (+{len(lines) - 4} more)" if lines[4:] else "")
             raise ValueError(
@@ -72,7 +75,7 @@ class RunFolder:
 
     def _forget(self) -> None:
         shutil.rmtree(self.folder / "checkpoints", ignore_errors=True)
-        for name in ("result.json", "metrics.jsonl", "skipped.jsonl"):
+        for name in ("config.json", "result.json", "metrics.jsonl", "skipped.jsonl"):
             (self.folder / name).unlink(missing_ok=True)
 
     @contextlib.contextmanager

@@ -6,7 +6,7 @@ The references below are written from the description of the algorithms, one can
 prediction at a time; the tests use them as oracles.  Both sides run in turns in one process, one
 thread; a row gives medians of process CPU time, their ratio, and whether results are equal to the
 last bit.  Published evaluation toolkits keep their tables in data frames, which costs ten times the
-plain loops; `--frames` measures mAP against that (about 3 minutes, needs pandas).
+plain loops; `--frames` measures against that (about 3 minutes, needs pandas).
 """
 
 import argparse
@@ -155,13 +155,11 @@ def plain_area(precision: np.ndarray, recall: np.ndarray) -> float:
     return float(np.sum((recall[step] - recall[step - 1]) * precision[step]))
 
 
-# ---- mAP with data frames, the way evaluation toolkits are written ----
+# ---- the same with data frames, the way evaluation toolkits are written ----
 
 
-def frame_map(
-    ground_truth: dict[str, Any], results: dict[str, Any], subset: str, tious: Sequence[float]
-) -> np.ndarray:
-    """`plain_map` on data frames; needs pandas."""
+def frames(ground_truth: dict[str, Any], results: dict[str, Any], subset: str) -> tuple[Any, Any]:
+    """Annotations and predictions, a row each."""
     import pandas as pd
 
     truth = pd.DataFrame(
@@ -181,6 +179,14 @@ def frame_map(
         ],
         columns=["video", "label", "start", "end", "score"],
     )
+    return truth, predictions
+
+
+def frame_map(
+    ground_truth: dict[str, Any], results: dict[str, Any], subset: str, tious: Sequence[float]
+) -> np.ndarray:
+    """`plain_map` on data frames; needs pandas."""
+    truth, predictions = frames(ground_truth, results, subset)
     by_label = predictions.groupby("label")
     classes = truth["label"].unique()
     none = predictions.iloc[:0]
@@ -242,26 +248,58 @@ def plain_recall(
     total = sum(map(len, found.values()))
     average = total / len(truth) if limit is None else limit
     ratio = average * float(len(truth)) / total
-    overlaps = {}
+    overlaps = []
     for video, spans in truth.items():
         mine = found.get(video, [])
         order = np.argsort([p["score"] for p in mine], kind="stable")[::-1]
         mine = [mine[i] for i in order][: min(int(len(mine) * ratio), len(mine))]
         rows = [[plain_tiou(s, tuple(p["segment"])) for p in mine] for s in spans]
-        overlaps[video] = np.array(rows).reshape(len(spans), len(mine))
-    kept = sum(rows.shape[1] for rows in overlaps.values())
+        overlaps.append(np.array(rows).reshape(len(spans), len(mine)))
+    return plain_curve(overlaps, average)
+
+
+def plain_curve(overlaps: list[np.ndarray], average: float) -> tuple[np.ndarray, float]:
+    """Recall and AUC from the tIoUs (ground truth x kept proposals, best first) of every video."""
+    kept = sum(rows.shape[1] for rows in overlaps)
     recall = np.zeros((10, 100))
-    shares = np.arange(1, 101) / 100.0 * (average * float(len(truth)) / max(kept, 1))
+    shares = np.arange(1, 101) / 100.0 * (average * float(len(overlaps)) / max(kept, 1))
     for t, threshold in enumerate(TIOUS):
-        for k, share in enumerate(shares):
-            for rows in overlaps.values():
+        for rows in overlaps:
+            recalls = rows >= threshold
+            for k, share in enumerate(shares):
                 count = min(int(rows.shape[1] * share), rows.shape[1])
-                recall[t, k] += (rows[:, :count] >= threshold).any(axis=1).sum()
-    recall /= sum(map(len, truth.values()))
-    axis = shares * (float(kept) / len(truth))
+                recall[t, k] += np.count_nonzero(recalls[:, :count].sum(axis=1) > 0)
+    recall /= sum(len(rows) for rows in overlaps)
+    axis = shares * (float(kept) / len(overlaps))
     curve = recall.mean(axis=0)
     area = np.sum((axis[1:] - axis[:-1]) * (curve[1:] + curve[:-1]) / 2.0)
     return recall, float(100.0 * area / axis[-1])
+
+
+def frame_recall(
+    ground_truth: dict[str, Any], results: dict[str, Any], subset: str, limit: int
+) -> tuple[np.ndarray, float]:
+    """`plain_recall` with the tables in data frames; needs pandas."""
+    truth, found = frames(ground_truth, results, subset)
+    truth_of, found_of = truth.groupby("video"), found.groupby("video")
+    videos = truth["video"].unique()
+    ratio = limit * float(len(videos)) / len(found)
+    overlaps = []
+    for video in videos:
+        spans = truth_of.get_group(video)[["start", "end"]].values
+        if video not in found_of.groups:
+            overlaps.append(np.zeros((len(spans), 0)))
+            continue
+        mine = found_of.get_group(video)
+        order = mine["score"].values.argsort(kind="stable")[::-1]
+        mine = mine.iloc[order][: min(int(len(mine) * ratio), len(mine))][["start", "end"]].values
+        rows = np.empty((len(spans), len(mine)))
+        for i, (start, end) in enumerate(spans):
+            common = np.minimum(end, mine[:, 1]) - np.maximum(start, mine[:, 0])
+            common = np.clip(common, 0, None)
+            rows[i] = common / ((mine[:, 1] - mine[:, 0]) + (end - start) - common)
+        overlaps.append(rows)
+    return plain_curve(overlaps, limit)
 
 
 # ---- data of the measured size ----
@@ -398,10 +436,11 @@ def suppression_rows(repeats: int) -> list[dict[str, Any]]:
     ]
 
 
-def evaluation_rows(videos: int, repeats: int, frames: bool) -> list[dict[str, Any]]:
+def evaluation_rows(videos: int, repeats: int, data_frames: bool) -> list[dict[str, Any]]:
     """mAP and AR@AN at the size of ActivityNet's validation set."""
     truth, results = challenge(videos, 100)
-    reference, goals = (frame_map, (200, 100)) if frames else (plain_map, (15, 6))
+    precision, recall = (frame_map, frame_recall) if data_frames else (plain_map, plain_recall)
+    goals = (200, 100, 140) if data_frames else (15, 6, 70)
 
     def same_map(expected: Any, got: Any) -> bool:
         return np.array_equal(expected, np.array(got.ap))
@@ -417,12 +456,12 @@ def evaluation_rows(videos: int, repeats: int, frames: bool) -> list[dict[str, A
         def load() -> list[Any]:
             return [json.loads(path.read_text()) for path in paths]
 
-        size = f"{videos} x 100 ({'data frames' if frames else 'plain loops'})"
+        size = f"{videos} x 100 ({'data frames' if data_frames else 'plain loops'})"
         return [
             compare(
                 f"mAP, {size}",
                 goals[0],
-                lambda: reference(truth, results, "validation", TIOUS),
+                lambda: precision(truth, results, "validation", TIOUS),
                 lambda: detection_map(truth, results),
                 same_map,
                 repeats,
@@ -430,15 +469,15 @@ def evaluation_rows(videos: int, repeats: int, frames: bool) -> list[dict[str, A
             compare(
                 f"mAP and JSON load, {size}",
                 goals[1],
-                lambda: reference(*load(), "validation", TIOUS),
+                lambda: precision(*load(), "validation", TIOUS),
                 lambda: detection_map(*paths),
                 same_map,
                 repeats,
             ),
             compare(
-                f"AR@AN, {videos} x 100",
-                140,
-                lambda: plain_recall(truth, results, "validation", 100),
+                f"AR@AN, {size}",
+                goals[2],
+                lambda: recall(truth, results, "validation", 100),
                 lambda: proposal_recall(truth, results),
                 same_recall,
                 repeats,
@@ -451,7 +490,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", type=Path, help="write the rows to this file")
     parser.add_argument("--quick", action="store_true", help="a tenth of the videos, one repeat")
-    parser.add_argument("--frames", action="store_true", help="mAP against data frames (pandas)")
+    parser.add_argument("--frames", action="store_true", help="compare with data frames")
     options = parser.parse_args()
     videos, repeats = (473, 1) if options.quick else (4728, 3)
     rows = suppression_rows(repeats)
