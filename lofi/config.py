@@ -106,7 +106,7 @@ class Config:
     lofi: LoFiConfig = field(default_factory=LoFiConfig)
     head: HeadConfig = field(default_factory=HeadConfig)
     head_training: Optimisation = field(default_factory=Optimisation)
-    standardise: bool = False  # per-channel features in stage 3, statistics of the training set
+    standardise: bool = False  # per-channel input of the head, statistics of the training set
     detect: DetectConfig = field(default_factory=DetectConfig)
     checkpoint_every: int = 100  # iterations
 
@@ -225,7 +225,7 @@ _TOY = Config(
     full=Fidelity(32, 4, 48),
     data=DataConfig(preset="toy", frame_stride=1, crop_ratio=1.0, cache_gib=1.0, workers=1),
     acp=Optimisation(
-        epochs=12, batch=64, optimizer="adamw", lr=0.004, weight_decay=0.01, schedule="cosine",
+        epochs=10, batch=64, optimizer="adamw", lr=0.004, weight_decay=0.01, schedule="cosine",
         warmup=40, augment="colour",
     ),
     acp_plus=Optimisation(
@@ -234,7 +234,7 @@ _TOY = Config(
     ),
     lofi=LoFiConfig(
         training=Optimisation(
-            epochs=12, batch=4, lr=0.1, schedule="cosine", warmup=10, clip=5.0
+            epochs=15, batch=4, lr=0.1, schedule="cosine", warmup=10, clip=5.0
         )
     ),
     head=_TOY_HEAD,
@@ -249,7 +249,7 @@ _TINY = replace(
     preset="tiny",
     full=Fidelity(16, 4, 40),
     data=replace(_TOY.data, preset="tiny"),
-    acp=replace(_TOY.acp, epochs=14, batch=32, warmup=20),
+    acp=replace(_TOY.acp, epochs=10, batch=32, warmup=20),
     acp_plus=replace(_TOY.acp_plus, epochs=8, batch=16),
     lofi=replace(_TOY.lofi, training=replace(_TOY.lofi.training, epochs=24)),
     head_training=replace(_TOY.head_training, epochs=15, batch=8, decay_every=10),

@@ -24,6 +24,7 @@ class Look:
     exponent: float  # power of the background falls as 1 / frequency**exponent
     jitter: float  # standard deviation of the camera's shake per frame
     distractor: float  # probability of an actor of another shape that drifts by and means nothing
+    exposure: float = 0.0  # standard deviation of the slowly swaying logarithm of the contrast
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,9 @@ TOY = ToyWorld(
     source_clips=(2400, 240),
     videos=(160, 100),
     source=Look((8.0, 10.5), noise=5, contrast=18, exponent=2.4, jitter=0.3, distractor=0.5),
-    target=Look((6.8, 8.8), noise=14, contrast=25, exponent=1.7, jitter=0.8, distractor=1),
+    target=Look(
+        (6.8, 8.8), noise=14, contrast=25, exponent=1.7, jitter=0.8, distractor=1, exposure=0.075
+    ),
     source_swing=(0.30, 1.15),
     action_swing=(0.85, 1.15),
     context_swing=(0.30, 0.45),
@@ -108,7 +111,9 @@ TINY = replace(
     source_clips=(600, 80),
     videos=(60, 40),
     source=Look((6.7, 9.2), noise=4, contrast=18, exponent=2.4, jitter=0.3, distractor=0),
-    target=Look((6.7, 8.8), noise=6, contrast=18, exponent=1.7, jitter=0.4, distractor=1),
+    target=Look(
+        (6.7, 8.8), noise=6, contrast=18, exponent=1.7, jitter=0.4, distractor=1, exposure=0.075
+    ),
     source_swing=(0.70, 1.15),
     action_swing=(0.90, 1.15),
     context_swing=(0.20, 0.35),

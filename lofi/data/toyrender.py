@@ -66,6 +66,8 @@ def _render(
     if rng.uniform() < look.distractor:
         draw(frames, _distractor(rng, world, look, str(rng.choice(others)), mean_luma, shake))
     draw(frames, _actor(rng, world, look, shape, axis, phases, mean_luma, shake))
+    if look.exposure:
+        frames = _exposed(frames, rng, look.exposure)
     return _finish(frames, rng, look.noise)
 
 
@@ -227,6 +229,24 @@ def _distance(shape: str, u: np.ndarray, v: np.ndarray) -> np.ndarray:
     if shape == "triangle":  # base below, tip above
         return np.maximum(v - 0.85, (1.85 * u - (v + 1)) / np.hypot(1.85, 1))
     raise ValueError(f"unknown shape {shape!r}; expected one of {', '.join(SHAPES)}")
+
+
+def _exposed(frames: np.ndarray, rng: np.random.Generator, strength: float) -> np.ndarray:
+    """Contrast and brightness that sway over about a second, like a camera's automatic exposure.
+
+    A classifier learns to ignore them, the features of an untrained encoder do not: without this
+    the mere presence of an actor was enough to localize well.
+    """
+    own = np.random.default_rng(rng.integers(2**31))
+
+    def sway() -> np.ndarray:
+        window = np.hanning(13)
+        drawn = own.normal(size=len(frames) + 32)
+        smooth = np.convolve(drawn, window / np.sqrt((window**2).sum()), "same")
+        return smooth[16 : 16 + len(frames), None, None, None]
+
+    gain, offset = np.exp(strength * sway()), 93 * strength * sway()
+    return ((frames - 128) * gain + 128 + offset).astype(frames.dtype)
 
 
 def _finish(frames: np.ndarray, rng: np.random.Generator, noise: float) -> np.ndarray:

@@ -18,9 +18,10 @@ from lofi.data.datasets import fingerprint, open_datasets
 from lofi.encoders import freeze_batch_norm, normalise
 from lofi.fidelity import Fidelity, schedule
 from lofi.heads import collate_targets, loss, targets
-from lofi.training.augmentation import draw_geometry
+from lofi.training.augmentation import colour, draw_geometry
 from lofi.training.loop import Batches, OnStep, RunFolder, Training, fit, generator_for
 from lofi.training.models import (
+    Standardise,
     build_head,
     common_settings,
     load_encoder,
@@ -47,11 +48,13 @@ def train_lofi(
     encoder, start = load_encoder(config, run_dir, config.lofi.start)
     settings = {"stage": "lofi", "start": start, "videos": fingerprint(videos)}
     settings |= common_settings(config) | {"lofi": asdict(config.lofi), "head": asdict(config.head)}
+    settings |= {"standardise": config.standardise}
     run = RunFolder(Path(run_dir) / method / "encoder", settings, resume)
     if (done := run.result()) is not None:
         return done
     head = build_head(config.head, encoder.channels, config.full.snippets, config.seed)
-    modules = {"encoder": encoder.to(device), "head": head.to(device)}
+    scale = Standardise(encoder.channels)
+    modules = {"encoder": encoder.to(device), "scale": scale.to(device), "head": head.to(device)}
     encoder.train()
     if config.lofi.frozen_bn:
         freeze_batch_norm(encoder)
@@ -71,16 +74,29 @@ def train_lofi(
     def losses(batch, step: int):
         if batch is None:
             return None
-        maps = head(encode(encoder, batch[0].to(device)))
+        maps = head(scale(encode(encoder, batch[0].to(device))))
         return head_losses(config, maps, batch[1], (config.seed, "lofi", step), device)
 
+    if config.standardise:
+        scale.fit_to(_first_features(encoder, load, min(STATISTICS_STEPS, batches.steps), device))
     training = Training(
         modules, setting, batches, load, losses, config.data.workers, config.checkpoint_every,
         describe=lambda step: ", ".join(videos[i].id for i in batches.at(step)),
     )  # fmt: skip
     fit(training, run, on_step)
-    save_head(run.folder / "head.safetensors", head, config.head, None)
+    save_head(run.folder / "head.safetensors", head, config.head, scale)
     return run.finish(save_stage_encoder(config, run, encoder, method))
+
+
+STATISTICS_STEPS = 8  # mini-batches whose features give the input statistics of the head
+
+
+@torch.no_grad()
+def _first_features(encoder: nn.Module, load: Callable, steps: int, device: str):
+    """Features of the first mini-batches before training: the scale that the head starts from."""
+    batches = [load(step) for step in range(steps)]
+    clips = [clip for batch in batches if batch is not None for clip in batch[0]]
+    return [encode(encoder, clip[None].to(device))[0] for clip in clips]
 
 
 def encode(encoder: nn.Module, clips: torch.Tensor) -> torch.Tensor:
@@ -108,7 +124,12 @@ def _video_reader(config: Config, run: RunFolder, augment: str) -> Callable:
                 run.skip(video.id, error)
                 continue
             labels.append(targets(segment_times(video), duration, fidelity.snippets, rule="anet"))
-        return (torch.stack(clips), collate_targets(labels)) if clips else None
+        if not clips:
+            return None
+        x = torch.stack(clips)
+        if augment == "colour":
+            x = colour(x.flatten(1, 2), draws).view(x.shape)
+        return x, collate_targets(labels)
 
     return read
 
