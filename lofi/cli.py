@@ -24,7 +24,8 @@ def main() -> None:
     arguments = sys.argv[1:]
     debug = "--debug" in arguments
     arguments = [a for a in arguments if a != "--debug"]
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    logging.basicConfig(format="%(message)s", stream=sys.stderr)
+    logging.getLogger().handlers[0].setLevel(logging.WARNING)  # log.txt keeps more
     if not arguments or arguments[0] in ("-h", "--help") or arguments[0] not in COMMANDS:
         unknown = bool(arguments) and arguments[0] not in ("-h", "--help")
         print(_overview(arguments[0] if unknown else ""), file=sys.stderr if unknown else None)

@@ -106,11 +106,19 @@ def report(config: configs.Config, run_dir: Path, methods: Sequence[str], second
 def refresh() -> None:
     """Execute the repository's notebooks in place at their default parameters (preset tiny).
 
-    Their outputs are committed: readers see them, and the notebook tests compare with them.
+    Their outputs are committed: readers see them, and the notebook tests compare with them. The
+    README's figure is drawn again too.
     """
+    import matplotlib
+
+    matplotlib.use("Agg")
     import nbformat
     from nbclient import NotebookClient
 
+    from lofi.figures import three_stages
+
+    with atomic_path(repository_root() / "notebooks" / "figures" / "three_stages.png") as picture:
+        three_stages().savefig(picture, dpi=110)
     os.environ["LOFI_STATIC"] = "1"
     for path in ordered_notebooks():
         print(path.name, file=sys.stderr, flush=True)

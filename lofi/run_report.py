@@ -1,6 +1,6 @@
 """The pictures of a run: what the stages left in its folder, handed to `lofi.figures`."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from torch import nn
 
 from lofi.config import Config
 from lofi.data import Video, decode_frames, probe
@@ -16,9 +17,9 @@ from lofi.data.datasets import Datasets, open_datasets
 from lofi.detection import Detection, read_detections
 from lofi.figures import curves, maps, tables, timelines
 from lofi.figures.report import Details, Part, Picture, Section, write_report
-from lofi.training.full_fidelity import load_features
+from lofi.training.full_fidelity import load_features, video_features
 from lofi.training.loop import read_metrics
-from lofi.training.models import load_head
+from lofi.training.models import Standardise, load_head
 
 NAMES = {
     "random": "untrained encoder", "acp": "ACP", "acp+": "ACP+", "s-lofi": "S-LoFi",
@@ -77,6 +78,27 @@ def similarity_figure(run_dir: str | Path, video: Video, methods: Sequence[str])
     for ax, method in zip(axes[0], methods):
         features = load_features(run_dir, method, [video])[video.id]
         maps.similarity(features, video.segments, duration_s=duration, ax=ax)
+        ax.set_title(NAMES.get(method, method))
+    return figure
+
+
+def encoders_figure(
+    config: Config, encoders: Mapping[str, nn.Module], video: Video, others: Sequence[Video]
+) -> Figure:
+    """Self-similarity of one video at full fidelity under several encoders, side by side.
+
+    Channels are standardised over the videos `others`, as stage 3 does before the head, so that
+    scales can be compared. `encoders`: {method: encoder}.
+    """
+    size = (3.9 * len(encoders), 3.3)
+    figure, axes = plt.subplots(1, len(encoders), figsize=size, layout="constrained", squeeze=False)
+    for ax, (method, encoder) in zip(axes[0], encoders.items()):
+        encoder.eval()
+        features, info = video_features(config, encoder, video.path)
+        standardise = Standardise(features.shape[0])
+        standardise.fit_to([video_features(config, encoder, v.path)[0] for v in others])
+        values = standardise(features)
+        maps.similarity(values, video.segments, duration_s=info.duration_s, ax=ax)
         ax.set_title(NAMES.get(method, method))
     return figure
 
