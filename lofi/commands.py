@@ -300,8 +300,8 @@ def course(
 def tables(run: Path = Path("runs/demo")) -> None:
     """Print the results of a finished run, beside the paper's numbers."""
     from lofi.experiment import read_results
-    from lofi.figures.paper import paper_table, paper_vs_ours
     from lofi.figures import tables as figures
+    from lofi.figures.paper import paper_table, paper_vs_ours
 
     results = read_results(run)
     print(figures.results_table(results).text())

@@ -1,4 +1,4 @@
-"""The fidelities of the paper (section 3.2, supplement B) and the order in which cycles visit them."""
+"""The fidelities of the paper (section 3.2, supplement B) and the order of the cycles."""
 
 import pytest
 

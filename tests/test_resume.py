@@ -84,9 +84,7 @@ def test_kill_9_in_the_middle_of_a_stage_changes_nothing(stage, config, whole, t
         if f"{method}/{part}" != folder and not (stage == "acp" and method == "acp"):
             (tmp_path / method).mkdir(exist_ok=True)
             (tmp_path / method / part).symlink_to(whole / method / part)  # earlier stages
-    kill_when(
-        start(stage, config, tmp_path), lambda: len(read_metrics(tmp_path / folder)) >= steps
-    )
+    kill_when(start(stage, config, tmp_path), lambda: len(read_metrics(tmp_path / folder)) >= steps)
     assert not (tmp_path / folder / "result.json").exists(), "the kill came too late to test resume"
     resumed = start(stage, config, tmp_path)
     assert resumed.wait(120) == 0, resumed.stdout.read()
