@@ -4,6 +4,7 @@ A command is a plain function: its signature is its command line, its docstring 
 Results go to standard output, progress and warnings to standard error.
 """
 
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -87,6 +88,7 @@ def train(
     """
     from lofi.training import full_fidelity, joint, models, pretraining
 
+    _one_thread_for_small_work(config)
     models.write_run_config(config, out)
     on_step = progress_lines(stage)
     if tensorboard:
@@ -106,6 +108,14 @@ def train(
         }[stage]
         result = run(config, out, **common)
     print(" ".join(f"{key}={value}" for key, value in result.items() if key != "classes"))
+
+
+def _one_thread_for_small_work(config: Config) -> None:
+    """The toy networks are too small to share: threads that wait for each other cost time."""
+    import torch
+
+    if config.preset in ("tiny", "toy") and "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(1)
 
 
 def features(

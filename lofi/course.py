@@ -14,7 +14,7 @@ from typing import Any
 
 from lofi import config as configs
 from lofi.experiment import METHODS, write_results
-from lofi.files import atomic_path, write_json
+from lofi.files import atomic_path, read_json, write_json
 from lofi.notebook import repository_root
 
 log = logging.getLogger(__name__)
@@ -83,13 +83,15 @@ def run_course(
     run_dir.mkdir(parents=True, exist_ok=True)
     os.environ["LOFI_STATIC"] = "1"  # a batch has no sliders, even when a notebook started it
     parameters = {"preset": preset, "seed": seed, "out_dir": str(run_dir), "resume": True}
-    seconds: dict[str, float] = {}
+    record = run_dir / "course.json"  # a resumed run loads what took long the first time
+    seconds: dict[str, float] = read_json(record, "times")["seconds"] if record.exists() else {}
     for notebook in ordered_notebooks(first, last):
         began = time.perf_counter()
         print(f"{notebook.name} …", file=sys.stderr, flush=True)
         run_notebook(notebook, run_dir / "notebooks" / notebook.name, parameters)
-        seconds[notebook.name] = round(time.perf_counter() - began, 1)
-    write_json(run_dir / "course.json", {"preset": preset, "seed": seed, "seconds": seconds})
+        took = round(time.perf_counter() - began, 1)
+        seconds[notebook.name] = max(took, seconds.get(notebook.name, 0.0))
+        write_json(record, {"preset": preset, "seed": seed, "seconds": seconds})
     return report(config, run_dir, METHODS, sum(seconds.values()))
 
 
