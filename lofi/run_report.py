@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from torch import nn
 
 from lofi.config import Config
-from lofi.data import Video, decode_frames, probe
+from lofi.data import Video, decode_frames, probe, read_features
 from lofi.data.datasets import Datasets, open_datasets
 from lofi.detection import Detection, read_detections
 from lofi.figures import curves, maps, tables, timelines
@@ -70,35 +70,45 @@ def maps_figure(config: Config, run_dir: str | Path, video: Video, method: str) 
 
 
 def similarity_figure(run_dir: str | Path, video: Video, methods: Sequence[str]) -> Figure:
-    """Self-similarity of the features of one video, one panel a method."""
-    duration = probe(video.path).duration_s
-    figure, axes = plt.subplots(
-        1, len(methods), figsize=(3.9 * len(methods), 3.7), layout="constrained", squeeze=False
-    )
-    for ax, method in zip(axes[0], methods):
+    """Self-similarity of one video under several methods, from their stored features.
+
+    Channels are standardised over some other stored videos, as in stage 3 before the head.
+    """
+    values = {}
+    for method in methods:
         features = load_features(run_dir, method, [video])[video.id]
-        maps.similarity(features, video.segments, duration_s=duration, ax=ax)
-        ax.set_title(NAMES.get(method, method))
-    return figure
+        others = sorted((Path(run_dir) / method / "features").glob("[!.]*.safetensors"))[:16]
+        values[method] = _standardised(features, [read_features(path) for path in others])
+    return _similarity_panels(values, video)
 
 
 def encoders_figure(
     config: Config, encoders: Mapping[str, nn.Module], video: Video, others: Sequence[Video]
 ) -> Figure:
-    """Self-similarity of one video at full fidelity under several encoders, side by side.
+    """The same for encoders, {method: encoder}, whose features are computed here.
 
-    Channels are standardised over the videos `others`, as stage 3 does before the head, so that
-    scales can be compared. `encoders`: {method: encoder}.
+    Channels are standardised over the videos `others`.
     """
-    size = (3.9 * len(encoders), 3.3)
-    figure, axes = plt.subplots(1, len(encoders), figsize=size, layout="constrained", squeeze=False)
-    for ax, (method, encoder) in zip(axes[0], encoders.items()):
+    values = {}
+    for method, encoder in encoders.items():
         encoder.eval()
-        features, info = video_features(config, encoder, video.path)
-        standardise = Standardise(features.shape[0])
-        standardise.fit_to([video_features(config, encoder, v.path)[0] for v in others])
-        values = standardise(features)
-        maps.similarity(values, video.segments, duration_s=info.duration_s, ax=ax)
+        features, *rest = (video_features(config, encoder, v.path)[0] for v in (video, *others))
+        values[method] = _standardised(features, rest)
+    return _similarity_panels(values, video)
+
+
+def _standardised(features: torch.Tensor, others: Sequence[torch.Tensor]) -> torch.Tensor:
+    standardise = Standardise(features.shape[0])
+    standardise.fit_to(others)
+    return standardise(features)
+
+
+def _similarity_panels(values: Mapping[str, torch.Tensor], video: Video) -> Figure:
+    duration_s = probe(video.path).duration_s
+    size = (3.9 * len(values), 3.3)
+    figure, axes = plt.subplots(1, len(values), figsize=size, layout="constrained", squeeze=False)
+    for ax, (method, features) in zip(axes[0], values.items()):
+        maps.similarity(features, video.segments, duration_s=duration_s, ax=ax)
         ax.set_title(NAMES.get(method, method))
     return figure
 
