@@ -15,7 +15,7 @@ from lofi import config as configs
 from lofi.config import Config
 
 NAMES = ("toy", "check", "train", "features", "detect", "evaluate", "recall", "memory", "plan",
-         "course", "tables")  # fmt: skip
+         "compare", "course", "tables")  # fmt: skip
 COMMANDS: dict[str, Callable] = {name: getattr(commands, name) for name in NAMES}
 
 
@@ -46,7 +46,7 @@ def main() -> None:
 
 def _run(name: str, arguments: list[str]) -> None:
     command = COMMANDS[name]
-    if command in (commands.train, commands.features):
+    if command in (commands.train, commands.features, commands.compare):
         base = configs.preset(_preset_of(arguments))
         command = _with_default(command, base)
     warnings.filterwarnings("ignore", module="tyro")

@@ -89,16 +89,13 @@ def train(
     from lofi.training import full_fidelity, joint, models, pretraining
 
     _one_thread_for_small_work(config)
-    models.write_run_config(config, out)
     on_step = progress_lines(stage)
     if tensorboard:
         on_step = _also_tensorboard(on_step, out / "tensorboard" / stage)
-    common = {"on_step": on_step, "device": device}
+    common = {"on_step": on_step, "device": device, "resume": resume}
     if stage == "features":
-        print(full_fidelity.extract_features(config, out, method, **common))
-        return
-    common["resume"] = resume
-    if stage == "head":
+        result = {"features": full_fidelity.extract_features(config, out, method, **common)}
+    elif stage == "head":
         result = full_fidelity.train_head(config, out, method, **common)
     else:
         run = {
@@ -107,6 +104,7 @@ def train(
             "lofi": joint.train_lofi,
         }[stage]
         result = run(config, out, **common)
+    models.write_run_config(config, out)  # not earlier: a refused run leaves the old one in place
     print(" ".join(f"{key}={value}" for key, value in result.items() if key != "classes"))
 
 
@@ -284,6 +282,28 @@ def _encoder_and_head(encoder: str, head: str, snippets: int) -> tuple:
     if head == "none":
         return model, None
     return model, build_head(HeadConfig(kind=head), model.channels, snippets, seed=0)
+
+
+def compare(
+    out: Path,
+    config: Annotated[Config, arg(name="")],
+    seeds: tuple[int, ...] = (0, 1, 2),
+    methods: tuple[str, ...] = ("random", "acp", "acp+", "c-lofi"),
+    device: str = "cpu",
+) -> None:
+    """The whole procedure for several encoders and seeds, without notebooks: mean ± SD.
+
+    Args:
+        out: results.json, and one run folder a seed.
+        seeds: each makes a world, initial weights and random draws of its own.
+        methods: random, acp, acp+, s-lofi, t-lofi, st-lofi, short-c-lofi, c-lofi, low-lofi.
+    """
+    from lofi.experiment import compare_seeds
+    from lofi.figures.tables import summary_table
+
+    _one_thread_for_small_work(config)
+    results = compare_seeds(config, out, seeds, methods, progress_lines("training"), device)
+    print(summary_table(results).text())
 
 
 def course(

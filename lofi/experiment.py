@@ -53,9 +53,9 @@ def localize(
     device: str = "cpu",
 ) -> None:
     """Features and stage 3 of one method whose encoder is trained."""
-    write_run_config(config, run_dir)
-    extract_features(config, run_dir, method, device=device)
+    extract_features(config, run_dir, method, resume=resume, device=device)
     train_head(config, run_dir, method, resume=resume, on_step=on_step, device=device)
+    write_run_config(config, run_dir)
 
 
 def evaluate_method(config: Config, run_dir: str | Path, method: str) -> list[dict[str, Any]]:
@@ -91,6 +91,33 @@ def run_procedure(
         train_encoder(config, run_dir, method, on_step=on_step, device=device)
         localize(config, run_dir, method, on_step=on_step, device=device)
     return write_results(config, run_dir, methods, time.perf_counter() - began)
+
+
+def compare_seeds(
+    config: Config,
+    out: str | Path,
+    seeds: Sequence[int],
+    methods: Sequence[str] = METHODS,
+    on_step: OnStep | None = None,
+    device: str = "cpu",
+) -> dict[str, Any]:
+    """`run_procedure` for every seed in <out>/seed-N; results.json in `out` holds all rows.
+
+    A seed makes the toy world, the initial weights and every random draw.
+    """
+    parts = [
+        run_procedure(
+            replace(config, seed=seed), Path(out) / f"seed-{seed}", methods, on_step, device
+        )
+        for seed in seeds
+    ]
+    results = parts[0] | {
+        "rows": [row for part in parts for row in part["rows"]],
+        "seconds": sum(part["seconds"] for part in parts),
+        "seeds": list(seeds),
+    }
+    write_json(Path(out) / "results.json", results)
+    return results
 
 
 def write_results(

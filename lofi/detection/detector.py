@@ -4,7 +4,6 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -12,7 +11,7 @@ from torch import nn
 
 from lofi import config as configs
 from lofi.config import Config, DetectConfig
-from lofi.data import Video, probe
+from lofi.data import probe
 from lofi.data.datasets import Datasets
 from lofi.detection.labels import (
     VideoClasses,
@@ -224,8 +223,3 @@ def _best_method(run_dir: Path) -> str:
     raise FileNotFoundError(
         f"{run_dir}: no method with a trained head; finish the run (lofi course --run {run_dir})"
     )
-
-
-def missing_features(features: dict[str, Any], videos: Sequence[Video]) -> list[str]:
-    """Ids of videos that have no features and therefore count as missed."""
-    return [video.id for video in videos if video.id not in features]

@@ -38,19 +38,23 @@ def extract_features(
     run_dir: str | Path,
     method: str,
     *,
+    resume: bool = True,
     on_step: OnStep | None = None,
     device: str = "cpu",
 ) -> Path:
     """Features of every training and test video at full fidelity; returns their folder.
 
-    Files that are already there and carry the same encoder hash and sampling are kept.
+    Files that an interrupted run left are kept; `resume=False` computes all of them again.
     """
     data = open_datasets(config.data, config.seed, run_dir)
     encoder, sha256 = load_encoder(config, run_dir, method)
     encoder.to(device).eval()
     folder = Path(run_dir) / method / "features"
     settings = common_settings(config) | {"stage": "features", "encoder_sha256": sha256}
-    run = RunFolder(folder, settings)
+    run = RunFolder(folder, settings, resume)
+    if not resume:
+        for path in folder.glob("*.safetensors"):
+            path.unlink()
     videos = [*data.train, *data.test]
     with run.logging():
         _extract(config, encoder, sha256, videos, run, on_step)

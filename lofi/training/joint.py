@@ -55,7 +55,6 @@ def train_lofi(
     head = build_head(config.head, encoder.channels, config.full.snippets, config.seed)
     scale = Standardise(encoder.channels)
     modules = {"encoder": encoder.to(device), "scale": scale.to(device), "head": head.to(device)}
-    encoder.train()
     if config.lofi.frozen_bn:
         freeze_batch_norm(encoder)
     plan = schedule(
@@ -79,6 +78,7 @@ def train_lofi(
 
     if config.standardise:
         scale.fit_to(_first_features(encoder, load, min(STATISTICS_STEPS, batches.steps), device))
+    encoder.train()
     training = Training(
         modules, setting, batches, load, losses, config.data.workers, config.checkpoint_every,
         describe=lambda step: ", ".join(videos[i].id for i in batches.at(step)),
@@ -94,6 +94,7 @@ STATISTICS_STEPS = 8  # mini-batches whose features give the input statistics of
 @torch.no_grad()
 def _first_features(encoder: nn.Module, load: Callable, steps: int, device: str):
     """Features of the first mini-batches before training: the scale that the head starts from."""
+    encoder.eval()
     batches = [load(step) for step in range(steps)]
     clips = [clip for batch in batches if batch is not None for clip in batch[0]]
     return [encode(encoder, clip[None].to(device))[0] for clip in clips]

@@ -1,0 +1,79 @@
+"""The whole procedure on a world of seconds: what it leaves, and in which shape."""
+
+import json
+from dataclasses import replace
+from html.parser import HTMLParser
+
+import matplotlib
+import pytest
+
+from lofi import config as configs
+from lofi.data.toyworld import TINY, write_world
+from lofi.evaluation import detection_map
+from lofi.experiment import compare_seeds, with_method
+from lofi.run_report import write_run_report
+
+matplotlib.use("Agg")
+SMALL = {
+    "acp.epochs": 2, "acp.batch": 8, "lofi.training.epochs": 3, "head_training.epochs": 3,
+    "detect.shared_classes": "acp",
+}  # fmt: skip
+METHODS = ("random", "acp", "c-lofi")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    out = tmp_path_factory.mktemp("out")
+    config = configs.override(configs.preset("tiny"), SMALL)
+    for seed in (0, 1):
+        world = replace(TINY, source_clips=(16, 4), videos=(8, 4))
+        write_world(out / f"world-{seed}", world, seed)
+    config = configs.override(config, {"data.world": str(out / "world-0")})
+    return config, out, compare_seeds(config, out, (0, 1), METHODS)
+
+
+def test_results_have_a_row_for_every_method_class_source_and_seed(run):
+    _, out, results = run
+    written = json.loads((out / "results.json").read_text())
+    assert written == json.loads(json.dumps(results))
+    found = {(row["method"], row["classes"], row["seed"]) for row in results["rows"]}
+    sources = ("shared", "own", "oracle")
+    assert found == {(m, c, s) for m in METHODS for c in sources for s in (0, 1)}
+    for row in results["rows"]:
+        assert len(row["map"]) == 10
+        assert row["average_map"] == pytest.approx(sum(row["map"]) / 10)
+        assert 0 <= row["average_map"] <= 1
+
+
+def test_results_agree_with_evaluating_the_written_detections(run):
+    config, out, results = run
+    row = next(r for r in results["rows"] if (r["method"], r["classes"]) == ("acp", "oracle"))
+    path = out / "seed-0" / "acp" / "detections" / "oracle.json"
+    again = detection_map(f"{config.data.world}/annotations.json", path, subset="validation")
+    assert again.average_map == row["average_map"]
+    assert len(list((out / "seed-0" / "acp" / "detections" / "srt").glob("*.srt"))) == 4
+
+
+def test_the_report_is_whole_and_needs_nothing_from_elsewhere(run):
+    config, out, results = run
+    only = results | {"rows": [row for row in results["rows"] if row["seed"] == 0]}
+    page = write_run_report(config, out / "seed-0", only).read_text()
+    images = []
+
+    class Collect(HTMLParser):
+        def handle_starttag(self, tag, attributes):
+            values = dict(attributes)
+            if tag == "img":
+                images.append(values)
+            assert tag not in ("script", "link", "iframe")
+
+    Collect().feed(page)
+    assert len(images) >= 7
+    assert all(i["src"].startswith("data:image/png;base64,") and i["alt"] for i in images)
+
+
+def test_methods_name_their_schedule_and_unknown_ones_are_refused():
+    config = configs.preset("tiny")
+    assert with_method(config, "t-lofi").lofi.schedule == "t"
+    with pytest.raises(ValueError, match="known: random, acp, acp\\+, s-lofi"):
+        with_method(config, "d-lofi")
