@@ -4,6 +4,8 @@
 <run>/results.json, report.html what the notebooks measured, as a table and as pictures
 """
 
+import hashlib
+import json
 import logging
 import os
 import sys
@@ -83,16 +85,32 @@ def run_course(
     run_dir.mkdir(parents=True, exist_ok=True)
     os.environ["LOFI_STATIC"] = "1"  # a batch has no sliders, even when a notebook started it
     parameters = {"preset": preset, "seed": seed, "out_dir": str(run_dir), "resume": True}
-    record = run_dir / "course.json"  # a resumed run loads what took long the first time
-    seconds: dict[str, float] = read_json(record, "times")["seconds"] if record.exists() else {}
+    record = run_dir / "course.json"
+    done: dict[str, Any] = read_json(record, "notebooks that ran") if record.exists() else {}
     for notebook in ordered_notebooks(first, last):
+        output = run_dir / "notebooks" / notebook.name
+        before = done.get(notebook.name, {"seconds": 0.0, "made_from": ""})
+        made_from = _fingerprint(notebook, parameters)
+        if before["made_from"] == made_from and output.exists():
+            print(f"{notebook.name} is done", file=sys.stderr)
+            continue
         began = time.perf_counter()
         print(f"{notebook.name} …", file=sys.stderr, flush=True)
-        run_notebook(notebook, run_dir / "notebooks" / notebook.name, parameters)
+        run_notebook(notebook, output, parameters)
         took = round(time.perf_counter() - began, 1)
-        seconds[notebook.name] = max(took, seconds.get(notebook.name, 0.0))
-        write_json(record, {"preset": preset, "seed": seed, "seconds": seconds})
-    return report(config, run_dir, METHODS, sum(seconds.values()))
+        # A resumed notebook only loads what took long the first time: the longest time counts.
+        done[notebook.name] = {"seconds": max(took, before["seconds"]), "made_from": made_from}
+        write_json(record, done)
+    seconds = sum(entry["seconds"] for entry in done.values())
+    return report(config, run_dir, METHODS, seconds)
+
+
+def _fingerprint(notebook: Path, parameters: dict[str, Any]) -> str:
+    """Hash of a notebook, its parameters and the package's code: what its output was made from."""
+    digest = hashlib.sha256(notebook.read_bytes() + json.dumps(parameters).encode())
+    for path in sorted(Path(__file__).parent.rglob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
 
 
 def report(config: configs.Config, run_dir: Path, methods: Sequence[str], seconds: float) -> str:

@@ -28,6 +28,7 @@ from lofi.training.models import (
     Standardise,
     build_head,
     common_settings,
+    label_rule,
     load_encoder,
     save_head,
 )
@@ -153,7 +154,12 @@ def train_head(
     modules = {"standardise": standardise.to(device), "head": head.to(device)}
     batches = Batches(len(videos), setting.batch, setting.epochs, (config.seed, "head"))
     labels = [
-        targets(segment_times(v), probe(v.path).duration_s, config.full.snippets, rule="anet")
+        targets(
+            segment_times(v),
+            probe(v.path).duration_s,
+            config.full.snippets,
+            rule=label_rule(config.head),
+        )
         for v in videos
     ]
 

@@ -24,6 +24,7 @@ from lofi.training.models import (
     Standardise,
     build_head,
     common_settings,
+    label_rule,
     load_encoder,
     lofi_method,
     save_head,
@@ -124,7 +125,8 @@ def _video_reader(config: Config, run: RunFolder, augment: str) -> Callable:
             except (VideoError, FileNotFoundError) as error:
                 run.skip(video.id, error)
                 continue
-            labels.append(targets(segment_times(video), duration, fidelity.snippets, rule="anet"))
+            times = segment_times(video)
+            labels.append(targets(times, duration, fidelity.snippets, rule=label_rule(config.head)))
         if not clips:
             return None
         x = torch.stack(clips)
@@ -160,6 +162,7 @@ def head_losses(config: Config, maps, batch_targets, address: tuple, device: str
     terms = loss(
         maps,
         batch_targets,
+        rule="thumos" if config.head.variant == "thumos" else "anet",
         generator=generator_for(*address, "loss"),
         best_anchor=config.head.best_anchor,
     )

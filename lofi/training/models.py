@@ -52,6 +52,11 @@ class Standardise(nn.Module):
         return (x - self.mean) / self.std
 
 
+def label_rule(head: HeadConfig) -> str:
+    """Which windows the start and end labels of a head use; see `lofi.heads.targets`."""
+    return "bmn" if head.kind == "bmn" else head.variant
+
+
 def build_head(head: HeadConfig, channels: int, snippets: int, seed: int) -> nn.Module:
     """A freshly initialised head; framework-default initialisation from the seed."""
     with torch.random.fork_rng(devices=[]):
