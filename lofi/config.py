@@ -22,7 +22,7 @@ class DataConfig:
     preset: str = "toy"  # which toy world is rendered; "" = real data, the paths below
     annotations: str = ""  # ActivityNet, HACS, THUMOS14 or CSV file
     videos: str = ""  # folder with the untrimmed videos
-    source: str = ""  # list of trimmed clips for action-classification pre-training
+    source: str = ""  # list of trimmed clips for ACP; "segments" = those of the training videos
     train_subset: str = "training"
     test_subset: str = "validation"
     frame_stride: int = 8  # frames between two frames of a snippet [paper]

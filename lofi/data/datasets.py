@@ -4,7 +4,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lofi.config import DataConfig
@@ -52,6 +52,8 @@ def open_datasets(data: DataConfig, seed: int, run_dir: str | Path) -> Datasets:
     if not data.annotations:
         raise ValueError("data.annotations is not set: give the annotation file of your data set")
     videos = read_annotations(data.annotations, video_dir=data.videos or None)
+    if all(video.subset is None for video in videos):
+        videos = _hold_out(videos, data)
     used = [v for v in videos if v.subset in (data.train_subset, data.test_subset)]
     if not used:
         found = ", ".join(sorted({str(v.subset) for v in videos})) or "none"
@@ -67,19 +69,32 @@ def open_datasets(data: DataConfig, seed: int, run_dir: str | Path) -> Datasets:
             len(missing), len(used), data.videos, missing[0],
         )  # fmt: skip
     present = [v for v in used if v.path is not None]
+    train = tuple(v for v in present if v.subset == data.train_subset and v.segments)
+    if data.source == "segments":
+        clips = tuple(segments_as_clips(train))
+    else:
+        clips = tuple(read_clip_list(data.source)) if data.source else ()
     return Datasets(
-        train=tuple(v for v in present if v.subset == data.train_subset and v.segments),
+        train=train,
         test=tuple(v for v in present if v.subset == data.test_subset),
         missing=missing,
-        clips=tuple(read_clip_list(data.source)) if data.source else (),
+        clips=clips,
         annotations=Path(data.annotations),
         classes=tuple(class_names(used)),
     )
 
 
-def _with_world(data: DataConfig, seed: int, run_dir: Path) -> DataConfig:
-    from dataclasses import replace
+HELD_OUT = 5  # annotations without subsets: every fifth video, by id, is a test video
 
+
+def _hold_out(videos: Sequence[Video], data: DataConfig) -> list[Video]:
+    log.warning("the annotations name no subsets: every %dth video is held out", HELD_OUT)
+    subsets = [data.train_subset] * (HELD_OUT - 1) + [data.test_subset]
+    ordered = sorted(videos, key=lambda video: video.id)
+    return [replace(video, subset=subsets[i % HELD_OUT]) for i, video in enumerate(ordered)]
+
+
+def _with_world(data: DataConfig, seed: int, run_dir: Path) -> DataConfig:
     from lofi.data.toyworld import TINY, TOY, write_world
 
     folder = Path(data.world) if data.world else run_dir / "world"

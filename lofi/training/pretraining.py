@@ -38,8 +38,8 @@ def train_acp(
     clips = open_datasets(config.data, config.seed, run_dir).clips
     if not clips:
         raise ValueError(
-            "stage acp needs trimmed source clips: set data.source to a list of clips, or start "
-            "from published weights (lofi import-weights)"
+            "stage acp needs trimmed source clips: set data.source to a list of clips, or to "
+            "'segments' to classify the labelled segments of your training videos"
         )
     encoder = build_encoder(config.encoder, seed=config.seed)
     settings = {"stage": "acp", "clips": fingerprint(clips)}
