@@ -83,7 +83,8 @@ class DetectConfig:
 
     rule: str = "gtad"
     score: str = "cls*reg"  # released score fusion [spec]
-    sigma: float = 0.84  # Gaussian soft-NMS [paper]
+    suppression: str = "gaussian"  # soft-NMS: gaussian | bmn
+    sigma: float = 0.84  # of the Gaussian [paper]; alpha of the bmn form
     top_k: int = 100  # proposals a video [paper]
     class_rule: str = "anet"  # how class scores join: anet | hacs | thumos
     classes_per_video: int = 2  # [spec]
