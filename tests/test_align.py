@@ -186,6 +186,41 @@ def test_spread_is_a_copy_and_its_gradient_a_sum():
     assert torch.autograd.gradcheck(lambda x: project.spread(x, grid), x)
 
 
+@pytest.mark.parametrize("at_once", [1, 2, 5])
+@pytest.mark.parametrize("kernels", [(1, 1, 1), (3, 3, 1), (1, 3, 1), (1, 1, 3)])
+def test_map_layers_equal_convolutions_of_the_whole_map(kernels, at_once, monkeypatch):
+    parts = [slice(first, first + at_once) for first in range(0, 5, at_once)]
+    monkeypatch.setattr(project, "_map_parts", lambda rows, grid: parts)
+    torch.manual_seed(0)
+    grid = project.make_grid(align.valid_cells(4, 3), torch.device("cpu"))
+    convolutions = [torch.nn.Conv2d(3, 3, k, padding=k // 2).double() for k in kernels]
+    parameters = [p for c in convolutions for p in c.parameters()]
+    rows = torch.randn(5, 10, 3, dtype=torch.float64, requires_grad=True)
+    expected = rows[:, grid.row_of_cell].unflatten(1, (3, 4)).permute(0, 3, 1, 2)
+    for i, convolution in enumerate(convolutions):
+        expected = convolution(expected.relu() if i else expected)
+    out = project.map_layers(rows, convolutions, grid)
+    if out.ndim == 3:
+        out = project.spread(out, grid).unflatten(1, (3, 4))
+    expected = expected.permute(0, 2, 3, 1)
+    torch.testing.assert_close(out, expected, rtol=0, atol=1e-13)
+    direction = torch.randn_like(out)
+    found, wanted = (
+        torch.autograd.grad(o, [rows, *parameters], direction) for o in (out, expected)
+    )
+    for a, b in zip(found, wanted, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
+
+
+def test_map_layers_leave_what_they_saved_as_it_was():
+    grid = project.make_grid(align.valid_cells(4, 3), torch.device("cpu"))
+    convolutions = [torch.nn.Conv2d(3, 3, 3, padding=1) for _ in range(2)]
+    rows = torch.randn(2, 10, 3, requires_grad=True)
+    out = project.map_layers(rows, convolutions, grid).square().sum()
+    first, second = (torch.autograd.grad(out, rows, retain_graph=True)[0] for _ in range(2))
+    assert torch.equal(first, second)
+
+
 @pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-5), (torch.bfloat16, 0.05)])
 def test_plan_works_in_lower_precision_and_transposes(dtype, tolerance):
     plan = align.make_plan(align.gtad_entries(6, 6, 4, 2, 0), "cpu", dtype)

@@ -302,17 +302,9 @@ def score_map(rows: Tensor, convolutions: list[nn.Conv2d], grid: project.Grid) -
 
     1x1 convolutions act on rows; the map is filled in before the first 3x3 one, or at the very end.
     """
-    dense = False
-    for convolution in convolutions:
-        rows = F.relu_(rows)
-        if convolution.kernel_size == (1, 1):
-            rows = pointwise(rows, convolution)
-            continue
-        if not dense:
-            rows, dense = project.spread(rows, grid).unflatten(1, grid.shape), True
-        rows = convolution(rows.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-    scores = probabilities(rows)
-    scores = scores if dense else project.spread(scores, grid).unflatten(1, grid.shape)
+    scores = probabilities(project.map_layers(F.relu_(rows), convolutions, grid))
+    if scores.ndim == 3:
+        scores = project.spread(scores, grid).unflatten(1, grid.shape)
     return scores.permute(0, 3, 1, 2)
 
 

@@ -5,12 +5,13 @@ one row (G-TAD: the region [0, 0]; BMN: no samples at all). B videos, L snippets
 sample positions, H and O output channels of the first and second 1x1 convolution.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lofi.heads.align import Plan, Sampler, is_real, plan_for
@@ -123,6 +124,7 @@ class _SampledLayers(torch.autograd.Function):
                 target = grad_weight[:, use.columns]
                 _add_product(target, features.T, lines, first=part.start == 0)
                 grad[part] = (lines @ flat[:, use.columns].T).view(-1, snippets, channels)
+            del tables, table, lines  # or they would still be there beside those of the next part
         parameters = (grad_weight.view_as(weight), grad_bias, grad_then, grad_out.sum((0, 1)))
         return grad_x, grad_context, *(grad.to(x.dtype) for grad in parameters), None
 
@@ -208,21 +210,131 @@ def grid_for(cells: Callable[..., np.ndarray], arguments: tuple, like: Tensor) -
     return build(cells, arguments, like.device)
 
 
+class _MapLayers(torch.autograd.Function):
+    """Convolutions with ReLU in between: on rows, from the first wide kernel on over the map.
+
+    Saved: the rows and what the ReLUs hand on. The map that is filled in from the rows is made
+    again for backward; it and all gradients inside exist for a few videos at a time.
+    """
+
+    @staticmethod
+    def forward(ctx, rows, grid, *parameters):
+        last, kept, out = len(parameters) // 2 - 1, [], []
+        for part in _map_parts(rows, grid):
+            x = rows[part]
+            for i, (weight, bias) in enumerate(_pairs(parameters)):
+                x = _convolve(_as_needed(x, weight, grid), weight, bias)
+                if i < last:
+                    kept.append(x.relu_())
+            out.append(x)
+            if not any(ctx.needs_input_grad):
+                kept.clear()
+        ctx.grid, ctx.layers = grid, last + 1
+        ctx.save_for_backward(rows, *parameters, *kept)
+        return out[0] if len(out) == 1 else torch.cat(out)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad_out):
+        rows, *saved = ctx.saved_tensors
+        parameters, kept = saved[: 2 * ctx.layers], saved[2 * ctx.layers :]
+        wide = torch.promote_types(rows.dtype, torch.float32)
+        totals = _pairs([torch.zeros_like(p, dtype=wide) for p in parameters])
+        grad_rows = torch.empty_like(rows)
+        inner = ctx.layers - 1
+        for n, part in enumerate(_map_parts(rows, ctx.grid)):
+            inputs = [rows[part], *kept[n * inner : (n + 1) * inner]]
+            grad = grad_out[part]
+            for i in reversed(range(ctx.layers)):
+                weight, x = parameters[2 * i], inputs[i]
+                own = _parameter_gradients(grad, _as_needed(x, weight, ctx.grid), weight)
+                for total, more in zip(totals[i], own, strict=True):
+                    total += more
+                del own, more
+                grad = _input_gradient(grad, weight)
+                if grad.ndim > x.ndim:  # this layer filled the map in
+                    grad = _collect(grad.flatten(1, 2), ctx.grid)
+                if i:
+                    torch.ops.aten.threshold_backward.grad_input(grad, x, 0, grad_input=grad)
+            grad_rows[part] = grad
+            del grad
+        totals = (total for pair in totals for total in pair)
+        return grad_rows, None, *(total.to(rows.dtype) for total in totals)
+
+
+def _pairs(parameters: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
+    return list(zip(parameters[::2], parameters[1::2], strict=True))
+
+
+def _map_parts(rows: Tensor, grid: Grid) -> list[slice]:
+    """Videos whose maps are worked on together: one large one or a few small ones."""
+    step = max(1, 8192 // len(grid.row_of_cell))
+    return [slice(first, first + step) for first in range(0, len(rows), step)]
+
+
+def _as_needed(x: Tensor, weight: Tensor, grid: Grid) -> Tensor:
+    """Rows (b, rows, C) as they are for a 1x1 kernel, filled into a map (b, h, w, C) for others."""
+    if weight.shape[-1] == 1 or x.ndim == 4:
+        return x
+    return x.index_select(1, grid.row_of_cell).unflatten(1, grid.shape)
+
+
+def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """(b, ..., in) -> (b, ..., out); kernels wider than 1 take (b, h, w, in)."""
+    if weight.shape[-1] == 1:
+        return F.linear(x, weight.flatten(1), bias)
+    padding = weight.shape[-1] // 2
+    return F.conv2d(x.permute(0, 3, 1, 2), weight, bias, padding=padding).permute(0, 2, 3, 1)
+
+
+def _parameter_gradients(grad: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradients of weight and bias of `_convolve`; not of x, or two large results would coexist."""
+    if weight.shape[-1] == 1:
+        lines = grad.flatten(0, -2)
+        return (lines.T @ x.flatten(0, -2)).view_as(weight), lines.sum(0)
+    padding, out = [weight.shape[-1] // 2] * 2, [len(weight)]
+    options = (out, [1, 1], padding, [1, 1], False, [0, 0], 1, [False, True, True])
+    grad, x = grad.permute(0, 3, 1, 2), x.permute(0, 3, 1, 2)
+    return torch.ops.aten.convolution_backward(grad, x, weight, *options)[1:]
+
+
+def _input_gradient(grad: Tensor, weight: Tensor) -> Tensor:
+    """Gradient of x of `_convolve`: a convolution with the mirrored kernel, without bias."""
+    return _convolve(grad, weight.transpose(0, 1).flip(2, 3), None)
+
+
+def map_layers(rows: Tensor, convolutions: list[nn.Conv2d], grid: Grid) -> Tensor:
+    """Convolutions of kernel 1 or 3 with ReLU in between, none at the end.
+
+    Args:
+        rows: (B, rows, C), after a ReLU.
+    Returns:
+        (B, rows, O), or (B, height, width, O) if a kernel is wider than 1.
+    """
+    parameters = [p.to(rows.dtype) for c in convolutions for p in (c.weight, c.bias)]
+    return _MapLayers.apply(rows, grid, *parameters)
+
+
+def _collect(grad: Tensor, grid: Grid) -> Tensor:
+    """(b, cells, C) -> (b, rows, C): the shared row's gradient is a sum in a fixed order."""
+    rows = grad.new_empty(grad.shape[0], len(grid.valid) + 1, grad.shape[2])
+    rows[:, :-1] = grad.index_select(1, grid.valid)
+    rows[:, -1] = grad.index_select(1, grid.invalid).sum(1)
+    return rows
+
+
 class _Spread(torch.autograd.Function):
-    """Rows to map cells; the shared row's gradient is a sum in a fixed order."""
+    """Rows to map cells."""
 
     @staticmethod
     def forward(ctx, rows, grid):
-        ctx.grid, ctx.rows = grid, rows.shape[1]
+        ctx.grid = grid
         return rows.index_select(1, grid.row_of_cell)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad):
-        rows = grad.new_empty(grad.shape[0], ctx.rows, grad.shape[2])
-        rows[:, :-1] = grad.index_select(1, ctx.grid.valid)
-        rows[:, -1] = grad.index_select(1, ctx.grid.invalid).sum(1)
-        return rows, None
+        return _collect(grad, ctx.grid), None
 
 
 def spread(rows: Tensor, grid: Grid) -> Tensor:

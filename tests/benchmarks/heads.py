@@ -5,16 +5,18 @@ python -m tests.benchmarks.heads [--json OUT] [--device cuda] [--repeats 5] [--c
 Ratios are plain / lean medians (CPU: process time; GPU: synchronised wall time). Saved bytes are
 the tensors that autograd keeps for backward, every storage once, without parameters and constants.
 Peak bytes are the growth of memory during forward + backward of two videos, weight gradients
-included (GPU: allocator; Linux: resident set).
+included (GPU: allocator; Linux: resident set of a fresh process, large tensors off its heap).
 """
 
 import argparse
 import ctypes
 import gc
 import json
+import multiprocessing
 import statistics
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
 
@@ -90,13 +92,32 @@ def peak_bytes(head: nn.Module, x: Tensor) -> int | None:
     reset = Path("/proc/self/clear_refs")
     if not reset.exists():
         return None
-    libc = ctypes.CDLL(None)
-    libc.mallopt(-3, 1 << 20)  # M_MMAP_THRESHOLD: tensors of 1 MiB and more leave no holes behind
-    libc.malloc_trim(0)  # give freed memory back, or the growth would reuse it
+    ctypes.CDLL(None).malloc_trim(0)  # give freed memory back, or the growth would reuse it
     reset.write_text("5")
     before = _status("VmRSS")
     forward_backward(head, x)
     return _status("VmHWM") - before
+
+
+def keep_large_tensors_off_the_heap() -> None:
+    """Map every block of 1 MiB or more by itself, so that its pages go when it is freed.
+
+    By default glibc raises this limit up to 32 MiB as blocks are freed, and the resident set then
+    contains the holes that earlier tensors left. Has to be called before the first tensor.
+    """
+    if Path("/proc/self/clear_refs").exists():
+        ctypes.CDLL(None).mallopt(-3, 1 << 20)  # M_MMAP_THRESHOLD
+
+
+def peaks(name: str, snippets: int, device: torch.device) -> list[int | None]:
+    """Of the plain and the lean head; on a CPU to be called in a process of its own."""
+    torch.set_num_threads(1)
+    if device.type == "cpu":
+        keep_large_tensors_off_the_heap()
+    plain, lean = heads(name, snippets, device)
+    pair = torch.randn(2, lean.channels, snippets, device=device)
+    forward_backward(lean, pair)  # libraries are loaded and have their own buffers from here on
+    return [peak_bytes(head, pair) for head in (plain, lean)]
 
 
 def _status(key: str) -> int:
@@ -104,13 +125,19 @@ def _status(key: str) -> int:
     return next(1024 * int(line.split()[1]) for line in lines if line.startswith(key + ":"))
 
 
-def measure(name: str, snippets: int, repeats: int, device: torch.device) -> dict:
+def heads(name: str, snippets: int, device: torch.device) -> tuple[nn.Module, nn.Module]:
+    """The plain and the lean head with the same weights."""
     torch.manual_seed(0)
     lean = CASES[name]().to(device)
     plain = (PlainBMN(lean, snippets) if name == "bmn" else PlainGTAD(lean)).to(device)
     for key, value in vars(plain).items():
         if isinstance(value, Tensor):
             setattr(plain, key, value.to(device))
+    return plain, lean
+
+
+def measure(name: str, snippets: int, repeats: int, device: torch.device) -> dict:
+    plain, lean = heads(name, snippets, device)
     x = torch.randn(1, lean.channels, snippets, device=device)
     pair = torch.randn(2, lean.channels, snippets, device=device)
     error = max((a - b).abs().max().item() for a, b in zip(forward(lean, x), forward(plain, x)))
@@ -121,7 +148,11 @@ def measure(name: str, snippets: int, repeats: int, device: torch.device) -> dic
             pairs.append([seconds(partial(run, head, x), device) for head in (plain, lean)])
         times[label] = [statistics.median(side) for side in zip(*pairs[1:], strict=True)]
     saved = [saved_bytes(head, pair) // 2 for head in (plain, lean)]
-    peak = [peak_bytes(head, pair) for head in (plain, lean)]
+    if device.type == "cpu":
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as fresh:
+            peak = fresh.submit(peaks, name, snippets, device).result()
+    else:
+        peak = peaks(name, snippets, device)
     return {
         "seconds": {k: {"plain": v[0], "lean": v[1]} for k, v in times.items()},
         "forward_ratio": times["forward"][0] / times["forward"][1],
