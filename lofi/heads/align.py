@@ -2,7 +2,7 @@
 
 Two samplers are used by the heads: the 1-D region-of-interest aligner of G-TAD (Xu et al., "G-TAD:
 Sub-Graph Localization for Temporal Action Detection", CVPR 2020, section 3.3; coordinates are
-snippet indices) and the boundary-matching sampling of BMN (Lin et al., ICCV 2019, section 4.2).
+snippet indices) and the boundary-matching sampling of BMN (Lin et al., ICCV 2019, section 3.3).
 Both are *fixed linear maps*: a sample is a weighted sum of snippets, and the weights depend only on
 the anchor grid. And both are followed by a 1x1 convolution, which is linear as well, so the order
 may be swapped: project every snippet once per sample position, then gather. That is exact, and it

@@ -1,6 +1,6 @@
 """Loss of a head that predicts boundaries and a map of anchor scores.
 
-Source: Xu et al., G-TAD (CVPR 2020), section 3.5, and Lin et al., BMN (ICCV 2019), section 4.3;
+Source: Xu et al., G-TAD (CVPR 2020), section 3.5, and Lin et al., BMN (ICCV 2019), section 3.5;
 balancing and sub-sampling as in the released codes. Every coefficient depends on targets and random
 draws, never on predictions, so the coefficients of a large logical batch can be computed first and
 its videos processed in parts: the parts' losses and gradients then add up to those of the whole

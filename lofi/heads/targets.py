@@ -1,6 +1,6 @@
 """What a head should answer for one video: tIoU of every anchor, and where actions start and end.
 
-Source: Xu et al., G-TAD (CVPR 2020), section 3.4, and Lin et al., BMN (ICCV 2019), section 4.1; the
+Source: Xu et al., G-TAD (CVPR 2020), section 3.4, and Lin et al., BMN (ICCV 2019), section 3.5; the
 windows that the papers leave open follow the released codes. L snippets, D durations, N segments.
 """
 
