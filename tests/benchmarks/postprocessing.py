@@ -440,6 +440,8 @@ def evaluation_rows(videos: int, repeats: int, data_frames: bool) -> list[dict[s
     """mAP and AR@AN at the size of ActivityNet's validation set."""
     truth, results = challenge(videos, 100)
     precision, recall = (frame_map, frame_recall) if data_frames else (plain_map, plain_recall)
+    # The project's goals (200, 100, 140) are against the official toolkit's data frames; against
+    # plain loops over dictionaries, which are far faster, these are floors that show a regression.
     goals = (200, 100, 140) if data_frames else (15, 6, 70)
 
     def same_map(expected: Any, got: Any) -> bool:
