@@ -27,9 +27,12 @@ class DataConfig:
     test_subset: str = "validation"
     frame_stride: int = 8  # frames between two frames of a snippet [paper]
     rule: str = "centred"  # how frames sit in a snippet: centred | tile | bsp
+    resample_fps: float = 0.0  # cut snippets as if videos had this rate; 0 = as decoded [ours]
+    jitter: bool = False  # training: each snippet's middle anywhere in its interval [ours]
     crop_ratio: float = 0.875  # crop side / short side, 224/256 [spec]
     cache_gib: float = 0.0  # memory for decoded frames; 0 = decode every time
-    workers: int = 2  # decoding threads
+    workers: int = 2  # decoding threads or processes
+    decode_limit_s: float = 0.0  # > 0: child processes, killed after so long; 0 = threads
 
 
 @dataclass(frozen=True)
@@ -66,14 +69,68 @@ class Optimisation:
 
 
 @dataclass(frozen=True)
-class LoFiConfig:
-    """Stage 2, joint training at low fidelity (paper section 3.2)."""
+class Mode:
+    """How the encoder's gradient is found (stage 2) and what is kept in memory for it.
 
-    schedule: str = "long"  # s | t | st | short | long | low [paper: long]
+    Args:
+        name: "full" (one graph; every LoFi configuration of the paper), "exact" (features without
+            graph, head, then every chunk again with its graph: the same gradient at the memory of
+            one chunk), "sampled" (the same for a share of the snippets only), "partial" (one graph
+            above frozen stages), "frozen" (head only).
+        chunk: snippets encoded at a time ("exact", "sampled", "frozen").
+        ratio: share of the snippets of a video that get a gradient ("sampled").
+        rescale: divide the sampled gradient by `ratio`, which makes it right on average.
+        stage: last frozen stage of the encoder, inclusive ("partial").
+        recompute: run each block again in the backward pass instead of keeping activations.
+        fold: frozen batch normalisation folded into the convolutions.
+    """
+
+    name: Literal["full", "exact", "sampled", "partial", "frozen"] = "full"
+    chunk: int = 4
+    ratio: float = 0.3
+    rescale: bool = True
+    stage: str = "layer2"
+    recompute: bool = False
+    fold: bool = False
+
+    def __post_init__(self) -> None:
+        known = get_args(get_type_hints(Mode)["name"])
+        if self.name not in known:
+            raise ValueError(f"unknown mode {self.name!r}; known: {', '.join(known)}")
+        if self.chunk < 1 or not 0 < self.ratio <= 1:
+            found = f"chunk {self.chunk}, ratio {self.ratio}"
+            raise ValueError(f"{found}: expected chunk of at least 1 and ratio in (0, 1]")
+
+    @property
+    def chunked(self) -> bool:
+        """True when the encoder sees `chunk` snippets at a time."""
+        return self.name in ("exact", "sampled", "frozen")
+
+    def __str__(self) -> str:
+        details = {
+            "exact": f", chunk {self.chunk}",
+            "sampled": f" {self.ratio:g}, chunk {self.chunk}",
+            "partial": f", frozen to {self.stage}",
+        }
+        extras = ", recompute" * self.recompute + ", folded" * self.fold
+        return self.name + details.get(self.name, "") + extras
+
+
+@dataclass(frozen=True)
+class LoFiConfig:
+    """Stage 2, joint training at low fidelity (paper section 3.2), and what we add to it."""
+
+    schedule: str = "long"  # s | t | st | short | long | low [paper: long], or full
     period_epochs: int = 1  # c_l [paper]
     period_iterations: int = 16  # c_s [paper]
     start: str = "acp"  # method whose encoder is optimised
     frozen_bn: bool = True  # statistics and affine stay as ACP left them [ours]
+    mode: Mode = field(default_factory=Mode)
+    micro_batch: int = 0  # videos whose graph is held at once; 0 = all. Changes memory only
+    amp: Literal["fp32", "bf16"] = "fp32"  # bf16: autocast [paper: fp32]
+    verify_exact: bool = True  # check the chunked modes on the first videos against one graph
+    class_loss: float = 0.0  # weight of a video-class loss; 0.1 stops class forgetting [ours]
+    encoder_lr: float = 1.0  # factor on the encoder's learning rate [paper: one rate]
     training: Optimisation = field(default_factory=Optimisation)
 
 
@@ -101,9 +158,16 @@ class Config:
     encoder: str = "tsm-r18"
     full: Fidelity = field(default_factory=Fidelity)
     data: DataConfig = field(default_factory=DataConfig)
+    weights: str = ""  # file of published encoder weights to start from; "" = random
     acp: Optimisation = field(default_factory=Optimisation)
     acp_plus: Optimisation = field(default_factory=Optimisation)
+    acp_plus_start: str = "acp"  # method whose encoder ACP+ continues; "weights" = the file above
     acp_frames: int = 8  # frames of one training clip
+    icp: Optimisation = field(default_factory=Optimisation)  # toy world only; else `weights`
+    arrow: Optimisation = field(default_factory=Optimisation)  # a clip counts once, forward + back
+    speed: Optimisation = field(default_factory=Optimisation)  # a clip counts once, slow + fast
+    arrow_head: Literal["tcam", "avg"] = "tcam"
+    concat_norm: Literal["none", "l2", "standardise"] = "standardise"  # method acp+arrow, … [ours]
     lofi: LoFiConfig = field(default_factory=LoFiConfig)
     head: HeadConfig = field(default_factory=HeadConfig)
     head_training: Optimisation = field(default_factory=Optimisation)
@@ -197,6 +261,10 @@ def _plain(value: Any) -> Any:
 
 
 # The paper's own setting: everything is the dataclasses' default except what is listed.
+_PRETEXT = Optimisation(  # TSM on Kinetics-400, scaled: 128 clips are 64 pairs; warm-up 2 epochs
+    epochs=50, batch=64, lr=0.02, momentum=0.9, schedule="cosine", warmup=7500, clip=20.0,
+    augment="colour",
+)  # fmt: skip
 _PAPER = Config(
     preset="activitynet",
     encoder="tsm-r18",
@@ -208,6 +276,8 @@ _PAPER = Config(
     acp_plus=Optimisation(  # TSM's fine-tuning example [spec]
         epochs=25, batch=128, lr=0.001, momentum=0.9, decay_every=10, decay=0.1, clip=20.0
     ),
+    arrow=_PRETEXT,
+    speed=_PRETEXT,
     lofi=LoFiConfig(  # SGD without momentum, 0.1, halved every 5 epochs [paper]; 15 epochs [ours]
         training=Optimisation(epochs=15, batch=16, lr=0.1, decay_every=5, decay=0.5)
     ),
@@ -220,15 +290,19 @@ _PAPER = Config(
 _TOY_HEAD = HeadConfig(
     hidden=64, paths=8, map_hidden=(64, 32), resolution=8, context_resolution=4, best_anchor=True
 )
+_TOY_ACP = Optimisation(
+    epochs=10, batch=64, optimizer="adamw", lr=0.004, weight_decay=0.01, schedule="cosine",
+    warmup=40, augment="colour",
+)  # fmt: skip
 _TOY = Config(
     preset="toy",
     encoder="tsm-toy",
     full=Fidelity(32, 4, 48),
     data=DataConfig(preset="toy", frame_stride=1, crop_ratio=1.0, cache_gib=1.0, workers=1),
-    acp=Optimisation(
-        epochs=10, batch=64, optimizer="adamw", lr=0.004, weight_decay=0.01, schedule="cosine",
-        warmup=40, augment="colour",
-    ),
+    acp=_TOY_ACP,
+    icp=_TOY_ACP,
+    arrow=replace(_TOY_ACP, batch=32),
+    speed=replace(_TOY_ACP, batch=32),
     acp_plus=Optimisation(
         epochs=24, batch=32, lr=0.02, momentum=0.9, nesterov=True, schedule="cosine", warmup=10,
         augment="colour",
@@ -250,7 +324,10 @@ _TINY = replace(
     preset="tiny",
     full=Fidelity(16, 4, 40),
     data=replace(_TOY.data, preset="tiny"),
-    acp=replace(_TOY.acp, epochs=10, batch=32, warmup=20),
+    acp=replace(_TOY_ACP, batch=32, warmup=20),
+    icp=replace(_TOY_ACP, batch=32, warmup=20),
+    arrow=replace(_TOY_ACP, batch=16, warmup=20),
+    speed=replace(_TOY_ACP, batch=16, warmup=20),
     acp_plus=replace(_TOY.acp_plus, epochs=8, batch=16),
     lofi=replace(_TOY.lofi, training=replace(_TOY.lofi.training, epochs=24)),
     head_training=replace(_TOY.head_training, epochs=15, batch=8, decay_every=10),

@@ -10,7 +10,8 @@ import pytest
 from lofi import config as configs
 from lofi.data.toyworld import TINY, write_world
 from lofi.evaluation import detection_map
-from lofi.experiment import compare_seeds, with_method
+from lofi.experiment import compare_seeds
+from lofi.training.models import method_config
 from lofi.run_report import write_run_report
 
 matplotlib.use("Agg")
@@ -74,6 +75,6 @@ def test_the_report_is_whole_and_needs_nothing_from_elsewhere(run):
 
 def test_methods_name_their_schedule_and_unknown_ones_are_refused():
     config = configs.preset("tiny")
-    assert with_method(config, "t-lofi").lofi.schedule == "t"
+    assert method_config(config, "t-lofi").lofi.schedule == "t"
     with pytest.raises(ValueError, match="known: random, acp, acp\\+, s-lofi"):
-        with_method(config, "d-lofi")
+        method_config(config, "d-lofi")

@@ -16,7 +16,7 @@ from lofi.data.toyworld import TINY, write_world
 from lofi.files import sha256
 from lofi.training.full_fidelity import extract_features, train_head
 from lofi.training.joint import train_lofi
-from lofi.training.loop import read_metrics
+from lofi.training.run_folder import read_metrics
 from lofi.training.pretraining import train_acp, train_acp_plus
 
 SMALL = {

@@ -9,6 +9,7 @@ import torch
 from numbered_video import numbered_frames, read_numbers, write_numbered
 
 from lofi.data.annotations import TrimmedClip
+from lofi.data.encoding import write_video
 from lofi.data.snippets import (
     Augmentation,
     FrameCache,
@@ -21,7 +22,7 @@ from lofi.data.snippets import (
     snippet_to_seconds,
     window_indices,
 )
-from lofi.data.video import VideoError, write_video
+from lofi.data.video import VideoError
 from lofi.fidelity import Fidelity
 
 

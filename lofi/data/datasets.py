@@ -16,6 +16,7 @@ from lofi.data.annotations import (
     read_clip_list,
     segments_as_clips,
 )
+from lofi.data.reading import ClipReader
 
 log = logging.getLogger(__name__)
 
@@ -109,6 +110,14 @@ def _with_world(data: DataConfig, seed: int, run_dir: Path) -> DataConfig:
         videos=str(folder / "videos"),
         source=str(folder / "source.csv"),
     )
+
+
+def open_reader(data: DataConfig) -> ClipReader:
+    """What decodes the clips of a run: threads with a cache, or child processes with a limit."""
+    workers = data.workers if data.workers > 1 else 0  # one worker: the thread that prefetches
+    if data.decode_limit_s:
+        return ClipReader(workers, processes=True, limit_s=data.decode_limit_s)
+    return ClipReader(workers, cache_bytes=int(data.cache_gib * 2**30))
 
 
 def fingerprint(items: Sequence[Video | TrimmedClip]) -> str:

@@ -1,16 +1,43 @@
 """Random changes of training clips, from an explicit CPU generator, one draw a clip."""
 
+from typing import NamedTuple
+
 import torch
+from torch.nn import functional as F
 
 from lofi.data import Augmentation
 
 MAX_SHIFT = 0.08  # of the side
 GAIN = (0.7, 1.3)
+BLACK = 16  # mean grey level of a row or column below which it is a black border
+STATIC, SHOT_CUT = 1.0, 60.0  # mean grey-level change of neighbouring frames
+GREY = 0.2  # probability
+SMALLEST_CROP = 0.6  # of the side
 
 
-def draw_geometry(setting: str, generator: torch.Generator) -> Augmentation | None:
-    """Crop position and flip of one clip or video; None for the setting "none"."""
-    return None if setting == "none" else Augmentation.draw(generator)
+def draw_geometry(setting: str, generator: torch.Generator, jitter: int = 0) -> Augmentation | None:
+    """Crop position and flip of one clip or video; None for the setting "none".
+
+    `jitter` is L of the fidelity where every snippet moves inside its interval, 0 for none.
+    """
+    return None if setting == "none" else Augmentation.draw(generator, jitter)
+
+
+class Colour(NamedTuple):
+    """One draw of `colour`; dy and dx are in [-1, 1], 1 = the largest shift of the picture."""
+
+    order: torch.Tensor  # of the channels
+    invert: bool
+    gain: float
+    dy: float
+    dx: float
+
+
+def draw_colour(generator: torch.Generator) -> Colour:
+    """What one clip gets; takes the same numbers from the generator every time."""
+    order = torch.randperm(3, generator=generator)
+    invert, gain, dy, dx = torch.rand(4, generator=generator).tolist()
+    return Colour(order, invert < 0.5, GAIN[0] + (GAIN[1] - GAIN[0]) * gain, 2 * dy - 1, 2 * dx - 1)
 
 
 def colour(clips: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
@@ -23,22 +50,88 @@ def colour(clips: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     Returns:
         uint8 of the same shape.
     """
-    return torch.stack([_colour_one(clip, generator) for clip in clips])
+    return torch.stack([recolour(clip, draw_colour(generator)) for clip in clips])
 
 
-def _colour_one(clip: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+def recolour(clip: torch.Tensor, draw: Colour) -> torch.Tensor:
+    """Apply a draw of `colour` to one clip (F, 3, S, S) uint8."""
     side = clip.shape[-1]
-    clip = clip[:, torch.randperm(3, generator=generator)]
-    invert, gain, dy, dx = torch.rand(4, generator=generator).tolist()
-    if invert < 0.5:
+    clip = clip[:, draw.order]
+    if draw.invert:
         clip = 255 - clip
-    factor = GAIN[0] + (GAIN[1] - GAIN[0]) * gain
-    clip = (128 + (clip.float() - 128) * factor).clamp_(0, 255).to(torch.uint8)
+    clip = (128 + (clip.float() - 128) * draw.gain).clamp_(0, 255).to(torch.uint8)
     reach = int(MAX_SHIFT * side)
-    rows = _shifted(side, round((2 * dy - 1) * reach))
-    columns = _shifted(side, round((2 * dx - 1) * reach))
+    return _moved(clip, round(draw.dy * reach), round(draw.dx * reach))
+
+
+def _moved(clip: torch.Tensor, dy: int, dx: int) -> torch.Tensor:
+    """The picture shifted by whole pixels; the edge pixel is repeated."""
+    rows, columns = ((torch.arange(n) + d).clamp_(0, n - 1)
+                     for n, d in zip(clip.shape[-2:], (dy, dx)))  # fmt: skip
     return clip[..., rows[:, None], columns[None, :]]
 
 
-def _shifted(side: int, offset: int) -> torch.Tensor:
-    return (torch.arange(side) + offset).clamp_(0, side - 1)  # the edge pixel is repeated
+class Square(NamedTuple):
+    """A square of a picture: `side` pixels down and right from (top, left)."""
+
+    top: int
+    left: int
+    side: int
+
+    def cut(self, clip: torch.Tensor, pixels: int) -> torch.Tensor:
+        """This part of a clip (F, 3, S, S) uint8, resized to (F, 3, pixels, pixels)."""
+        part = clip[..., self.top : self.top + self.side, self.left : self.left + self.side]
+        if self.side == pixels:
+            return part
+        scaled = F.interpolate(part.float(), (pixels, pixels), mode="bilinear", antialias=True)
+        return scaled.round_().clamp_(0, 255).to(torch.uint8)
+
+    def random_part(self, generator: torch.Generator) -> "Square":
+        """A smaller square inside, of at least 0.6 of the side; the aspect ratio stays."""
+        size, y, x = torch.rand(3, generator=generator).tolist()
+        side = round(self.side * (SMALLEST_CROP + (1 - SMALLEST_CROP) * size))
+        spare = self.side - side
+        return Square(self.top + round(y * spare), self.left + round(x * spare), side)
+
+
+def inside_borders(clip: torch.Tensor) -> Square:
+    """The largest centred square without the black stripes of wide-screen or upright videos.
+
+    Frame borders give the direction of time away (Wei et al. 2018): camera men pan and zoom in
+    conventional ways. A picture that is dark for the most part is left as it is.
+    """
+    light = clip.float().mean((0, 1))  # (S, S)
+    spans = []
+    for axis in (1, 0):
+        lit = (light.mean(axis) >= BLACK).nonzero().flatten().tolist() or [0]
+        spans.append((lit[0], lit[-1] + 1 - lit[0]))
+    side = min(length for _, length in spans)
+    if side < clip.shape[-1] / 2:
+        return Square(0, 0, clip.shape[-1])
+    return Square(*(start + (length - side) // 2 for start, length in spans), side)
+
+
+def is_steady(clip: torch.Tensor) -> bool:
+    """Whether a clip (F, 3, S, S) moves and holds no shot cut; else it has no direction to learn.
+
+    Mean absolute difference of neighbouring frames: at least 1 grey level over all of them, at most
+    60 for any of them.
+    """
+    change = clip.float().diff(dim=0).abs().mean((1, 2, 3))
+    return float(change.mean()) >= STATIC and float(change.max()) <= SHOT_CUT
+
+
+def hide_origin(clip: torch.Tensor, generator: torch.Generator, reach: int = 2) -> torch.Tensor:
+    """Cover traces of cameras and codecs: random grey, a shaking picture, ±1 grey level of noise.
+
+    Args:
+        clip: (F, 3, S, S) uint8; becomes grey as a whole, with probability 0.2.
+        reach: of the shaking, pixels; a random walk, which looks the same in both directions.
+    """
+    if torch.rand((), generator=generator) < GREY:
+        clip = clip.float().mean(1, keepdim=True).to(torch.uint8).expand(-1, 3, -1, -1)
+    steps = torch.randint(-1, 2, (len(clip), 2), generator=generator)
+    path = steps.cumsum(0).clamp_(-reach, reach).tolist()
+    clip = torch.stack([_moved(frame, dy, dx) for frame, (dy, dx) in zip(clip, path)])
+    noise = torch.randint(-1, 2, clip.shape, generator=generator, dtype=torch.int16)
+    return (clip + noise).clamp_(0, 255).to(torch.uint8)

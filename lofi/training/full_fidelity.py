@@ -13,17 +13,25 @@ from torch import nn
 
 from lofi.config import Config
 from lofi.data import (
+    ClipReader,
     FeatureHeader,
     Video,
-    VideoError,
     probe,
     read_features,
     write_features,
 )
-from lofi.data.datasets import fingerprint, open_datasets
-from lofi.heads import collate_targets, targets
-from lofi.training.joint import encode, head_losses, read_video, segment_times
-from lofi.training.loop import Batches, OnStep, RunFolder, Training, fit
+from lofi.data.datasets import fingerprint, open_datasets, open_reader
+from lofi.heads import Targets, collate_targets, targets
+from lofi.training.distributed import barrier, first_alone, is_first, restarted, share
+from lofi.training.end_to_end import encode
+from lofi.training.joint import (
+    head_losses,
+    logical_batch,
+    read_video,
+    segment_times,
+    video_request,
+)
+from lofi.training.loop import Batches, OnStep, Training, fit, prefetched
 from lofi.training.models import (
     Standardise,
     build_head,
@@ -31,7 +39,9 @@ from lofi.training.models import (
     label_rule,
     load_encoder,
     save_head,
+    standardises,
 )
+from lofi.training.run_folder import RunFolder
 
 
 def extract_features(
@@ -47,47 +57,61 @@ def extract_features(
 
     Files that an interrupted run left are kept; `resume=False` computes all of them again.
     """
-    data = open_datasets(config.data, config.seed, run_dir)
+    with first_alone():
+        data = open_datasets(config.data, config.seed, run_dir)
     encoder, sha256 = load_encoder(config, run_dir, method)
     encoder.to(device).eval()
     folder = Path(run_dir) / method / "features"
     settings = common_settings(config) | {"stage": "features", "encoder_sha256": sha256}
     run = RunFolder(folder, settings, resume)
-    if not resume:
-        for path in folder.glob("*.safetensors"):
-            path.unlink()
+    with first_alone():
+        if is_first() and not (resume or restarted()):
+            for path in folder.glob("*.safetensors"):
+                path.unlink()
     videos = [*data.train, *data.test]
-    with run.logging():
-        _extract(config, encoder, sha256, videos, run, on_step)
-    run.finish({"videos": len(videos), "encoder_sha256": sha256})
+    mine = [videos[i] for i in share(len(videos))]
+    with run.logging(), open_reader(config.data) as reader:
+        _extract(config, encoder, sha256, mine, run, reader, on_step)
+    barrier()  # every process has written its share
+    run.finish({"videos": len(videos), "encoder_sha256": sha256, "skipped": run.skipped()})
     return folder
 
 
-def _extract(config, encoder, sha256, videos, run: RunFolder, on_step) -> None:
-    for i, video in enumerate(videos):
-        path = run.folder / f"{video.id}.safetensors"
-        if not path.exists():
-            try:
-                features, info = video_features(config, encoder, video.path)
-            except (VideoError, FileNotFoundError) as error:
-                run.skip(video.id, error)
-                continue
-            write_features(path, features, feature_header(config, sha256, info))
-        if on_step:
+def _extract(config, encoder, sha256, videos, run: RunFolder, reader: ClipReader, on_step) -> None:
+    """Features of this process's videos; the next ones are decoded while the encoder works."""
+    paths = [run.folder / f"{video.id}.safetensors" for video in videos]
+    missing = [i for i, path in enumerate(paths) if not path.exists()]
+
+    def read(i: int):
+        path = videos[missing[i]].path
+        clip = reader.read([video_request(config, path, config.full)])[0]
+        return clip, None if isinstance(clip, Exception) else reader.info(path)
+
+    loaded = prefetched(read, 0, len(missing), config.data.workers)
+    for i, (clip, info) in zip(missing, loaded):
+        if info is None:
+            run.skip(videos[i].id, clip)
+        else:
+            features = clip_features(encoder, clip)
+            write_features(paths[i], features, feature_header(config, sha256, info))
+        if on_step and is_first():
             on_step(i, len(videos), {})
 
 
 @torch.no_grad()
-def video_features(config: Config, encoder: nn.Module, path, chunk: int = 16):
-    """(C, L) features of one video at full fidelity and what was found in the file.
+def clip_features(encoder: nn.Module, clip: torch.Tensor, chunk: int = 16) -> torch.Tensor:
+    """(C, L) features of the snippets (L, F, 3, S, S) uint8 of one video, on the CPU.
 
     `chunk` snippets pass the (eval mode) encoder at a time; the result does not depend on it.
     """
     device = next(encoder.parameters()).device
-    info = probe(path)
-    clips = read_video(config, path, config.full)
-    parts = [encode(encoder, part[None].to(device))[0].cpu() for part in clips.split(chunk)]
-    return torch.cat(parts, dim=1), info
+    parts = [encode(encoder, part[None].to(device))[0].cpu() for part in clip.split(chunk)]
+    return torch.cat(parts, dim=1)
+
+
+def video_features(config: Config, encoder: nn.Module, path):
+    """(C, L) features of one video at full fidelity and what was found in the file."""
+    return clip_features(encoder, read_video(config, path, config.full)), probe(path)
 
 
 def feature_header(config: Config, sha256: str, info) -> FeatureHeader:
@@ -133,7 +157,8 @@ def train_head(
     device: str = "cpu",
 ) -> dict[str, Any]:
     """Stage 3: a head from scratch on the frozen encoder's full-fidelity features."""
-    videos = open_datasets(config.data, config.seed, run_dir).train
+    with first_alone():
+        videos = open_datasets(config.data, config.seed, run_dir).train
     setting = config.head_training
     features = load_features(run_dir, method, videos)
     videos = [video for video in videos if video.id in features]
@@ -142,13 +167,13 @@ def train_head(
     settings |= common_settings(config) | {
         "head": asdict(config.head),
         "training": asdict(setting),
-        "standardise": config.standardise,
+        "standardise": standardises(config, method),
     }
     run = RunFolder(Path(run_dir) / method / "head", settings, resume)
     if (done := run.result()) is not None:
         return done
     standardise = Standardise(next(iter(features.values())).shape[0])
-    if config.standardise:
+    if standardises(config, method):
         standardise.fit_to(list(features.values()))
     head = build_head(config.head, standardise.mean.shape[0], config.full.snippets, config.seed)
     modules = {"standardise": standardise.to(device), "head": head.to(device)}
@@ -165,13 +190,22 @@ def train_head(
 
     def load(step: int):
         chosen = batches.at(step)
-        x = torch.stack([features[videos[i].id] for i in chosen])
-        return x, collate_targets([labels[i] for i in chosen])
+        places = share(len(chosen))
+        x = [features[videos[chosen[i]].id] for i in places]
+        y = [labels[chosen[i]] for i in places or [0]]  # an empty share still has a shape
+        y = Targets(*(t[: len(places)] for t in collate_targets(y)))
+        return (torch.stack(x) if x else None), y, places, len(chosen)
 
     def losses(batch, step: int):
-        maps = head(standardise(batch[0].to(device)))
-        return head_losses(config, maps, batch[1], (config.seed, "head", step), device)
+        x, y, places, total = batch
+        draws, statistics = logical_batch(config, y, places, total, (config.seed, "head", step))
+        if x is None:
+            return None
+        maps = head(standardise(x.to(device)))
+        y = Targets(*(t.to(device) for t in y))
+        return head_losses(config, maps, y, draws.to(device), statistics)
 
     fit(Training(modules, setting, batches, load, losses, 0, config.checkpoint_every), run, on_step)
-    save_head(run.folder / "head.safetensors", head, config.head, standardise)
+    if is_first():
+        save_head(run.folder / "head.safetensors", head, config.head, standardise)
     return run.finish({"head": "head.safetensors", "encoder_sha256": sha256})

@@ -1,11 +1,14 @@
-"""Stage 1: action-classification pre-training of the encoder (ACP) and its continuation (ACP+).
+"""Stage 1: what the encoder learns before it meets untrimmed videos.
 
-Source: LoFi paper sections 3.1 and 4.1 (baselines); recipe of the real-size presets: TSM on
-Kinetics-400. The classifier is thrown away, the encoder stays.
+Action classification (ACP), its continuation on the target set (ACP+), image classification (ICP);
+`lofi.training.pretext` adds the self-supervised tasks. Source: LoFi paper sections 3.1 and 4.1
+(baselines); recipe of the real-size presets: TSM on Kinetics-400. Classifiers are thrown away, the
+encoder stays. Batch statistics are live here, and with several processes each has those of its own
+share, so that weights then depend (slightly) on their number, unlike in all later stages.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +17,21 @@ from torch import nn
 from torch.nn import functional as F
 
 from lofi.config import Config, Optimisation
-from lofi.data import FrameCache, TrimmedClip, VideoError, read_trimmed_clip
+from lofi.data import Augmentation, ClipReader, TrimmedClip, TrimmedRequest, VideoError
 from lofi.data.datasets import fingerprint, open_datasets
-from lofi.encoders import build_encoder, normalise
-from lofi.training.augmentation import colour, draw_geometry
-from lofi.training.loop import Batches, OnStep, RunFolder, Training, fit, generator_for
-from lofi.training.models import common_settings, load_encoder, save_stage_encoder
+from lofi.encoders import encoder_hash, normalise
+from lofi.encoders.base import Encoder
+from lofi.training.augmentation import draw_colour, draw_geometry, recolour
+from lofi.training.distributed import rank, reduce_sum, share
+from lofi.training.loop import Batches, OnStep, Training, fit, generator_for
+from lofi.training.models import (
+    common_settings,
+    load_encoder,
+    save_stage_encoder,
+    start_encoder,
+    unshifted,
+)
+from lofi.training.run_folder import RunFolder
 
 
 def train_acp(
@@ -33,19 +45,13 @@ def train_acp(
     """Action-classification pre-training on the source clips.
 
     Returns:
-        {"encoder": path, "accuracy": on held-out source clips, "sha256", …}; also in result.json.
+        {"encoder": path, "accuracy": on held-out source clips, "sha256", "weights": where it
+        started, …}; also in result.json.
     """
-    clips = open_datasets(config.data, config.seed, run_dir).clips
-    if not clips:
-        raise ValueError(
-            "stage acp needs trimmed source clips: set data.source to a list of clips, or to "
-            "'segments' to classify the labelled segments of your training videos"
-        )
-    encoder = build_encoder(config.encoder, seed=config.seed)
-    settings = {"stage": "acp", "clips": fingerprint(clips)}
-    return _classify(
-        config, Path(run_dir) / "acp", encoder, clips, config.acp, settings, resume, on_step, device
-    )
+    clips = source_clips(config, run_dir, "acp")
+    task = _classification(config, "acp", start_encoder(config), *split_clips(clips), config.acp)
+    settings = {"clips": fingerprint(clips)} | started_from(config, task.encoder)
+    return pretrain(config, run_dir, task, settings, resume, on_step, device)
 
 
 def train_acp_plus(
@@ -58,12 +64,60 @@ def train_acp_plus(
 ) -> dict[str, Any]:
     """ACP+: go on with classification, on the trimmed segments of the target training videos."""
     segments = open_datasets(config.data, config.seed, run_dir).segments
-    encoder, start = load_encoder(config, run_dir, "acp")
-    settings = {"stage": "acp+", "clips": fingerprint(segments), "start": start}
-    return _classify(
-        config, Path(run_dir) / "acp+", encoder, segments, config.acp_plus, settings, resume,
-        on_step, device,
+    encoder, start = load_encoder(config, run_dir, config.acp_plus_start)
+    task = _classification(config, "acp+", encoder, list(segments), [], config.acp_plus)
+    settings = {"clips": fingerprint(segments), "start": start}
+    return pretrain(config, run_dir, task, settings, resume, on_step, device)
+
+
+def train_icp(
+    config: Config,
+    run_dir: str | Path,
+    *,
+    resume: bool = True,
+    on_step: OnStep | None = None,
+    device: str = "cpu",
+) -> dict[str, Any]:
+    """ICP: the network without temporal shift, classifying still images (paper table 1).
+
+    Published ImageNet weights (`config.weights`) are taken as they are. In a toy world, which has
+    no images, single frames of the source clips carry the clip's label; half of that label is the
+    axis of the motion, which no frame shows, so about half of the accuracy is out of reach.
+
+    Raises:
+        ValueError: real data without `config.weights`; an encoder without an image form.
+    """
+    encoder = start_encoder(config, unshifted(config.encoder))
+    if config.weights:
+        settings = {"stage": "icp"} | started_from(config, encoder)
+        run = RunFolder(Path(run_dir) / "icp" / "encoder", settings, resume)
+        return run.result() or run.finish(save_stage_encoder(config, run, encoder, "icp"))
+    if not config.data.preset:
+        raise ValueError(
+            "stage icp takes published ImageNet weights: set weights to such a file (torchvision's "
+            "resnet18-f37072fd.pth, …); only the toy worlds train it"
+        )
+    clips = source_clips(config, run_dir, "icp")
+    task = _classification(config, "icp", encoder, *split_clips(clips), config.icp, frames=1)
+    return pretrain(
+        config, run_dir, task, {"clips": fingerprint(clips)}, resume, on_step, device
     )  # fmt: skip
+
+
+def source_clips(config: Config, run_dir: str | Path, stage: str) -> tuple[TrimmedClip, ...]:
+    """The trimmed clips of `data.source`; ValueError when there are none."""
+    clips = open_datasets(config.data, config.seed, run_dir).clips
+    if not clips:
+        raise ValueError(
+            f"stage {stage} needs trimmed source clips: set data.source to a list of clips, or to "
+            "'segments' to classify the labelled segments of your training videos"
+        )
+    return clips
+
+
+def started_from(config: Config, encoder: Encoder) -> dict[str, str]:
+    """The hash of published starting weights, for a stage's settings; {} for random ones."""
+    return {"start": encoder_hash(encoder)} if config.weights else {}
 
 
 HELD_OUT = 10  # without subsets in the list, every tenth source clip only measures accuracy
@@ -78,97 +132,197 @@ def split_clips(clips: Sequence[TrimmedClip]) -> tuple[list[TrimmedClip], list[T
     return kept, [clip for clip, out in zip(clips, held) if out]
 
 
-def _classify(
+# (uint8 clips (n, F, 3, S, S), labels (n,)) of this process's share, or None when it is empty.
+Batch = tuple[torch.Tensor, torch.Tensor] | None
+# (clips of a logical batch, address of the random draws, augmentation) → Batch
+Read = Callable[[Sequence[TrimmedClip], tuple, str], Batch]
+
+
+@dataclass
+class Task:
+    """What an encoder learns in stage 1.
+
+    Args:
+        stage: "acp", "acp+", …; also the method's folder.
+        classifier: what is trained beside the encoder.
+        logits: normalised frames (n, F, 3, S, S) → (n, classes), or (n,) for two classes.
+        kept, held: clips to train on, and clips that only measure accuracy (may be empty).
+        reader: makes the function that reads a batch from a source of clips.
+        settings: what the result depends on besides the common settings.
+        result: for result.json.
+    """
+
+    stage: str
+    encoder: Encoder
+    classifier: nn.Module
+    logits: Callable[[torch.Tensor], torch.Tensor]
+    kept: Sequence[TrimmedClip]
+    held: Sequence[TrimmedClip]
+    setting: Optimisation
+    reader: Callable[["ClipSource"], Read]
+    settings: dict[str, Any]
+    result: dict[str, Any]
+
+
+def _classification(
     config: Config,
-    folder: Path,
-    encoder: nn.Module,
-    clips: Sequence[TrimmedClip],
+    stage: str,
+    encoder: Encoder,
+    kept: Sequence[TrimmedClip],
+    held: Sequence[TrimmedClip],
     setting: Optimisation,
+    frames: int = 0,
+) -> Task:
+    names = sorted({clip.label for clip in [*kept, *held]})
+    frames = frames or config.acp_frames
+    torch.manual_seed(config.seed)  # the classifier's framework initialisation
+    classifier = nn.Linear(encoder.channels, len(names))
+    return Task(
+        stage=stage,
+        encoder=encoder,
+        classifier=classifier,
+        logits=lambda x: classifier(encoder(x)),
+        kept=kept,
+        held=held,
+        setting=setting,
+        reader=lambda source: _labelled_reader(source, names, frames),
+        settings={"frames": frames},
+        result={"classes": names},
+    )
+
+
+def pretrain(
+    config: Config,
+    run_dir: str | Path,
+    task: Task,
     settings: dict[str, Any],
     resume: bool,
     on_step: OnStep | None,
     device: str,
 ) -> dict[str, Any]:
-    stage = settings["stage"]
-    settings |= common_settings(config) | {"training": asdict(setting), "frames": config.acp_frames}
-    run = RunFolder(folder / "encoder", settings, resume)
+    """Train a task in its run folder; returns and stores the encoder's path and the accuracy.
+
+    The loss is the cross-entropy, a mean over all items of the logical batch that could be read.
+    """
+    stage, encoder = task.stage, task.encoder
+    settings = {"stage": stage, **settings, **common_settings(config), **task.settings}
+    settings |= {"training": asdict(task.setting)}
+    run = RunFolder(Path(run_dir) / stage / "encoder", settings, resume)
     if (done := run.result()) is not None:
         return done
-    names = sorted({clip.label for clip in clips})
-    kept, held = split_clips(clips) if stage == "acp" else (list(clips), [])
-    torch.manual_seed(config.seed)  # the classifier's framework initialisation
-    classifier = nn.Linear(encoder.channels, len(names))
-    modules = {"encoder": encoder.to(device), "classifier": classifier.to(device)}
-    batches = Batches(len(kept), setting.batch, setting.epochs, (config.seed, stage))
-    read = _clip_reader(config, run, setting.augment)
+    encoder.to(device)
+    task.classifier.to(device)
+    with ClipSource(config, run) as source:
+        read = task.reader(source)
+        fit(_training(config, task, read, device), run, on_step)
+        accuracy = _accuracy(config, task, read, device) if task.held else None
+    result = save_stage_encoder(config, run, encoder, stage)
+    return run.finish(result | {"accuracy": accuracy} | task.result)
 
-    def load(step: int):
-        return read([kept[i] for i in batches.at(step)], (config.seed, stage, step))
 
-    def losses(batch, step: int):
+def _training(config: Config, task: Task, read: Read, device: str) -> Training:
+    address, setting = (config.seed, task.stage), task.setting
+    modules = {"encoder": task.encoder.train(), "classifier": task.classifier.train()}
+    batches = Batches(len(task.kept), setting.batch, setting.epochs, address)
+
+    def load(step: int) -> Batch:
+        clips = [task.kept[i] for i in batches.at(step)]
+        return read(clips, (*address, step), setting.augment)
+
+    def losses(batch: Batch, step: int):
+        mine = 0.0 if batch is None else len(batch[1])
+        count = float(reduce_sum(torch.tensor(mine, device=device)))
         if batch is None:
             return None
-        x, labels = batch
-        logits = classifier(encoder(normalise(x.to(device), encoder)))
-        label = torch.tensor([names.index(name) for name in labels], device=device)
-        accuracy = (logits.argmax(1) == label).float().mean()
-        return {"loss": F.cross_entropy(logits, label), "accuracy": accuracy}
+        torch.manual_seed(generator_for(*address, step, "dropout", rank()).initial_seed())
+        loss, right = _scores(task, batch, device)
+        return {"loss": loss / count, "accuracy": right / count}
 
-    encoder.train()
-    fit(
-        Training(
-            modules, setting, batches, load, losses, config.data.workers, config.checkpoint_every
-        ),
-        run,
-        on_step,
-    )
-    accuracy = _accuracy(config, encoder, classifier, held, names, run, device) if held else None
-    result = save_stage_encoder(config, run, encoder, stage)
-    return run.finish(result | {"accuracy": accuracy, "classes": names})
+    workers = config.data.workers
+    return Training(modules, setting, batches, load, losses, workers, config.checkpoint_every)
 
 
-def _clip_reader(config: Config, run: RunFolder, augment: str) -> Callable:
-    cache = FrameCache(int(config.data.cache_gib * 2**30)) if config.data.cache_gib else None
-
-    def read(clips: Sequence[TrimmedClip], address: tuple | None):
-        draws = generator_for(*address, "augmentation") if address else None
-        frames, labels = [], []
-        for clip in clips:
-            geometry = draw_geometry(augment, draws) if address else None
-            try:
-                frames.append(
-                    read_trimmed_clip(
-                        clip,
-                        config.acp_frames,
-                        config.full.pixels,
-                        frame_stride=config.data.frame_stride,
-                        crop_ratio=config.data.crop_ratio,
-                        augmentation=geometry,
-                        cache=cache,
-                    )
-                )
-                labels.append(clip.label)
-            except (VideoError, FileNotFoundError) as error:
-                run.skip(str(clip.path), error)
-        if not frames:
-            return None
-        x = torch.stack(frames)
-        return (colour(x, draws) if address and augment == "colour" else x), labels
-
-    return read
+def _scores(task: Task, batch: Batch, device: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cross-entropy and number of right answers, both summed over the batch."""
+    x, label = batch[0].to(device), batch[1].to(device)
+    logits = task.logits(normalise(x, task.encoder))
+    if logits.dim() == 1:
+        loss = F.binary_cross_entropy_with_logits(logits, label.to(logits), reduction="sum")
+        return loss, ((logits > 0) == label).sum()
+    return F.cross_entropy(logits, label, reduction="sum"), (logits.argmax(1) == label).sum()
 
 
 @torch.no_grad()
-def _accuracy(config, encoder, classifier, clips, names, run, device) -> float:
-    encoder.eval()
-    read = _clip_reader(config, run, "none")
-    right = total = 0
-    for start in range(0, len(clips), 64):
-        batch = read(clips[start : start + 64], None)
-        if batch is None:
-            continue
-        x, labels = batch
-        found = classifier(encoder(normalise(x.to(device), encoder))).argmax(1).tolist()
-        right += sum(names[i] == label for i, label in zip(found, labels))
-        total += len(labels)
-    return right / max(1, total)
+def _accuracy(config: Config, task: Task, read: Read, device: str) -> float:
+    """Share of right answers on the held-out clips, without augmentation."""
+    task.encoder.eval()
+    task.classifier.eval()
+    found = torch.zeros(2, device=device)  # right answers, answers
+    for start in range(0, len(task.held), 64):
+        clips = task.held[start : start + 64]
+        batch = read(clips, (config.seed, task.stage, "held out", start), "none")
+        if batch is not None:
+            found[0] += _scores(task, batch, device)[1]
+            found[1] += len(batch[1])
+    right, total = reduce_sum(found).tolist()
+    return right / max(1.0, total)
+
+
+class ClipSource:
+    """Reads windows of trimmed clips with the sampling of a configuration; bad files are skipped.
+
+    With `data.decode_limit_s` in child processes, without the frame cache.
+    """
+
+    def __init__(self, config: Config, run: RunFolder):
+        data = config.data
+        self.data, self.pixels, self.run = data, config.full.pixels, run
+        if data.decode_limit_s > 0:
+            self.reader = ClipReader(data.workers, processes=True, limit_s=data.decode_limit_s)
+        else:
+            self.reader = ClipReader(cache_bytes=int(data.cache_gib * 2**30))
+
+    def __enter__(self) -> "ClipSource":
+        return self
+
+    def __exit__(self, *error) -> None:
+        self.reader.close()
+
+    def read(
+        self,
+        clips: Sequence[TrimmedClip],
+        views: Sequence[Augmentation | None],
+        frames: int,
+        stride: int | None = None,
+    ) -> list[torch.Tensor | None]:
+        """uint8 (frames, 3, S, S) of each clip, None for one that cannot be read."""
+        data = self.data
+        stride = stride or data.frame_stride
+        found = self.reader.read(
+            [
+                TrimmedRequest(
+                    clip, frames, self.pixels, stride, data.crop_ratio, view, data.resample_fps
+                )
+                for clip, view in zip(clips, views)
+            ]
+        )
+        for clip, item in zip(clips, found):
+            if isinstance(item, VideoError):
+                self.run.skip(str(clip.path), item)
+        return [None if isinstance(item, VideoError) else item for item in found]
+
+
+def _labelled_reader(source: ClipSource, names: list[str], frames: int) -> Read:
+    def read(clips: Sequence[TrimmedClip], address: tuple, augment: str) -> Batch:
+        draws = generator_for(*address, "augmentation")
+        views = [draw_geometry(augment, draws) for _ in clips]
+        tints = [draw_colour(draws) if augment == "colour" else None for _ in clips]
+        mine = share(len(clips))
+        found = source.read([clips[i] for i in mine], [views[i] for i in mine], frames)
+        kept = [(i, x) for i, x in zip(mine, found) if x is not None]
+        if not kept:
+            return None
+        x = torch.stack([x if tints[i] is None else recolour(x, tints[i]) for i, x in kept])
+        return x, torch.tensor([names.index(clips[i].label) for i, _ in kept])
+
+    return read

@@ -28,7 +28,7 @@ CASES = {  # (frames, height, width), snippets, frames a snippet, pixels, stride
 
 def render(path: Path, num_frames: int, height: int, width: int) -> None:
     """A drifting smooth texture; a key frame every 50 frames, as video sites do."""
-    from lofi.data.video import write_video
+    from lofi.data.encoding import write_video
 
     coarse = torch.rand(1, 3, height // 8, width // 8, generator=torch.Generator().manual_seed(0))
     texture = torch.nn.functional.interpolate(255 * coarse, size=(height, width), mode="bilinear")

@@ -1,0 +1,136 @@
+"""Several processes that train as one: who is who, sums over all of them, a share of the work.
+
+Every rank computes the gradient of its share of a logical batch, normalised by the whole batch, so
+that the ranks' gradients add up to those of one process. They are summed once a step, after the
+backward pass: one flat tensor works for every encoder mode, where hooks in the backward pass would
+need special care as soon as a step has several of them. Without torchrun everything here is the
+identity.
+"""
+
+import contextlib
+import datetime
+import os
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+TIMEOUT = datetime.timedelta(hours=2)  # rank 0 may render, read or write while the others wait
+
+
+def launched() -> bool:
+    """True in a process that torchrun started."""
+    return "RANK" in os.environ and "WORLD_SIZE" in os.environ
+
+
+def restarted() -> bool:
+    """True when torchrun started this process again after a failure: it must go on, not begin."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+
+
+@contextlib.contextmanager
+def joined(device: str = "cpu") -> Iterator[str]:
+    """Join the other processes that torchrun started, if it did; yields this process's device.
+
+    Args:
+        device: "cuda" becomes the card of this process's local rank.
+    Raises:
+        ValueError: more processes than cards on this machine.
+    """
+    if not launched():
+        yield device
+        return
+    options: dict[str, Any] = {}
+    if device == "cuda":
+        local, cards = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+        if local >= cards:
+            raise ValueError(f"process {local} of this machine has no GPU: {cards} found, "
+                             "start as many processes as there are")  # fmt: skip
+        device = f"cuda:{local}"
+        torch.cuda.set_device(local)
+        options["device_id"] = torch.device(device)
+    backend = "cpu:gloo,cuda:nccl" if device.startswith("cuda") else "gloo"
+    dist.init_process_group(backend, timeout=TIMEOUT, **options)
+    try:
+        yield device
+    finally:
+        dist.destroy_process_group()
+
+
+def rank() -> int:
+    """Number of this process, 0 ≤ rank < size."""
+    return dist.get_rank() if _active() else 0
+
+
+def size() -> int:
+    """Number of processes."""
+    return dist.get_world_size() if _active() else 1
+
+
+def is_first() -> bool:
+    """True in the one process that writes files and reports progress."""
+    return rank() == 0
+
+
+def share(number: int) -> list[int]:
+    """Positions of range(number) that this process works on; every position has one process."""
+    return list(range(rank(), number, size()))
+
+
+def barrier() -> None:
+    """Wait until every process is here."""
+    if _active():
+        dist.barrier()
+
+
+@contextlib.contextmanager
+def first_alone() -> Iterator[None]:
+    """Let rank 0 pass the block first; the others then find what it made."""
+    if not is_first():
+        barrier()
+    yield
+    if is_first():
+        barrier()
+
+
+def reduce_sum(tensor: Tensor) -> Tensor:
+    """Sum of a tensor over all processes, on every one of them; a new tensor."""
+    if not _active():
+        return tensor
+    total = tensor.detach().clone()
+    dist.all_reduce(total)
+    return total
+
+
+def gather(item: Any) -> list[Any]:
+    """What every process passes (anything that pickles), in order of rank, on every process."""
+    if not _active():
+        return [item]
+    items: list[Any] = [None] * size()
+    dist.all_gather_object(items, item)
+    return items
+
+
+@torch.no_grad()
+def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
+    """Replace every gradient by its sum over all processes.
+
+    A parameter without gradient counts as zero; without one on any process it stays without.
+    """
+    if not _active():
+        return
+    parameters = list(parameters)
+    flat = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+    present = torch.tensor([float(p.grad is not None) for p in parameters])
+    vector = torch.cat([present.to(flat[0]), *(gradient.reshape(-1) for gradient in flat)])
+    dist.all_reduce(vector)
+    present, values = vector[: len(parameters)].tolist(), vector[len(parameters) :]
+    sizes = [parameter.numel() for parameter in parameters]
+    for parameter, found, part in zip(parameters, present, values.split(sizes)):
+        parameter.grad = part.view_as(parameter).clone() if found else None
+
+
+def _active() -> bool:
+    return dist.is_available() and dist.is_initialized()

@@ -1,0 +1,222 @@
+"""Stage 1 without labels: is a clip reversed (Arrow of Time), is it sped up (SpeedNet)?
+
+Sources: Wei et al., CVPR 2018; Benaim et al., CVPR 2020, on the snippets of the encoder. LoFi
+table 7 does not say how it trained them; all numbers here are the originals' or ours. Both copies
+of a clip are in the same batch with the same crop, flip and colour, so that nothing but the
+direction (or the speed) tells them apart.
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lofi.config import Config
+from lofi.data import TrimmedClip, VideoError
+from lofi.data.datasets import fingerprint
+from lofi.data.snippets import resampled_frames, window_indices
+from lofi.encoders.pretext import ArrowHead, AverageHead, SpeedHead
+from lofi.training.augmentation import (
+    Square,
+    draw_colour,
+    draw_geometry,
+    hide_origin,
+    inside_borders,
+    is_steady,
+    recolour,
+)
+from lofi.training.distributed import share
+from lofi.training.loop import OnStep, generator_for
+from lofi.training.models import start_encoder
+from lofi.training.pretraining import (
+    Batch,
+    ClipSource,
+    Read,
+    Task,
+    pretrain,
+    source_clips,
+    split_clips,
+    started_from,
+)
+
+NORMAL, FAST = (1.0, 1.2), (1.7, 2.2)  # speed factors of the two classes
+SIZES = (32, 64 / 224, 336 / 224)  # multiple, smallest and largest side over S
+SMALL_SIZES = (8, 0.5, 1.5)  # the same for S below 112
+
+
+def train_arrow(
+    config: Config,
+    run_dir: str | Path,
+    *,
+    resume: bool = True,
+    on_step: OnStep | None = None,
+    device: str = "cpu",
+) -> dict[str, Any]:
+    """Learn to tell forward from reversed source clips; returns and stores what `pretrain` does.
+
+    "accuracy" is that of the pretext task on held-out clips; chance is 0.5.
+    """
+    return _train(config, run_dir, "arrow", resume, on_step, device)
+
+
+def train_speed(
+    config: Config,
+    run_dir: str | Path,
+    *,
+    resume: bool = True,
+    on_step: OnStep | None = None,
+    device: str = "cpu",
+) -> dict[str, Any]:
+    """Learn to tell source clips at normal speed from sped-up ones; see `train_arrow`."""
+    return _train(config, run_dir, "speed", resume, on_step, device)
+
+
+def _train(config, run_dir, stage: str, resume: bool, on_step, device: str) -> dict[str, Any]:
+    clips = source_clips(config, run_dir, stage)
+    kept, held = split_clips(clips)
+    encoder = start_encoder(config)
+    if not hasattr(encoder, "frame_maps"):
+        raise ValueError(f"stage {stage} needs maps of every frame; use a tsm-* encoder, "
+                         f"not {encoder.name}")  # fmt: skip
+    torch.manual_seed(config.seed)  # the head's framework initialisation
+    kind = (
+        SpeedHead
+        if stage == "speed"
+        else {"tcam": ArrowHead, "avg": AverageHead}[config.arrow_head]
+    )
+    head = kind(encoder.channels)
+    pairs = _speed_pairs if stage == "speed" else _arrow_pairs
+    task = Task(
+        stage=stage,
+        encoder=encoder,
+        classifier=head,
+        logits=lambda x: head(encoder.frame_maps(x)),
+        kept=kept,
+        held=held,
+        setting=config.speed if stage == "speed" else config.arrow,
+        reader=lambda source: _pair_reader(source, pairs, config.full.frames),
+        settings={"head": "speed" if stage == "speed" else config.arrow_head},
+        result={"held_out": len(held)},
+    )
+    settings = {"clips": fingerprint(clips)} | started_from(config, encoder)
+    return pretrain(config, run_dir, task, settings, resume, on_step, device)
+
+
+# (source, clips, one generator each, frames, augmentation) → (2, frames, 3, S, S) each or None
+Pairs = Callable[[ClipSource, list[TrimmedClip], list[torch.Generator], int, str], list]
+
+
+def _pair_reader(source: ClipSource, pairs: Pairs, frames: int) -> Read:
+    """Batches of both copies of every clip, the first labelled 0, the second 1."""
+
+    def read(clips: Sequence[TrimmedClip], address: tuple, augment: str) -> Batch:
+        mine = share(len(clips))
+        draws = [generator_for(*address, "clip", i) for i in mine]
+        found = pairs(source, [clips[i] for i in mine], draws, frames, augment)
+        found = [pair for pair in found if pair is not None]
+        if not found:
+            return None
+        pixels = source.pixels
+        if pairs is _speed_pairs and augment != "none":  # one size a batch
+            pixels = _draw_size(pixels, generator_for(*address, "size"))
+            whole = Square(0, 0, source.pixels)
+            found = [whole.cut(pair.flatten(0, 1), pixels).view(2, frames, 3, pixels, pixels)
+                     for pair in found]  # fmt: skip
+        return torch.cat(found), torch.tensor([0, 1]).repeat(len(found))
+
+    return read
+
+
+def _arrow_pairs(source, clips, draws, frames: int, augment: str) -> list[Tensor | None]:
+    views = [draw_geometry(augment, generator) for generator in draws]
+    pairs: list[Tensor | None] = []
+    for clip, generator in zip(source.read(clips, views, frames), draws):
+        if clip is None or not is_steady(clip):
+            pairs.append(None)
+            continue
+        square = inside_borders(clip)
+        if augment != "none":
+            square = square.random_part(generator)
+        clip = square.cut(clip, source.pixels)
+        if augment == "colour":
+            clip = recolour(clip, draw_colour(generator))
+        if augment != "none":
+            clip = hide_origin(clip, generator)
+        pairs.append(torch.stack([clip, clip.flip(0)]))
+    return pairs
+
+
+def _speed_pairs(source, clips, draws, frames: int, augment: str) -> list[Tensor | None]:
+    stride = max(1, source.data.frame_stride // 2)  # so that twice as fast is a snippet's stride
+    pairs: list[Tensor | None] = []
+    for clip, generator in zip(clips, draws):
+        view = draw_geometry(augment, generator)
+        try:
+            run = min(3 * frames, clip_length(source, clip) // stride)
+            picked = normal_and_fast(run, frames, generator)
+        except VideoError as error:
+            source.run.skip(str(clip.path), error)
+            pairs.append(None)
+            continue
+        (steps,) = source.read([clip], [view], run, stride)
+        if steps is not None:
+            pair = steps[picked.flatten()]
+            if augment == "colour":
+                pair = recolour(pair, draw_colour(generator))
+            steps = pair.unflatten(0, (2, frames))
+        pairs.append(steps)
+    return pairs
+
+
+def clip_length(source: ClipSource, clip: TrimmedClip) -> int:
+    """Frames of a trimmed clip, at the frame rate of the sampling."""
+    info = source.reader.info(clip.path)
+    count = len(resampled_frames(info.num_frames, info.fps, source.data.resample_fps))
+    indices = window_indices(clip, count, count / info.duration_s, count, 1)  # all of the clip
+    return int(indices[-1] - indices[0]) + 1
+
+
+def normal_and_fast(available: int, frames: int, generator: torch.Generator) -> Tensor:
+    """Which frames of a run the two copies show: (2, frames), ascending, from the same start.
+
+    A common start keeps the distance from the file's key frame out of the task. What overruns the
+    end is drawn again (never padded: repeated frames would give the class away), which in clips
+    shorter than about 3 `frames` makes the fast copy slower than its factor says.
+
+    Raises:
+        VideoError: fewer than 2 `frames` are available.
+    """
+    if available < 2 * frames:
+        raise VideoError(f"{available} frames in the clip, 2 speeds need at least {2 * frames}")
+    copies = []
+    for low, high in (NORMAL, FAST):
+        factor = low + (high - low) * float(torch.rand((), generator=generator))
+        while (kept := keep_frames(frames, factor, generator))[-1] >= available:
+            pass
+        copies.append(kept)
+    picked = torch.stack(copies)
+    start = torch.randint(available - int(picked.max()), (), generator=generator)
+    return picked + start
+
+
+def keep_frames(frames: int, factor: float, generator: torch.Generator) -> Tensor:
+    """Drop each next frame with probability 1 − 1/factor until `frames` are kept: their indices.
+
+    The first is 0; the mean distance between two kept frames is `factor`. A fixed stride would be
+    visible by itself.
+    """
+    kept = [0]
+    position = 0
+    while len(kept) < frames:
+        position += 1
+        if float(torch.rand((), generator=generator)) < 1 / factor:
+            kept.append(position)
+    return torch.tensor(kept)
+
+
+def _draw_size(pixels: int, generator: torch.Generator) -> int:
+    step, low, high = SIZES if pixels >= 112 else SMALL_SIZES
+    sizes = [n for n in range(step, int(high * pixels) + 1, step) if n >= low * pixels]
+    return sizes[int(torch.randint(len(sizes), (), generator=generator))]
