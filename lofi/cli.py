@@ -10,13 +10,15 @@ from collections.abc import Callable
 
 import tyro
 
-from lofi import commands
+from lofi import commands, launch
 from lofi import config as configs
 from lofi.config import Config
 
-NAMES = ("toy", "check", "train", "features", "detect", "evaluate", "recall", "memory", "plan",
-         "compare", "course", "tables")  # fmt: skip
+NAMES = ("toy", "check", "cache", "train", "features", "detect", "evaluate", "diagnose", "recall",
+         "memory", "plan", "compare", "course", "tables")  # fmt: skip
 COMMANDS: dict[str, Callable] = {name: getattr(commands, name) for name in NAMES}
+TOGETHER = (commands.train, commands.features, commands.compare, commands.detect)
+CONFIGURED = (commands.train, commands.features, commands.compare)
 
 
 def main() -> None:
@@ -30,6 +32,7 @@ def main() -> None:
         unknown = bool(arguments) and arguments[0] not in ("-h", "--help")
         print(_overview(arguments[0] if unknown else ""), file=sys.stderr if unknown else None)
         raise SystemExit(2 if unknown else 0)
+    launch.watch_parent()
     try:
         _run(arguments[0], arguments[1:])
     except KeyboardInterrupt:
@@ -46,9 +49,13 @@ def main() -> None:
 
 def _run(name: str, arguments: list[str]) -> None:
     command = COMMANDS[name]
-    if command in (commands.train, commands.features, commands.compare):
-        base = configs.preset(_preset_of(arguments))
-        command = _with_default(command, base)
+    processes, words = _taken(arguments, "--processes", "1")
+    if command in TOGETHER and processes.isdigit() and processes != "1" and not launch.launched():
+        return launch.run([name, *words], int(processes))
+    if command in CONFIGURED:
+        path, arguments = _taken(arguments, "--config", "")
+        preset, _ = _taken(arguments, "--preset", "tiny")
+        command = _with_default(command, configs.load(path) if path else configs.preset(preset))
     warnings.filterwarnings("ignore", module="tyro")
     tyro.cli(command, args=arguments, prog=f"lofi {name}")
 
@@ -69,13 +76,14 @@ def _with_default(command: Callable, base: Config) -> Callable:
     return wrapped
 
 
-def _preset_of(arguments: list[str]) -> str:
+def _taken(arguments: list[str], option: str, default: str) -> tuple[str, list[str]]:
+    """The value of an option, and the words without it."""
     for i, word in enumerate(arguments):
-        if word == "--preset" and i + 1 < len(arguments):
-            return arguments[i + 1]
-        if word.startswith("--preset="):
-            return word.split("=", 1)[1]
-    return "tiny"
+        if word == option and i + 1 < len(arguments):
+            return arguments[i + 1], arguments[:i] + arguments[i + 2 :]
+        if word.startswith(f"{option}="):
+            return word.split("=", 1)[1], arguments[:i] + arguments[i + 1 :]
+    return default, arguments
 
 
 def _overview(unknown: str) -> str:

@@ -66,46 +66,110 @@ def check(
         raise SystemExit(1)
 
 
+def cache(
+    source: Positional[Path],
+    /,
+    out: Path,
+    videos: Path | None = None,
+    short_side: int = 256,
+    fps: float = 0.0,
+    crf: int = 20,
+    workers: int = 2,
+    limit_s: float = 1800.0,
+) -> None:
+    """Copy videos at low resolution, once, so that training decodes several times faster.
+
+    Then train with --data.videos OUT. Start again to go on; OUT/cache.csv lists every video.
+    Exit status 1 when a video failed.
+
+    Args:
+        source: folder of videos, or an annotation file (then only its videos are copied).
+        out: folder of the copies, beside the folder of the videos.
+        videos: folder of the videos when SOURCE is an annotation file.
+        short_side: pixels; smaller videos keep their size.
+        fps: frame rate of the copies; 0 keeps every frame.
+        crf: quality, lower is better and larger.
+        workers: processes.
+        limit_s: seconds that one video may take.
+    """
+    from lofi.data import read_annotations
+    from lofi.data.lowres import cache_videos, media_files
+
+    if source.is_dir():
+        videos, paths = source, media_files(source)
+    elif videos is None:
+        raise ValueError(f"{source}: whose videos? Give their folder with --videos")
+    else:
+        annotated = read_annotations(source, video_dir=videos)
+        paths = sorted({video.path for video in annotated if video.path is not None})
+        print(f"{len(paths):,} of {len(annotated):,} annotated videos have a file in {videos}")
+    done = cache_videos(
+        paths, videos, out, short_side=short_side, fps=fps, crf=crf, workers=workers,
+        limit_s=limit_s, progress=_bar("copying"),
+    )  # fmt: skip
+    print(done.summary())
+    if done.failed:
+        raise SystemExit(1)
+
+
 def train(
-    stage: Positional[Literal["acp", "acp+", "lofi", "features", "head"]],
+    stage: Positional[Literal["acp", "acp+", "icp", "arrow", "speed", "lofi", "features", "head"]],
     /,
     out: Path,
     config: Annotated[Config, arg(name="")],
     method: Method = "c-lofi",
     resume: bool = True,
     device: str = "cpu",
+    processes: int = 1,
     tensorboard: bool = False,
 ) -> None:
     """Run one stage of the procedure in the run folder OUT; finished stages return at once.
 
-    Stages: acp, acp+ (classification), lofi (joint, low fidelity), features (frozen encoder), head.
+    Stages: acp, acp+, icp (classification), arrow, speed (without labels), lofi (joint, low
+    fidelity), features (frozen encoder), head.
 
     Args:
         out: run folder; every method gets a folder in it.
         resume: go on from the last checkpoint; --no-resume recomputes.
         device: cpu, cuda, cuda:1, mps, …
+        processes: on this machine that train together; with --device cuda one for each GPU. For
+            several machines start torchrun on each (README). The result does not depend on it.
         tensorboard: also write losses for TensorBoard to OUT/tensorboard (extra "gpu" or "dev").
     """
-    from lofi.training import full_fidelity, joint, models, pretraining
+    from lofi.training.distributed import is_first, joined
+    from lofi.training.models import write_run_config
 
     _one_thread_for_small_work(config)
     on_step = progress_lines(stage)
-    if tensorboard:
-        on_step = _also_tensorboard(on_step, out / "tensorboard" / stage)
-    common = {"on_step": on_step, "device": device, "resume": resume}
+    with joined(device) as device:
+        if tensorboard and is_first():
+            on_step = _also_tensorboard(on_step, out / "tensorboard" / stage)
+        common = {"on_step": on_step, "device": device, "resume": resume}
+        result = _run_stage(stage, config, out, method, common)
+        write_run_config(config, out)  # not earlier: a refused run leaves the old one in place
+        if is_first():
+            shown = [key for key in result if key not in ("classes", "skipped")]
+            print(" ".join(f"{key}={result[key]}" for key in shown))
+            if result.get("skipped"):
+                print(f"{len(result['skipped'])} items could not be read; see skipped.jsonl")
+
+
+def _run_stage(stage: str, config: Config, out: Path, method: str, common: dict) -> dict:
+    from lofi.training import full_fidelity, joint, pretext, pretraining
+
     if stage == "features":
-        result = {"features": full_fidelity.extract_features(config, out, method, **common)}
-    elif stage == "head":
-        result = full_fidelity.train_head(config, out, method, **common)
-    else:
-        run = {
-            "acp": pretraining.train_acp,
-            "acp+": pretraining.train_acp_plus,
-            "lofi": joint.train_lofi,
-        }[stage]
-        result = run(config, out, **common)
-    models.write_run_config(config, out)  # not earlier: a refused run leaves the old one in place
-    print(" ".join(f"{key}={value}" for key, value in result.items() if key != "classes"))
+        return {"features": full_fidelity.extract_features(config, out, method, **common)}
+    if stage == "head":
+        return full_fidelity.train_head(config, out, method, **common)
+    run = {
+        "acp": pretraining.train_acp,
+        "acp+": pretraining.train_acp_plus,
+        "icp": pretraining.train_icp,
+        "arrow": pretext.train_arrow,
+        "speed": pretext.train_speed,
+        "lofi": joint.train_lofi,
+    }[stage]
+    return run(config, out, **common)
 
 
 def _one_thread_for_small_work(config: Config) -> None:
@@ -121,6 +185,7 @@ def features(
     config: Annotated[Config, arg(name="")],
     method: Method = "c-lofi",
     device: str = "cpu",
+    processes: int = 1,
 ) -> None:
     """Features of all training and test videos from a method's frozen encoder, full fidelity."""
     train("features", out=out, config=config, method=method, device=device)
@@ -134,6 +199,7 @@ def detect(
     method: str = "",
     top: int = 10,
     device: str = "cpu",
+    processes: int = 1,
 ) -> None:
     """Find actions in video files: a table, CSV, JSON, .srt subtitles and a timeline picture each.
 
@@ -142,46 +208,102 @@ def detect(
         out: folder for the results.
         method: which encoder of the run; "" = the best trained one.
         top: lines printed a video; the files hold all detections.
+        processes: that share the videos.
     """
-    from lofi.detection.detector import Detector, write_results
+    from lofi.detection.detector import Detector
+    from lofi.training.distributed import gather, joined, share
+
+    with joined(device) as device:
+        detector = Detector.load(model, method=method, device=device)
+        failed = []
+        for i in share(len(videos)):
+            try:
+                _detect_one(detector, videos[i], out, top)
+            except (ValueError, FileNotFoundError) as error:
+                failed.append(str(error))
+                print(f"lofi: {error}", file=sys.stderr)
+        if any(gather(failed)):
+            raise SystemExit(1)
+
+
+def _detect_one(detector, path: Path, out: Path, top: int) -> None:
+    from lofi.detection.detector import write_results
     from lofi.figures.tables import detections_table
     from lofi.run_report import detections_figure
 
-    detector = Detector.load(model, method=method, device=device)
-    failed = []
-    for path in videos:
-        try:
-            found = detector.detect(path)
-        except (ValueError, FileNotFoundError) as error:
-            failed.append(str(error))
-            print(f"lofi: {error}", file=sys.stderr)
-            continue
-        files = write_results(found, path, out, detector)
-        with atomic_path(out / f"{path.stem}.png") as picture:
-            detections_figure(path, found).savefig(picture, dpi=110)
-        files.append(out / f"{path.stem}.png")
-        print(f"{path}: {len(found)} detections, the best {min(top, len(found))}:")
-        print(detections_table(found[:top]).text())
-        print("wrote " + ", ".join(str(file) for file in files))
-    if failed:
-        raise SystemExit(1)
+    found = detector.detect(path)
+    files = write_results(found, path, out, detector)
+    with atomic_path(out / f"{path.stem}.png") as picture:
+        detections_figure(path, found).savefig(picture, dpi=110)
+    files.append(out / f"{path.stem}.png")
+    print(f"{path}: {len(found)} detections, the best {min(top, len(found))}:")
+    print(detections_table(found[:top]).text())
+    print("wrote " + ", ".join(str(file) for file in files))
 
 
 def evaluate(
     ground_truth: Positional[Path],
     detections: Positional[Path],
     /,
-    subset: str = "validation",
+    subset: str = "",
     protocol: Literal["activitynet", "thumos14"] = "activitynet",
+    available: str = "",
     json: Path | None = None,
 ) -> None:
-    """Mean average precision of a detection file, with its protocol."""
+    """Mean average precision of a detection file, with its protocol.
+
+    Args:
+        subset: exact name; "" = validation, for thumos14 test.
+        available: also score the videos that could be had alone: a file with their ids, or "auto" =
+            those with an entry in the detection file. The first line stays the official list's.
+    """
     from lofi.evaluation import detection_map
 
-    result = detection_map(ground_truth, detections, subset=subset, protocol=protocol)
+    result = detection_map(
+        ground_truth, detections, None, subset or None, protocol, available=available or None
+    )
     if json:
         write_json(json, result.to_json())
     print(result)
+
+
+def diagnose(
+    ground_truth: Positional[Path],
+    detections: Positional[Path],
+    /,
+    subset: str = "",
+    protocol: Literal["activitynet", "thumos14"] = "activitynet",
+    tiou: float = 0.5,
+    unsuppressed: Path | None = None,
+    json: Path | None = None,
+    figure: Path | None = None,
+) -> None:
+    """Where points are lost: oracles, kinds of false positives, hard instances, classes, grid.
+
+    Args:
+        subset: exact name; "" = validation, for thumos14 test.
+        tiou: threshold of the false-positive profile.
+        unsuppressed: the detections before soft-NMS; adds what suppression costs and gains.
+        figure: picture of the false-positive profile and of the sensitivity to instances.
+    """
+    from lofi.evaluation import diagnose as explain
+
+    report = explain(
+        ground_truth,
+        detections,
+        subset=subset or None,
+        protocol=protocol,
+        profile_tiou=tiou,
+        unsuppressed=unsuppressed,
+    )
+    if json:
+        write_json(json, report.to_json())
+    if figure:
+        from lofi.figures import diagnosis_figure
+
+        with atomic_path(figure) as picture:
+            diagnosis_figure(report).savefig(picture, dpi=110)
+    print(report)
 
 
 def recall(
@@ -189,12 +311,17 @@ def recall(
     proposals: Positional[Path],
     /,
     subset: str = "validation",
+    available: str = "",
     json: Path | None = None,
 ) -> None:
-    """Average recall at an average number of proposals (AR@AN) and its area (AUC)."""
+    """Average recall at an average number of proposals (AR@AN) and its area (AUC).
+
+    Args:
+        available: as in `lofi evaluate`.
+    """
     from lofi.evaluation import proposal_recall
 
-    result = proposal_recall(ground_truth, proposals, subset=subset)
+    result = proposal_recall(ground_truth, proposals, subset=subset, available=available or None)
     if json:
         write_json(json, result.to_json())
     print(result)
@@ -209,6 +336,12 @@ def memory(
     head: Literal["gtad", "bmn", "none"] = "gtad",
     amp: Literal["fp32", "bf16"] = "fp32",
     mode: Literal["full", "exact", "sampled", "partial", "frozen"] = "full",
+    chunk: int = 4,
+    ratio: float = 0.3,
+    stage: str = "layer2",
+    recompute: bool = False,
+    fold: bool = False,
+    micro_batch: int = 0,
     top: int = 8,
     json: Path | None = None,
 ) -> None:
@@ -216,13 +349,22 @@ def memory(
 
     Args:
         mode: how the encoder's gradient is found; "full" is one graph, as in every LoFi step.
+        chunk: snippets encoded at a time (exact, sampled, frozen).
+        ratio: share of the snippets that get a gradient (sampled).
+        stage: last frozen stage (partial).
+        recompute: run blocks again in the backward pass instead of keeping activations.
+        fold: frozen batch normalisation folded into the convolutions.
+        micro_batch: videos whose graph is held at once; 0 = the batch.
         top: largest consumers that are listed.
     """
     from lofi.budget import activation_bytes
+    from lofi.config import Mode
     from lofi.fidelity import Fidelity
 
     model, built = _encoder_and_head(encoder, head, snippets)
-    report = activation_bytes(model, built, Fidelity(snippets, frames, pixels), batch, amp, mode)
+    how = Mode(mode, chunk, ratio, stage=stage, recompute=recompute, fold=fold)
+    fidelity = Fidelity(snippets, frames, pixels)
+    report = activation_bytes(model, built, fidelity, batch, amp, how, micro_batch)
     if json:
         write_json(json, report.as_dict())
     gib = 2**30
@@ -275,10 +417,11 @@ def plan(
 
 def _encoder_and_head(encoder: str, head: str, snippets: int) -> tuple:
     from lofi.config import HeadConfig
-    from lofi.encoders import build_encoder
+    from lofi.encoders import build_encoder, freeze_batch_norm
     from lofi.training.models import build_head
 
     model = build_encoder(encoder)
+    freeze_batch_norm(model)  # as stage 2 trains by default
     if head == "none":
         return model, None
     return model, build_head(HeadConfig(kind=head), model.channels, snippets, seed=0)
@@ -290,20 +433,25 @@ def compare(
     seeds: tuple[int, ...] = (0, 1, 2),
     methods: tuple[str, ...] = ("random", "acp", "acp+", "c-lofi"),
     device: str = "cpu",
+    processes: int = 1,
 ) -> None:
     """The whole procedure for several encoders and seeds, without notebooks: mean ± SD.
 
     Args:
         out: results.json, and one run folder a seed.
         seeds: each makes a world, initial weights and random draws of its own.
-        methods: random, acp, acp+, s-lofi, t-lofi, st-lofi, short-c-lofi, c-lofi, low-lofi.
+        methods: random, acp, acp+, s-lofi, t-lofi, st-lofi, short-c-lofi, c-lofi, low-lofi, icp,
+            arrow, speed, weights (as they are), or two encoders side by side, such as acp+arrow.
     """
     from lofi.experiment import compare_seeds
     from lofi.figures.tables import summary_table
+    from lofi.training.distributed import is_first, joined
 
     _one_thread_for_small_work(config)
-    results = compare_seeds(config, out, seeds, methods, progress_lines("training"), device)
-    print(summary_table(results).text())
+    with joined(device) as device:
+        results = compare_seeds(config, out, seeds, methods, progress_lines("training"), device)
+        if is_first():
+            print(summary_table(results).text())
 
 
 def course(

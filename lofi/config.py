@@ -354,6 +354,17 @@ PRESETS: types.MappingProxyType[str, Config] = types.MappingProxyType(
             head_training=replace(_PAPER.head_training, lr=5e-4, batch=32),
             detect=replace(_PAPER.detect, class_rule="hacs"),
         ),
+        "thumos14": replace(  # G-TAD as released for THUMOS14 [spec], on whole videos [ours]
+            _PAPER,
+            preset="thumos14",
+            full=Fidelity(256, 8, 224),
+            data=replace(_PAPER.data, train_subset="train", test_subset="test"),
+            head=replace(_PAPER.head, variant="thumos", resolution=16, context_resolution=16),
+            head_training=replace(_PAPER.head_training, lr=4e-5, batch=8, clip=1.0),
+            detect=replace(
+                _PAPER.detect, rule="thumos", sigma=0.46, top_k=200, class_rule="thumos"
+            ),
+        ),
     }
 )
 

@@ -14,33 +14,36 @@ from lofi.data.datasets import open_datasets
 from lofi.detection.detector import CLASSES, detect_stage
 from lofi.evaluation import detection_map
 from lofi.files import read_json, write_json
+from lofi.training.distributed import barrier, is_first
 from lofi.training.full_fidelity import extract_features, train_head
 from lofi.training.joint import train_lofi
 from lofi.training.loop import OnStep
-from lofi.training.models import LOFI_METHODS, write_run_config
-from lofi.training.pretraining import train_acp, train_acp_plus
+from lofi.training.models import components, method_config, write_run_config
+from lofi.training.pretext import train_arrow, train_speed
+from lofi.training.pretraining import train_acp, train_acp_plus, train_icp
 
 METHODS = ("random", "acp", "acp+", "c-lofi")
 
 
 def train_encoder(config: Config, run_dir: str | Path, method: str, **options: Any) -> None:
-    """Stages 1 and 2 of one method; finished stages return at once."""
-    if method == "random":
-        return
-    train_acp(config, run_dir, **options)
-    if method == "acp+":
+    """Stages 1 and 2 of one method, and what it starts from; finished stages return at once."""
+    parts = components(method)
+    if len(parts) > 1:  # "acp+arrow": two encoders side by side
+        for part in parts:
+            train_encoder(config, run_dir, part, **options)
+    elif method in STAGE_ONE:
+        STAGE_ONE[method](config, run_dir, **options)
+    elif method == "acp+":
+        train_encoder(config, run_dir, config.acp_plus_start, **options)
         train_acp_plus(config, run_dir, **options)
-    elif method != "acp":
-        train_lofi(with_method(config, method), run_dir, **options)
+    elif method not in UNTRAINED:
+        config = method_config(config, method)
+        train_encoder(config, run_dir, config.lofi.start, **options)
+        train_lofi(config, run_dir, **options)
 
 
-def with_method(config: Config, method: str) -> Config:
-    """`config` with the LoFi schedule that trains `method`."""
-    schedules = {name: key for key, name in LOFI_METHODS.items()}
-    if method not in schedules:
-        known = ", ".join(["random", "acp", "acp+", *schedules])
-        raise ValueError(f"unknown method {method!r}; known: {known}")
-    return replace(config, lofi=replace(config.lofi, schedule=schedules[method]))
+STAGE_ONE = {"acp": train_acp, "icp": train_icp, "arrow": train_arrow, "speed": train_speed}
+UNTRAINED = ("random", "weights")
 
 
 def localize(
@@ -65,7 +68,8 @@ def evaluate_method(config: Config, run_dir: str | Path, method: str) -> list[di
     for kind, path in detect_stage(config, run_dir, method, data).items():
         result = detection_map(data.annotations, path, subset=config.data.test_subset)
         report = result.to_json()
-        write_json(Path(run_dir) / method / "metrics" / f"{kind}.json", report)
+        if is_first():
+            write_json(Path(run_dir) / method / "metrics" / f"{kind}.json", report)
         rows.append(
             {
                 "method": method,
@@ -116,7 +120,8 @@ def compare_seeds(
         "seconds": sum(part["seconds"] for part in parts),
         "seeds": list(seeds),
     }
-    write_json(Path(out) / "results.json", results)
+    if is_first():
+        write_json(Path(out) / "results.json", results)
     return results
 
 
@@ -127,6 +132,7 @@ def write_results(
     rows = []
     for method in methods:
         rows += evaluate_method(config, run_dir, method)
+    barrier()
     first = read_json(Path(run_dir) / methods[0] / "metrics" / "shared.json", "metrics")
     results = {
         "rows": rows,
@@ -140,7 +146,8 @@ def write_results(
         "instances": first["instances"],
         "classes": list(CLASSES),
     }
-    write_json(Path(run_dir) / "results.json", results)
+    if is_first():
+        write_json(Path(run_dir) / "results.json", results)
     return results
 
 

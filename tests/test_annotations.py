@@ -285,6 +285,21 @@ def test_kinetics_list_beside_the_folders_of_the_crawler(tmp_path):
     ]
 
 
+def test_kinetics_list_beside_folders_made_by_the_tools_of_tsm(tmp_path):
+    for name in ("playing_organ_x/abc_4.mp4", "shooting_goal_soccer/xyz_000100.webm"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).touch()
+    text = (
+        'label,youtube_id,time_start,time_end,split\n"playing ""organ"" x",abc,4,14,train\n'
+        "shooting goal (soccer),xyz,100,110,train\n"
+    )
+    clips = read_clip_list(_write(tmp_path / "train.csv", text))
+    assert [(c.path.name, c.label, c.subset) for c in clips] == [
+        ("abc_4.mp4", 'playing "organ" x', "train"),
+        ("xyz_000100.webm", "shooting goal (soccer)", "train"),
+    ]
+
+
 @pytest.mark.parametrize(
     "text, words",
     [

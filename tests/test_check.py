@@ -5,12 +5,14 @@ import json
 import time
 from collections import Counter
 
+import numpy as np
 import pytest
 from numbered_video import write_numbered
 
 from lofi.data import isolated
 from lofi.data.annotations import Segment, Video, read_annotations
 from lofi.data.check import KINDS, check_dataset, suspicious_labels
+from lofi.data.known import KNOWN
 
 
 def _video(name, *segments, duration_s=None, path=None):
@@ -140,6 +142,53 @@ def test_a_foreign_file_is_not_overwritten(folder, tmp_path):
     assert (tmp_path / "notes.csv").read_text() == "my,own,notes\n"
 
 
+def test_a_folder_of_hundreds_with_five_kinds_of_broken_files(tmp_path):
+    av = pytest.importorskip("av")
+    videos = tmp_path / "videos"
+    videos.mkdir()
+    data = write_numbered(videos / "good0.mp4", 16).read_bytes()
+    for i in range(1, 295):
+        (videos / f"good{i}.mp4").write_bytes(data)
+    middle = data.find(b"mdat") + 200
+    for name, content in {
+        "empty": b"",
+        "text": b"not a video\n" * 50,
+        "cut": data[: len(data) // 2],
+        "damaged": data[:middle] + bytes(700) + data[middle + 700 :],
+    }.items():
+        (videos / f"{name}.mp4").write_bytes(content)
+    with av.open(str(videos / "sound.mp4"), "w") as container:
+        stream = container.add_stream("aac", rate=16000)
+        sound = av.AudioFrame.from_ndarray(np.zeros((1, 16000), np.float32), "fltp", "mono")
+        sound.sample_rate = 16000
+        container.mux(stream.encode(sound))
+        container.mux(stream.encode())
+    all_videos = [_video(path.stem) for path in sorted(videos.iterdir())]
+    started = time.monotonic()
+    report = check_dataset(all_videos, videos, workers=2, report=tmp_path / "report.csv")
+    assert time.monotonic() - started < 60  # 3 s on two cores
+    broken = {"empty", "text", "cut", "damaged", "sound"}
+    assert _found(report) == {(name, "undecodable") for name in broken}
+    assert len(report.files) == 300
+    started = time.monotonic()
+    assert check_dataset(all_videos, videos, report=tmp_path / "report.csv").files == report.files
+    assert time.monotonic() - started < 2  # nothing is decoded again
+
+
+def test_present_videos_are_counted_beside_the_official_number(folder):
+    names = ("aaaaaaaaaaa", "bbbbbbbbbbb", "0dkIbKXXFzI")
+    subsets = ("training", "training", "validation")
+    videos = [Video(n, None, 4.0, None, s, ()) for n, s in zip(names, subsets)]
+    (folder / "v_aaaaaaaaaaa.mp4").write_bytes((folder / "good.mp4").read_bytes())
+    report = check_dataset(videos, folder)
+    assert report.subsets == (
+        "training: 2 videos annotated, 1 with a file (50.0%); ActivityNet-1.3 has 10,024",
+        "validation: 1 videos annotated, 0 with a file (0.0%); ActivityNet-1.3 has 4,926",
+    )
+    assert [(e.video_id, e.kind) for e in report.known] == [("0dkIbKXXFzI", "known")]
+    assert "2.1 frames a second" in report.summary() and "bbbbbbbbbbb" in report.summary()
+
+
 HANG = "import sys, time; print('ready', flush=True); sys.stdin.readline(); time.sleep(60)"
 CRASH = "import os, sys; print('ready', flush=True); sys.stdin.readline(); os.abort()"
 
@@ -170,3 +219,19 @@ def test_real_annotations_hold_what_is_known(shared_data, golden):
     beyond = sum(s.get("instances_ending_after_duration", 0) for s in summary["subsets"].values())
     assert len(report.of("out_of_range")) == beyond == 215
     assert not report.of("reversed") and not report.of("label") and not report.of("missing")
+    copies = [int(e.detail.split()[-2]) - 1 for e in report.of("duplicate")]
+    assert sum(copies) == 50
+    assert {e.video_id for e in report.known} >= {row[0] for row in known}
+
+
+def test_what_is_known_about_thumos14_is_in_its_files(shared_data):
+    folder = shared_data / "thumos14"
+    test = {v.id: v for v in read_annotations(folder / "test_Annotation.csv")}
+    evaluated = {v.id for v in read_annotations(folder / "thumos_gt.json") if v.subset == "test"}
+    left_out = {k.video_id for k in KNOWN.values() if not k.evaluated}
+    assert left_out == set(test) - evaluated
+    counts = {name: len(test[name].segments) for name in sorted(left_out)}
+    assert list(counts.values()) == [29, 0, 18]
+    assert sum(len(v.segments) for v in test.values()) - sum(counts.values()) == 3311
+    report = check_dataset(test.values())
+    assert report.subsets == ("test: 213 videos annotated; THUMOS14 has 213",)

@@ -9,7 +9,8 @@ import pytest
 from lofi.data.annotations import Segment, Video
 from lofi.detection import Detection
 from lofi.evaluation import Diagnosis, detection_map, diagnose
-from lofi.evaluation.diagnose import CATEGORIES, grid_recall
+from lofi.evaluation.diagnose import grid_recall, grid_segments
+from lofi.evaluation.errors import BUCKETS, CATEGORIES
 from lofi.evaluation.tables import truth_table
 
 

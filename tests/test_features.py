@@ -47,6 +47,8 @@ def test_every_differing_field_is_named_with_both_values(written):
     assert "pixels" not in message and "rule" not in message and "\n" not in message
     for field in dataclasses.fields(FeatureHeader):
         value = getattr(HEADER, field.name)
+        if value is None:  # `resample_fps` came later; files without it have none
+            continue
         other = value + "x" if isinstance(value, str) else value + 1
         with pytest.raises(ValueError, match=f"{field.name} is "):
             read_features(path, dataclasses.replace(HEADER, **{field.name: other}))
@@ -55,6 +57,15 @@ def test_every_differing_field_is_named_with_both_values(written):
 def test_an_expected_header_may_leave_fields_open(written):
     path, features = written
     assert torch.equal(read_features(path, FeatureHeader(None, 5, None, None)), features)
+
+
+def test_another_frame_rate_is_another_feature(tmp_path):
+    path = tmp_path / "a.safetensors"
+    slow = dataclasses.replace(HEADER, resample_fps=15.0)
+    write_features(path, torch.zeros(3, 5), slow)
+    assert read_feature_header(path) == slow
+    with pytest.raises(ValueError, match="resample_fps is 15.0, expected 0.0"):
+        read_features(path, dataclasses.replace(HEADER, resample_fps=0.0))
 
 
 def test_damaged_files_are_refused(written):

@@ -17,6 +17,7 @@ from lofi.data.snippets import (
     frame_indices,
     read_clip,
     read_trimmed_clip,
+    resampled_frames,
     seconds_to_snippet,
     snippet_centres,
     snippet_to_seconds,
@@ -66,6 +67,53 @@ def test_tiles_stay_inside_their_snippet_and_bsp_frames_are_neighbours(num_frame
     assert (np.diff(bsp) <= 1).all() and np.array_equal(
         bsp, frame_indices(num_frames, fidelity, frame_stride=1)
     )
+
+
+@pytest.mark.parametrize("rule", ["centred", "tile", "bsp"])
+def test_jitter_moves_every_snippet_inside_its_interval(rule):
+    fidelity = Fidelity(7, 3, 8)
+    still = frame_indices(1000, fidelity, 8, rule)
+    assert np.array_equal(frame_indices(1000, fidelity, 8, rule, [0.5] * 7), still)
+    places = np.random.default_rng(0).uniform(size=7)
+    moved = frame_indices(1000, fidelity, 8, rule, places)
+    shift = (places - 0.5) * 1000 / 7  # frames; the first and last snippet stop at the ends
+    assert np.abs((moved - still)[1:-1] - shift[1:-1, None]).max() <= 1
+    for edge in (0.0, 1 - 1e-9):
+        extreme = frame_indices(1000, fidelity, 8, rule, [edge] * 7)
+        assert extreme.min() >= 0 and extreme.max() <= 999
+    with pytest.raises(ValueError, match="jitter for 3 snippets, the fidelity has 7"):
+        frame_indices(1000, fidelity, jitter=[0.5] * 3)
+
+
+@pytest.mark.parametrize(
+    "num_frames, fps, rate", [(300, 30.0, 15.0), (97, 25.0, 30.0), (5, 2.1, 30)]
+)
+def test_resampled_videos_show_the_frame_on_screen(num_frames, fps, rate):
+    found = resampled_frames(num_frames, fps, rate)
+    assert len(found) == max(1, round(num_frames * rate / fps))
+    step = num_frames / fps / len(found)  # seconds of a frame of the other rate
+    for j, frame in enumerate(found):
+        assert (
+            frame / fps <= (j + 0.5) * step + 1e-9 and (j + 0.5) * step < (frame + 1) / fps + 1e-9
+        )
+    for same in (0.0, fps):
+        assert np.array_equal(resampled_frames(num_frames, fps, same), np.arange(num_frames))
+    assert resampled_frames(3, 30.0, 1.0).tolist() == [1]  # never less than one frame
+    with pytest.raises(ValueError, match="resample_fps"):
+        resampled_frames(3, 30.0, -1.0)
+
+
+@pytest.mark.parametrize("rule", ["centred", "tile", "bsp"])
+def test_a_window_is_cut_like_a_video_of_its_own(rule):
+    fidelity = Fidelity(16, 3, 8)
+    alone = frame_indices(80, fidelity, 2, rule)[1:-1]  # its ends clamp
+    window = frame_indices(1000, fidelity, 2, rule, span=(200, 280))
+    assert np.array_equal(window[1:-1], alone + 200)
+    assert window.min() >= 196 and window.max() <= 283  # the ends look into the neighbourhood
+    late = frame_indices(1000, fidelity, 2, rule, span=(960, 1040))
+    assert late.max() == 999 and (late[-8:] == 999).all()
+    with pytest.raises(ValueError, match="span is frames"):
+        frame_indices(1000, fidelity, span=(5, 5))
 
 
 def test_bad_requests_for_frames_are_refused():
@@ -122,6 +170,38 @@ def test_draws_are_uniform_reproducible_and_mirror_half_of_the_time():
         values = [getattr(d, name) for d in draws]
         assert 0 <= min(values) < 0.05 and 0.95 < max(values) <= 1
         assert abs(sum(values) / 400 - 0.5) < 0.06
+
+
+def test_jitter_is_drawn_after_everything_else():
+    plain, jittered = torch.Generator().manual_seed(3), torch.Generator().manual_seed(3)
+    without, view = Augmentation.draw(plain), Augmentation.draw(jittered, snippets=5)
+    assert (view.top, view.left, view.flip, view.time) == (
+        without.top, without.left, without.flip, without.time,
+    )  # fmt: skip
+    assert without.jitter is None and len(view.jitter) == 5
+    four = torch.rand(4, generator=torch.Generator().manual_seed(3))
+    assert plain.get_state().equal(_after(3, 4)) and float(four[0]) == without.top
+
+
+def _after(seed, numbers):
+    generator = torch.Generator().manual_seed(seed)
+    torch.rand(numbers, generator=generator)
+    return generator.get_state()
+
+
+def test_clips_may_be_cut_at_another_rate_and_with_jitter(tmp_path):
+    path = write_numbered(tmp_path / "square.mp4", 100, height=64, width=64)  # 10 frames a second
+    fidelity = Fidelity(5, 4, 32)
+    clip = read_clip(path, fidelity, frame_stride=2, crop_ratio=1.0, resample_fps=5.0)
+    # at 5 frames a second: 50 frames, shown by frames 1, 3, ..., 99; stride 2 of them is 4 frames
+    assert _numbers(clip)[:4] == [(2 * k + 1) for k in (2, 4, 6, 8)]
+    view = Augmentation(jitter=(0.0, 0.25, 0.5, 0.75, 0.999))
+    moved = _numbers(read_clip(path, fidelity, frame_stride=1, crop_ratio=1.0, augmentation=view))
+    assert moved == frame_indices(100, fidelity, 1, jitter=view.jitter).reshape(-1).tolist()
+    window = read_trimmed_clip(
+        TrimmedClip(path, "x", 2.0, 6.0), 4, 32, 1, crop_ratio=1.0, resample_fps=5.0
+    )
+    assert _numbers(window) == [37, 39, 41, 43]  # 4 frames at 5 a second in the middle of [2, 6)
 
 
 def test_a_clip_holds_the_frames_of_the_rule(tmp_path):

@@ -14,8 +14,8 @@ LAYERS = [
     ["data"],
     ["encoders"],
     ["heads"],
-    ["budget"],
     ["training"],
+    ["budget"],
     ["detection"],
     ["evaluation"],
     ["figures"],
@@ -23,7 +23,7 @@ LAYERS = [
     ["notebook", "launch"],
     ["course"],
     ["commands"],
-    ["cli"],
+    ["cli", "__main__"],
 ]
 RANK = {name: i for i, layer in enumerate(LAYERS) for name in layer}
 

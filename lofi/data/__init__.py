@@ -11,6 +11,7 @@ from lofi.data.annotations import (
     segments_as_clips,
 )
 from lofi.data.check import DatasetReport, check_dataset
+from lofi.data.encoding import write_video
 from lofi.data.features import (
     FeatureHeader,
     read_feature_header,
@@ -19,6 +20,7 @@ from lofi.data.features import (
     resize_features,
     write_features,
 )
+from lofi.data.reading import ClipReader, ClipRequest, TrimmedRequest
 from lofi.data.snippets import (
     Augmentation,
     Crop,
@@ -30,16 +32,19 @@ from lofi.data.snippets import (
     snippet_centres,
     snippet_to_seconds,
 )
-from lofi.data.video import VideoError, VideoInfo, decode_frames, probe, write_video
+from lofi.data.video import VideoError, VideoInfo, decode_frames, probe
 
 __all__ = [
     "Augmentation",
+    "ClipReader",
+    "ClipRequest",
     "Crop",
     "DatasetReport",
     "FeatureHeader",
     "FrameCache",
     "Segment",
     "TrimmedClip",
+    "TrimmedRequest",
     "Video",
     "VideoError",
     "VideoInfo",

@@ -11,6 +11,7 @@ import logging
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 from lofi.data.formats import (
@@ -128,7 +129,8 @@ def read_clip_list(path: str | Path) -> list[TrimmedClip]:
         path: a folder with one sub-folder of videos a class; or a CSV with the columns clip and
             label (optional start_s, end_s, subset), clips relative to the CSV's folder; or a
             Kinetics CSV (label, youtube_id, time_start, time_end, split) beside the crawler's
-            class folders, `<label>/<id>_<start>_<end>.mp4`; clips without a file are left out.
+            class folders, `<label>/<id>_<start>_<end>.mp4` (or TSM's, `<id>_<start>`); clips
+            without a file are left out.
     Raises:
         FileNotFoundError: no such file or folder.
         ValueError: nothing in it, or a row is unusable; says which line.
@@ -171,19 +173,29 @@ def read_clip_list(path: str | Path) -> list[TrimmedClip]:
 
 
 def _kinetics_clips(path: Path, text: str) -> list[TrimmedClip]:
+    """Clips as the crawler of ActivityNet or the tools of TSM name them, and below which folders.
+
+    Crawler: `<label>/<id>_<start, 6 digits>_<end, 6 digits>`. TSM: `<id>_<start>` in a folder whose
+    name has underscores for spaces and neither quotes nor parentheses.
+    """
     rows = table_rows(path, text, ("label", "youtube_id", "time_start", "time_end"))
     clips = []
     for line, row in rows:
         where = f"{path}: line {line}"
-        check_video_id(row["youtube_id"], where)
-        check_video_id(row["label"], where)
+        video_id = check_video_id(row["youtube_id"], where)
+        label = check_video_id(row["label"], where)
         start, end = (int(number(row[n], f"{where}: {n}")) for n in ("time_start", "time_end"))
-        file = f"{row['youtube_id']}_{start:06d}_{end:06d}.mp4"
-        for folder in (row["label"], row["label"].replace(" ", "_")):
-            if (path.parent / folder / file).is_file():
-                clip = path.parent / folder / file
-                clips.append(TrimmedClip(clip, row["label"], subset=row.get("split") or None))
-                break
+        plain = label.replace(" ", "_")
+        folders = (label, plain, plain.translate(str.maketrans("", "", "\"'()")))
+        names = (f"{start:06d}_{end:06d}", f"{start:06d}", f"{start}")
+        found = (
+            _media_of(path.parent / folder).get(f"{video_id}_{name}")
+            for folder in dict.fromkeys(folders)
+            for name in names
+        )
+        if clip := next(filter(None, found), None):
+            clips.append(TrimmedClip(clip, label, subset=row.get("split") or None))
+    _media_of.cache_clear()  # the next call looks again
     if not clips:
         raise ValueError(
             f"{path}: none of {len(rows)} clips is below {path.parent} (expected "
@@ -192,6 +204,15 @@ def _kinetics_clips(path: Path, text: str) -> list[TrimmedClip]:
     if len(clips) < len(rows):
         logger.warning("%s: %d of %d clips have a file", path, len(clips), len(rows))
     return clips
+
+
+@lru_cache(maxsize=2048)
+def _media_of(folder: Path) -> dict[str, Path]:
+    """Media files of one folder by name without extension; {} when there is no such folder."""
+    if not folder.is_dir():
+        return {}
+    files = sorted(folder.iterdir(), reverse=True)
+    return {file.stem: file for file in files if file.suffix.lower() in EXTENSIONS}
 
 
 def index_videos(video_dir: str | Path) -> dict[str, Path]:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from lofi.data.annotations import Segment, Video, find_in_index, index_videos
 from lofi.data.isolated import FileResult, inspect_files
+from lofi.data.known import KNOWN, official_counts
 from lofi.data.video import VideoInfo
 from lofi.files import atomic_path
 
@@ -45,12 +46,16 @@ class DatasetReport:
         entries: problems, in the order of the videos.
         num_videos, num_segments: looked at.
         files: {video id: result} of the files that were decoded, good and bad.
+        known: videos of public data sets that need care (`lofi.data.known`); no problems.
+        subsets: one line of counts a subset.
     """
 
     entries: tuple[Finding, ...]
     num_videos: int
     num_segments: int
     files: dict[str, FileResult]
+    known: tuple[Finding, ...] = ()
+    subsets: tuple[str, ...] = ()
 
     def of(self, kind: str) -> list[Finding]:
         """The problems of one kind."""
@@ -67,6 +72,13 @@ class DatasetReport:
             found = self.of(kind)
             lines.append(f"{len(found):>7,}  {kind:<13}{meaning}")
             lines += [f"{'':9}  {entry.video_id}: {entry.detail}" for entry in found[:examples]]
+        if self.known:
+            lines.append(f"{len(self.known):>7,}  {'known':<13}of this data set, nothing to do")
+            reasons = dict.fromkeys(entry.detail for entry in self.known)
+            for reason in reasons:
+                ids = [entry.video_id for entry in self.known if entry.detail == reason]
+                lines.append(f"{'':9}  {', '.join(ids)}: {reason}")
+        lines += self.subsets
         return "\n".join(lines)
 
     def to_csv(self, path: str | Path) -> None:
@@ -78,7 +90,7 @@ class DatasetReport:
             writer = csv.writer(f)
             writer.writerow(COLUMNS)
             writer.writerows(_file_row(*item) for item in self.files.items())
-            for entry in self.entries:
+            for entry in (*self.entries, *self.known):
                 if not (entry.kind == "undecodable" and entry.video_id in self.files):
                     row = [entry.video_id, entry.kind, entry.detail]
                     writer.writerow(row + [""] * (len(COLUMNS) - len(row)))
@@ -143,17 +155,37 @@ def check_dataset(
         for label in sorted({s.label for s in video.segments} & set(suspects)):
             entries.append(Finding(video.id, "label", suspects[label]))
     num_segments = sum(len(v.segments) for v in videos)
-    result = DatasetReport(tuple(entries), len(videos), num_segments, files)
+    known = tuple(Finding(v.id, "known", KNOWN[v.id].reason) for v in videos if v.id in KNOWN)
+    subsets = tuple(subset_counts(videos, with_media))
+    result = DatasetReport(tuple(entries), len(videos), num_segments, files, known, subsets)
     if report is not None:
         result.to_csv(report)
     return result
+
+
+def subset_counts(videos: Sequence[Video], with_media: bool) -> Iterator[str]:
+    """A line for every subset: videos annotated, with a file, and in the official release."""
+    name, official = official_counts(videos)
+    annotated = Counter(video.subset for video in videos)
+    present = Counter(v.subset for v in videos if v.path is not None and v.path.is_file())
+    for subset in sorted(annotated, key=str):
+        count = annotated[subset]
+        line = f"{subset or 'no subset'}: {count:,} videos annotated"
+        if with_media:
+            line += f", {present[subset]:,} with a file ({present[subset] / count:.1%})"
+        if subset in official:
+            line += f"; {name} has {official[subset]:,}"
+        yield line
 
 
 def _segment_problems(
     segments: Sequence[Segment], duration_s: float | None, tolerance_s: float
 ) -> Iterator[tuple[str, str]]:
     by_label: dict[str, list[Segment]] = defaultdict(list)
-    for segment, times in Counter(segments).items():
+    groups: dict[tuple, list[Segment]] = defaultdict(list)
+    for segment in segments:  # equal to a hundredth of a second is equal
+        groups[round(segment.start_s, 2), round(segment.end_s, 2), segment.label].append(segment)
+    for segment, times in ((group[0], len(group)) for group in groups.values()):
         start, end = segment.start_s, segment.end_s
         what = f"{segment.label!r} {start:.2f} to {end:.2f} s"
         if times > 1:

@@ -30,6 +30,7 @@ class FeatureHeader:
         crop_ratio: see `lofi.data.snippets.crop_of`.
         num_frames: decoded frames of this video.
         fps: of this video.
+        resample_fps: see `lofi.data.snippets.resampled_frames`; absent in older files.
     """
 
     encoder_sha256: str | None
@@ -42,6 +43,7 @@ class FeatureHeader:
     crop_ratio: float | None = None
     num_frames: int | None = None
     fps: float | None = None
+    resample_fps: float | None = None
 
     @property
     def duration_s(self) -> float | None:
@@ -126,7 +128,7 @@ def _load(path: str | Path) -> tuple[FeatureHeader, torch.Tensor]:
     if metadata.get("data_sha256") != _data_sha256(data):
         raise ValueError(f"{path}: the checksum does not match; extract the features again")
     kinds = {"snippets": int, "frames": int, "pixels": int, "frame_stride": int}
-    kinds |= {"num_frames": int, "fps": float, "crop_ratio": float}
+    kinds |= {"num_frames": int, "fps": float, "crop_ratio": float, "resample_fps": float}
     values = {
         field.name: kinds.get(field.name, str)(metadata[field.name])
         if field.name in metadata

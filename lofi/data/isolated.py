@@ -1,19 +1,21 @@
-"""Decode whole files in child processes, because a broken file can hang or crash a decoder.
+"""Run decoding in child processes, because a broken file can hang or crash a decoder.
 
-A child reads one path a line and answers with one line of JSON. Children that take too long are
-killed and replaced. They are started as plain interpreters rather than through `multiprocessing`,
-so that scripts and notebooks need no guard around their own code.
+A child reads one call a line (a pickled function and its arguments) and answers with one line.
+Children that take too long are killed and replaced. They are started as plain interpreters rather
+than through `multiprocessing`, so that scripts and notebooks need no guard around their own code.
 """
 
-import json
+import base64
 import os
+import pickle
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from queue import Empty, SimpleQueue
+from typing import Any
 
 from lofi.data.video import VideoError, VideoInfo, probe, verify
 
@@ -48,36 +50,71 @@ def inspect_files(
     Raises:
         RuntimeError: a child cannot be started at all.
     """
+    for i, found in run_isolated(_inspect, [(str(p),) for p in paths], workers, limit_s):
+        if isinstance(found, Exception):
+            num_bytes = os.path.getsize(paths[i]) if os.path.isfile(paths[i]) else 0
+            found = FileResult(num_bytes, None, str(found))
+        yield i, found
+
+
+def _inspect(path: str) -> FileResult:
+    info, problem = None, None
+    try:
+        info = probe(path)
+        problem = verify(path)
+    except VideoError as error:
+        problem = str(error)
+    except Exception as error:  # one file must not end the check
+        problem = f"{type(error).__name__}: {error}"
+    return FileResult(os.path.getsize(path) if os.path.isfile(path) else 0, info, problem)
+
+
+def run_isolated(
+    function: Callable, calls: Sequence[tuple], workers: int = 1, limit_s: float = 120.0
+) -> Iterator[tuple[int, Any]]:
+    """Call `function(*call)` for every call in child processes, as they finish.
+
+    Args:
+        function: of a module that children can import.
+        calls: arguments, small enough to be sent through a pipe.
+        workers: child processes at work.
+        limit_s: seconds a call may take before its child is killed.
+    Yields:
+        (position in `calls`, result, or the exception: that of the function, or a VideoError for
+        a child that crashed or took too long).
+    Raises:
+        RuntimeError: a child cannot be started at all.
+    """
     tasks: SimpleQueue[int] = SimpleQueue()
-    results: SimpleQueue[tuple[int, FileResult | RuntimeError]] = SimpleQueue()
+    results: SimpleQueue[tuple[int, Any]] = SimpleQueue()
     stop = threading.Event()
-    for i in range(len(paths)):
+    for i in range(len(calls)):
         tasks.put(i)
+    children = [Child() for _ in range(min(max(1, workers), len(calls)))]
 
-    children: list[_Child] = []
-
-    def work() -> None:
-        child = _Child()
-        children.append(child)
+    def work(child: Child) -> None:
         try:
             while not stop.is_set():
                 i = tasks.get_nowait()
-                results.put((i, child.inspect(str(paths[i]), limit_s)))
+                try:
+                    results.put((i, child.call(function, calls[i], limit_s)))
+                except StartError as error:
+                    results.put((-1, error))
+                    return
+                except Exception as error:
+                    results.put((i, error))
         except Empty:
             pass
-        except RuntimeError as error:
-            results.put((-1, error))
         finally:
             child.kill()
 
-    count = min(max(1, workers), len(paths))
-    threads = [threading.Thread(target=work, daemon=True) for _ in range(count)]
+    threads = [threading.Thread(target=work, args=(c,), daemon=True) for c in children]
     for thread in threads:
         thread.start()
     try:
-        for _ in paths:
+        for _ in calls:
             i, result = results.get()
-            if isinstance(result, RuntimeError):
+            if i < 0:
                 raise result
             yield i, result
     finally:
@@ -88,27 +125,36 @@ def inspect_files(
             thread.join()
 
 
-class _Child:
+class StartError(RuntimeError):
+    """No child can be started; nothing that depends on one file."""
+
+
+class Child:
     """One child process, started when it is first needed and again after it was killed."""
 
     def __init__(self) -> None:
         self.process: subprocess.Popen[str] | None = None
 
-    def inspect(self, path: str, limit_s: float) -> FileResult:
-        try:
-            num_bytes = os.path.getsize(path)
-        except OSError as error:
-            return FileResult(0, None, f"{path}: {error.strerror}")
+    def call(self, function: Callable, arguments: tuple, limit_s: float) -> Any:
+        """`function(*arguments)` in the child.
+
+        Raises:
+            VideoError: the child crashed or gave no result in time.
+            StartError: no child starts.
+            Exception: whatever the function raised.
+        """
         if self.process is None:
             self._start()
-        answer, in_time = self._ask(json.dumps(path), limit_s)
+        line = base64.b64encode(pickle.dumps((function, arguments))).decode()
+        answer, in_time = self._ask(line, limit_s)
         if not answer:
             code = self.kill()
-            gone = f"the decoder crashed (exit status {code})"
-            return FileResult(num_bytes, None, gone if in_time else f"no result in {limit_s:g} s")
-        found = json.loads(answer)
-        info = VideoInfo(**found["info"]) if found["info"] else None
-        return FileResult(num_bytes, info, found["problem"])
+            crashed = f"the decoder crashed (exit status {code})"
+            raise VideoError(crashed if in_time else f"no result in {limit_s:g} s")
+        good, value = pickle.loads(base64.b64decode(answer))
+        if not good:
+            raise value
+        return value
 
     def end(self) -> None:
         """Stop the child without waiting for it; safe from any thread."""
@@ -130,6 +176,7 @@ class _Child:
         root = str(Path(__file__).resolve().parents[2])
         inherited = os.environ.get("PYTHONPATH")
         env = {**os.environ, "PYTHONPATH": os.pathsep.join([root] + [inherited] * bool(inherited))}
+        env.setdefault("OMP_NUM_THREADS", "1")  # children share the cores among themselves
         self.process = subprocess.Popen(
             [sys.executable, "-c", PROGRAM],
             stdin=subprocess.PIPE,
@@ -141,7 +188,7 @@ class _Child:
         )
         if self._ask(None, START_LIMIT_S)[0].strip() != "ready":
             code = self.kill()
-            raise RuntimeError(
+            raise StartError(
                 f"a child process for decoding did not start (exit status {code}); "
                 f"try `{sys.executable} -c 'import lofi.data'`"
             )
@@ -174,14 +221,9 @@ def serve() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     print("ready", file=answers, flush=True)
     for line in sys.stdin:
-        info, problem = None, None
+        function, arguments = pickle.loads(base64.b64decode(line))
         try:
-            path = json.loads(line)
-            info = probe(path)
-            problem = verify(path)
-        except VideoError as error:
-            problem = str(error)
-        except Exception as error:  # one file must not end the check
-            problem = f"{type(error).__name__}: {error}"
-        answer = {"info": vars(info) if info else None, "problem": problem}
-        print(json.dumps(answer), file=answers, flush=True)
+            answer = pickle.dumps((True, function(*arguments)))
+        except Exception as error:  # goes to the parent, which decides
+            answer = pickle.dumps((False, error))
+        print(base64.b64encode(answer).decode(), file=answers, flush=True)

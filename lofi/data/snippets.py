@@ -10,6 +10,7 @@ floor(x + 0.5), done in whole numbers where frames are chosen.
 import math
 import threading
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, TypeVar
@@ -45,7 +46,12 @@ def snippet_centres(num_frames: int, snippets: int) -> np.ndarray:
 
 
 def frame_indices(
-    num_frames: int, fidelity: Fidelity, frame_stride: int = 8, rule: str = "centred"
+    num_frames: int,
+    fidelity: Fidelity,
+    frame_stride: int = 8,
+    rule: str = "centred",
+    jitter: Sequence[float] | None = None,
+    span: tuple[int, int] | None = None,
 ) -> np.ndarray:
     """Frames of every snippet: int64 (L, F), in [0, N - 1].
 
@@ -56,24 +62,59 @@ def frame_indices(
         rule: "centred": F frames at distance `frame_stride` around the snippet's middle, clamped
             to the video (frames repeat at its ends). "tile": F frames evenly inside the
             snippet's own interval. "bsp": F consecutive frames around the middle.
+        jitter: L numbers in [0, 1), where each snippet's middle lies in its interval of N / L
+            frames; None = 0.5, the middle of it.
+        span: frames [first, end) that the L snippets divide, instead of all N: one window of a long
+            video. It may reach beyond the video, whose last frame then repeats.
     Raises:
-        ValueError: no frames, stride below 1, unknown rule.
+        ValueError: no frames, stride below 1, unknown rule, jitter not of length L, empty span.
     """
+    first, end = span or (0, num_frames)
+    if first < 0 or end <= first:
+        raise ValueError(f"span is frames [{first}, {end}), expected 0 <= first < end")
     if num_frames < 1 or frame_stride < 1:
         raise ValueError(
             f"frame_indices needs at least 1 frame and stride 1, got {num_frames}, {frame_stride}"
         )
     length, frames = fidelity.snippets, fidelity.frames
-    if rule == "tile":  # the centred grid of L·F snippets of one frame each
-        point = np.arange(length * frames, dtype=np.int64).reshape(length, frames)
-        return (2 * point + 1) * num_frames // (2 * length * frames)
     if rule not in RULES:
         raise ValueError(f"unknown frame rule {rule!r}; known: {', '.join(RULES)}")
-    stride = 1 if rule == "bsp" else frame_stride
-    # floor(centre + offset + 0.5) over the common denominator 2 L, so that no float tie decides
-    centre = (2 * np.arange(length, dtype=np.int64)[:, None] + 1) * num_frames
-    offset = (2 * np.arange(frames, dtype=np.int64) - (frames - 1)) * stride * length
-    return ((centre + offset) // (2 * length)).clip(0, num_frames - 1)
+    if jitter is not None and len(jitter) != length:
+        raise ValueError(
+            f"jitter for {len(jitter)} snippets, the fidelity has {length}; draw one number each"
+        )
+    # Twice the place of the middle in its interval, in frames over L; the middle itself is exact.
+    whole = end - first
+    inside = np.full(length, whole) if jitter is None else np.asarray(jitter) * 2 * whole
+    inside = np.floor(inside + 0.5).astype(np.int64)[:, None]
+    start = 2 * np.arange(length, dtype=np.int64)[:, None] * whole
+    place = np.arange(frames, dtype=np.int64)
+    if rule == "tile":  # the centred grid of L·F snippets of one frame each
+        shift = (inside - whole) * frames
+        index = (start * frames + (2 * place + 1) * whole + shift) // (2 * length * frames)
+    else:
+        stride = 1 if rule == "bsp" else frame_stride
+        # floor(middle + offset + 0.5) over the common denominator 2 L: no float tie decides
+        index = (start + inside + (2 * place - (frames - 1)) * stride * length) // (2 * length)
+    return (first + index).clip(0, num_frames - 1)
+
+
+def resampled_frames(num_frames: int, fps: float, resample_fps: float) -> np.ndarray:
+    """The video as if it had another frame rate: int64 (M,), which decoded frame stands for each.
+
+    M = N · resample_fps / fps frames (rounded, at least 1) divide the video's length evenly; each
+    shows the decoded frame that is on screen in its middle, floor((j + 0.5) · N / M). With
+    `resample_fps` 0, or the video's own rate, this is 0, 1, ..., N - 1.
+
+    Raises:
+        ValueError: a negative rate.
+    """
+    if resample_fps < 0:
+        raise ValueError(f"resample_fps is {resample_fps}, expected 0 (as decoded) or frames/s")
+    count = num_frames
+    if resample_fps:
+        count = max(1, math.floor(num_frames * resample_fps / fps + 0.5))
+    return (2 * np.arange(count, dtype=np.int64) + 1) * num_frames // (2 * count)
 
 
 class Crop(NamedTuple):
@@ -95,18 +136,26 @@ class Augmentation:
         top, left: crop position, 0 = at the top or left border, 1 = at the bottom or right.
         flip: mirror left and right.
         time: position of the window in a trimmed clip, 0 = earliest, 1 = latest.
+        jitter: where each snippet's middle lies in its interval, see `frame_indices`.
     """
 
     top: float = 0.5
     left: float = 0.5
     flip: bool = False
     time: float = 0.5
+    jitter: tuple[float, ...] | None = None
 
     @classmethod
-    def draw(cls, generator: torch.Generator | None = None) -> "Augmentation":
-        """Uniform position and time, mirrored half of the time; a CPU generator."""
+    def draw(cls, generator: torch.Generator | None = None, snippets: int = 0) -> "Augmentation":
+        """Uniform position and time, mirrored half of the time; a CPU generator.
+
+        Args:
+            snippets: L of the fidelity to draw temporal jitter for; 0 draws none, and then no
+                more than four numbers.
+        """
         top, left, flip, time = torch.rand(4, generator=generator).tolist()
-        return cls(top, left, flip < 0.5, time)
+        jitter = tuple(torch.rand(snippets, generator=generator).tolist()) if snippets else None
+        return cls(top, left, flip < 0.5, time, jitter)
 
 
 CENTRE = Augmentation()  # the test view: centre crop, not mirrored, middle of a trimmed clip
@@ -190,8 +239,10 @@ def read_clip(
     crop_ratio: float = 0.875,
     augmentation: Augmentation | None = None,
     cache: FrameCache | None = None,
+    resample_fps: float = 0.0,
+    span: tuple[int, int] | None = None,
 ) -> torch.Tensor:
-    """The snippets of a whole video at one fidelity: uint8 (L, F, 3, S, S), RGB.
+    """The snippets of a video, or of a window of it, at one fidelity: uint8 (L, F, 3, S, S), RGB.
 
     Frames are scaled while they are decoded, frames that several snippets share only once.
 
@@ -200,13 +251,17 @@ def read_clip(
         fidelity: L, F, S.
         frame_stride, rule: see `frame_indices`.
         crop_ratio: see `crop_of`.
-        augmentation: None = centre crop.
+        augmentation: None = centre crop, no jitter.
         cache: keeps decoded frames for the next call.
+        resample_fps: cut snippets as if the video had this frame rate; see `resampled_frames`.
+        span: only a window of the video, in frames (of that rate); see `frame_indices`.
     Raises:
         VideoError: the video does not decode.
     """
     info = probe(path)
-    indices = frame_indices(info.num_frames, fidelity, frame_stride, rule)
+    grid = resampled_frames(info.num_frames, info.fps, resample_fps)
+    jitter = augmentation.jitter if augmentation else None
+    indices = grid[frame_indices(len(grid), fidelity, frame_stride, rule, jitter, span)]
     crop = crop_of(info.height, info.width, fidelity.pixels, crop_ratio, augmentation)
     frames = _read_frames(path, indices.reshape(-1), crop, info.num_frames, cache)
     return frames.view(*indices.shape, 3, crop.pixels, crop.pixels)
@@ -221,18 +276,21 @@ def read_trimmed_clip(
     crop_ratio: float = 0.875,
     augmentation: Augmentation | None = None,
     cache: FrameCache | None = None,
+    resample_fps: float = 0.0,
 ) -> torch.Tensor:
     """One window of a trimmed clip: uint8 (F, 3, S, S), RGB.
 
     The window is F · `frame_stride` frames long and lies inside [start_s, end_s), at
     `augmentation.time` or in the middle; when the clip is shorter, its first and last frames
-    repeat.
+    repeat. With `resample_fps` the stride counts frames of that rate; see `resampled_frames`.
 
     Raises:
         VideoError: the video does not decode, or the clip lies outside of it.
     """
     info = probe(clip.path)
-    indices = window_indices(clip, info.num_frames, info.fps, frames, frame_stride, augmentation)
+    grid = resampled_frames(info.num_frames, info.fps, resample_fps)
+    fps = len(grid) / info.duration_s if resample_fps else info.fps
+    indices = grid[window_indices(clip, len(grid), fps, frames, frame_stride, augmentation)]
     crop = crop_of(info.height, info.width, pixels, crop_ratio, augmentation)
     return _read_frames(clip.path, indices, crop, info.num_frames, cache)
 

@@ -159,7 +159,7 @@ def _render_all(
     workers: int,
 ) -> None:
     """Render and encode the (renderer, plan) of every path; each file comes into being whole."""
-    from lofi.data.video import write_video  # PyAV is heavy, and a finished world needs none
+    from lofi.data.encoding import write_video  # PyAV is heavy, and a finished world needs none
 
     def make(path: Path) -> None:
         render, plan = jobs[path]

@@ -1,4 +1,4 @@
-"""Frames out of video files and into them; the only module that knows the decoders.
+"""Frames out of video files; the only module that knows the decoders (writing: `encoding`).
 
 decord decodes ordinary files: it scales while it decodes and jumps to the next key frame when few
 frames are asked for. It cannot be trusted everywhere (decord2 3.4.0): some widths come back
@@ -12,15 +12,12 @@ Sizes are (height, width) in pixels, frames RGB uint8, frame indices count decod
 import logging
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from fractions import Fraction
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
-
-from lofi.files import atomic_path
 
 logger = logging.getLogger(__name__)
 
@@ -66,6 +63,16 @@ class _Scan:
     quarter_turns: int  # counter-clockwise, as numpy.rot90 counts
 
 
+def declared_frames(path: str | Path) -> int:
+    """Frames that the container promises; 0 = it does not say. `probe` counts those that decode."""
+    return _scan(*file_identity(path)).declared
+
+
+def quarter_turns(path: str | Path) -> int:
+    """How often decoded frames must be turned, counter-clockwise, to be upright; 0 to 3."""
+    return _scan(*file_identity(path)).quarter_turns
+
+
 def probe(path: str | Path) -> VideoInfo:
     """Frame count, frame rate and size of a video, from one pass over its packets.
 
@@ -89,7 +96,7 @@ def verify(path: str | Path) -> str | None:
     scan = _scan(*identity)
     errors: list[int] = []
     damaged, count = 0, 0
-    for frame in _frames_in_order(identity[0], num_threads=1, errors=errors):
+    for frame in frames_in_order(identity[0], num_threads=1, errors=errors):
         count += 1
         damaged += frame.is_corrupt
     expected = max(scan.info.num_frames, scan.declared if scan.packets < scan.declared else 0)
@@ -146,54 +153,6 @@ def decode_frames(
     return frames if len(unique) == len(wanted) and (np.diff(wanted) > 0).all() else frames[inverse]
 
 
-def write_video(
-    path: str | Path,
-    frames: np.ndarray,
-    fps: float,
-    crf: int = 18,
-    preset: str = "veryfast",
-    keyframe_interval: int | None = None,
-) -> None:
-    """Write frames as H.264 (yuv420p) mp4, atomically; the same frames give the same bytes.
-
-    Args:
-        path: ends in .mp4 (or another container that holds H.264).
-        frames: (N, height, width, 3) uint8 RGB with N >= 1, both sides even.
-        fps: frames a second.
-        crf: x264 quality, 0 (lossless) to 51.
-        preset: x264 speed.
-        keyframe_interval: most frames between key frames; None leaves it to x264 (250).
-    Raises:
-        ValueError: wrong shape or type, odd sides, no frames, fps not positive.
-    """
-    import av
-
-    frames = np.asarray(frames)
-    if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype != np.uint8 or not len(frames):
-        raise ValueError(
-            f"{path}: frames must be (N, height, width, 3) uint8 with N >= 1, "
-            f"got shape {tuple(frames.shape)} {frames.dtype}"
-        )
-    height, width = frames.shape[1:3]
-    if height % 2 or width % 2:
-        raise ValueError(
-            f"{path}: H.264 with yuv420p needs even sides, got {height}x{width}; crop or pad"
-        )
-    if not fps > 0:
-        raise ValueError(f"{path}: fps must be positive, got {fps}")
-    # Macroblock trees make x264 read memory that it never wrote: the bytes differ from run to run.
-    options = {"crf": str(crf), "preset": preset, "threads": "1", "mbtree": "0"}
-    if keyframe_interval is not None:
-        options["g"] = str(keyframe_interval)
-    with atomic_path(path) as temporary, av.open(str(temporary), "w") as container:
-        rate = Fraction(fps).limit_denominator(1001)
-        stream = container.add_stream("libx264", rate=rate, options=options)
-        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
-        for frame in frames:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
-        container.mux(stream.encode())
-
-
 def file_identity(path: str | Path) -> tuple[str, int, int]:
     """Absolute path, modification time (ns) and size: what tells one content from another."""
     try:
@@ -224,7 +183,7 @@ def _scan(path: str, mtime_ns: int, num_bytes: int) -> _Scan:
         count = packets
         if first is None or not plain or codec in HIDING_CODECS:
             count = 0
-            for frame in _frames_in_order(path, num_threads=1):
+            for frame in frames_in_order(path, num_threads=1):
                 first = first or frame
                 count += 1
     except av.error.FFmpegError as error:
@@ -278,7 +237,7 @@ def _read_packets(container, stream):
     return count, plain, first
 
 
-def _frames_in_order(path: str, num_threads: int, errors: list[int] | None = None):
+def frames_in_order(path: str, num_threads: int = 1, errors: list[int] | None = None) -> Iterator:
     """Every frame that decodes, in display order.
 
     Damaged packets are passed over (in a cut file the last one; frames still in the decoder come
@@ -306,6 +265,25 @@ def _frames_in_order(path: str, num_threads: int, errors: list[int] | None = Non
             yield from frames
 
 
+def scaled_frames(
+    path: str, height: int, width: int, quarter_turns: int, num_threads: int = 1
+) -> Iterator[Callable[[], np.ndarray]]:
+    """For every frame in order a function that gives it upright, (height, width, 3) uint8 RGB.
+
+    Scaled like decord does (bicubic); frames whose function is not called cost no scaling.
+    """
+    from av.video.reformatter import VideoReformatter
+
+    reformatter = VideoReformatter()  # one for all frames: it keeps its scaling tables
+    if quarter_turns % 2:
+        height, width = width, height
+    options = dict(width=width, height=height, format="rgb24", interpolation="BICUBIC")
+    for frame in frames_in_order(path, num_threads):
+        yield lambda frame=frame: np.rot90(
+            reformatter.reformat(frame, **options).to_ndarray(), quarter_turns
+        )
+
+
 def _decode_decord(
     path: str, unique: np.ndarray, size: tuple[int, int] | None, num_threads: int
 ) -> np.ndarray | None:
@@ -325,19 +303,13 @@ def _decode_decord(
 def _decode_pyav(
     path: str, unique: np.ndarray, height: int, width: int, quarter_turns: int, num_threads: int
 ) -> np.ndarray:
-    """Frames through PyAV, decoding from the start; scaled like decord does (bicubic)."""
-    from av.video.reformatter import VideoReformatter
-
-    reformatter = VideoReformatter()  # one for all frames: it keeps its scaling tables
-    if quarter_turns % 2:
-        height, width = width, height
-    wanted, rows = set(unique.tolist()), []
-    for i_frame, frame in enumerate(_frames_in_order(path, num_threads)):
+    """Frames through PyAV, decoding from the start."""
+    rows = []
+    pictures = scaled_frames(path, height, width, quarter_turns, num_threads)
+    wanted = set(unique.tolist())
+    for i_frame, picture in enumerate(pictures):
         if i_frame in wanted:
-            scaled = reformatter.reformat(
-                frame, width=width, height=height, format="rgb24", interpolation="BICUBIC"
-            )
-            rows.append(np.rot90(scaled.to_ndarray(), quarter_turns))
+            rows.append(picture())
             if len(rows) == len(wanted):
                 return np.stack(rows)
     raise VideoError(

@@ -25,6 +25,7 @@ from lofi.detection.nms import GridSoftNMS
 from lofi.detection.pipeline import PostProcessing, detect_video
 from lofi.detection.results import Detection, write_csv, write_detections, write_srt
 from lofi.files import write_json
+from lofi.training.distributed import barrier, gather, is_first, share
 from lofi.training.full_fidelity import load_features, video_features
 from lofi.training.models import load_encoder, load_head
 
@@ -151,7 +152,8 @@ def train_classifier(run_dir: str | Path, method: str, data: Datasets) -> VideoC
     """
     features = load_features(run_dir, method, data.train)
     classifier = train_video_classifier(features, main_labels(data.train))
-    classifier.save(classifier_path(run_dir, method))
+    if is_first():
+        classifier.save(classifier_path(run_dir, method))
     return classifier
 
 
@@ -182,7 +184,8 @@ def detect_stage(
 ) -> dict[str, Path]:
     """Detections of all test videos under each source of classes; {"shared": JSON path, …}.
 
-    Writes <run>/<method>/detections/{shared,own,oracle}.{json,csv} and srt/<video>.srt (shared).
+    Writes <run>/<method>/detections/{shared,own,oracle}.{json,csv} and srt/<video>.srt (shared);
+    several processes share the videos.
     """
     folder = Path(run_dir) / method / "detections"
     features = load_features(run_dir, method, data.test)
@@ -190,25 +193,34 @@ def detect_stage(
     head = load_head(config, Path(run_dir) / method / "head" / "head.safetensors", channels)
     post = post_processing(config.detect)
     grid = GridSoftNMS(config.full.snippets, config.full.snippets, post.sigma)
-    maps = {key: _maps(head, x) for key, x in features.items()}
+    keys = list(features)
+    mine = [keys[i] for i in share(len(keys))]
+    maps = {key: _maps(head, features[key]) for key in mine}
     durations = {v.id: probe(v.path).duration_s for v in data.test if v.id in features}
     written: dict[str, Path] = {}
     for i, kind in enumerate(CLASSES):
         classes = video_classes(config, run_dir, method, kind, data)
-        found = {
+        share_found = {
             key: detect_video(maps[key], durations[key], classes.of(key), classes.names, post, grid)
-            for key in features
+            for key in mine
         }
+        together = {key: d for part in gather(share_found) for key, d in part.items()}
         written[kind] = folder / f"{kind}.json"
-        write_detections(written[kind], found, post)
-        write_csv(folder / f"{kind}.csv", found)
-        if kind == "shared":
-            for key, detections in found.items():
-                write_srt(folder / "srt" / f"{key}.srt", subtitles(detections))
-        if on_step:
-            on_step(i, len(CLASSES), {})
-    write_json(folder / "post_processing.json", post.to_json())
+        if is_first():
+            _write_stage(folder, kind, {key: together[key] for key in keys}, post)
+            if on_step:
+                on_step(i, len(CLASSES), {})
+    barrier()  # the others may read what rank 0 has written
     return written
+
+
+def _write_stage(folder: Path, kind: str, found: dict[str, list[Detection]], post) -> None:
+    write_detections(folder / f"{kind}.json", found, post)
+    write_csv(folder / f"{kind}.csv", found)
+    write_json(folder / "post_processing.json", post.to_json())
+    if kind == "shared":
+        for key, detections in found.items():
+            write_srt(folder / "srt" / f"{key}.srt", subtitles(detections))
 
 
 @torch.no_grad()

@@ -36,14 +36,22 @@ Detections = Mapping[str, Sequence[Detection]]  # video id -> its detections
 
 
 def write_detections(
-    path: str | Path, detections: Detections, post_processing: Any = None, version: str = "lofi"
+    path: str | Path,
+    detections: Detections,
+    post_processing: Any = None,
+    version: str = "lofi",
+    source: Mapping[str, Any] | None = None,
 ) -> None:
     """Write ActivityNet-format JSON, one video per line.
 
-    `post_processing` (a JSON-able record, or an object with `to_json()`) goes to `external_data`.
+    `post_processing` (a JSON-able record, or an object with `to_json()`) and the entries of
+    `source` (method, encoder, seed, where classes come from) go to `external_data`, which the
+    official checker wants and does not look into; evaluation repeats them beside its numbers.
     """
     record = post_processing.to_json() if hasattr(post_processing, "to_json") else post_processing
-    external = {} if record is None else {"post_processing": record}
+    external = dict(source or {})
+    if record is not None:
+        external["post_processing"] = record
     lines = []
     for video, found in detections.items():
         entries = []

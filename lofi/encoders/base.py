@@ -3,7 +3,7 @@
 N snippets, F frames a snippet, S pixels a side, C feature channels.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -26,6 +26,7 @@ class Encoder(nn.Module):
         stages: names of the parts in forward order, "stem" first; `freeze_until` takes one.
         recompute: run the stem and each residual block again in the backward pass instead of
             keeping their activations (same gradients, about a third more time).
+        origin: where the weights come from, in words; written into every file made from them.
         frozen_stage, frozen_batch_norm: read only; set by the two freezing functions below.
     """
 
@@ -35,6 +36,7 @@ class Encoder(nn.Module):
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
     recompute: bool = False
+    origin: Mapping[str, str] = {}
     frozen_stage: str | None = None
     frozen_batch_norm: str | None = None  # None | "statistics" | "affine" | "folded"
 

@@ -57,13 +57,13 @@ class ResNet(Encoder):
         """The modules that make up one of `stages`."""
         return [self.conv1, self.bn1] if stage == "stem" else [getattr(self, stage)]
 
-    def frame_features(self, frames: Tensor) -> Tensor:
-        """Per-frame vectors before the average over the snippet.
+    def frame_maps(self, frames: Tensor) -> Tensor:
+        """The last feature maps of every frame.
 
         Args:
             frames: (N, F, 3, S, S') normalised; the shift never leaves a snippet.
         Returns:
-            (N, F, C), float32 at least, whatever the autocast type.
+            (N, F, C, h, w).
         """
         if frames.dim() != 5 or frames.shape[2] != 3:
             raise ValueError(f"expected frames (N, F, 3, S, S), got {tuple(frames.shape)}")
@@ -72,8 +72,19 @@ class ResNet(Encoder):
         for stage in self.stages[1:]:
             for block in getattr(self, stage):
                 x = self.run(block, x, num_frames)
+        return x.unflatten(0, (-1, num_frames))
+
+    def frame_features(self, frames: Tensor) -> Tensor:
+        """Per-frame vectors before the average over the snippet.
+
+        Args:
+            frames: see `frame_maps`.
+        Returns:
+            (N, F, C), float32 at least, whatever the autocast type.
+        """
+        x = self.frame_maps(frames).flatten(0, 1)
         pooled = x.mean((2, 3), dtype=torch.promote_types(x.dtype, torch.float32))
-        return pooled.unflatten(0, (-1, num_frames))
+        return pooled.unflatten(0, frames.shape[:2])
 
     def _stem(self, x: Tensor) -> Tensor:
         return self.maxpool(self.relu(convolve(self.conv1, self.bn1, x)))

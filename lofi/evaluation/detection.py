@@ -5,21 +5,34 @@ order of score; each takes the best ground truth of its video and class that is 
 overlaps by at least the threshold; AP is the area under the interpolated precision-recall curve;
 mAP the mean over the classes of the subset.  Quirks kept, because they move numbers:
   * a detection whose best match is taken may take the next best;
-  * 0/0 overlap (two zero-length segments) counts as a match at every threshold;
+  * 0/0 overlap (two zero-length segments) counts as a match at every threshold; a detection of
+    positive length never finds a zero-length instance;
   * detections of videos outside the subset are false positives; duplicates in the ground truth
     are instances; classes without detections have AP 0;
+  * no limit on detections a video: the copies that a second class adds are false positives;
   * equal scores: the toolkit reverses an unstable sort.  Here the sort is stable, so of equal
     scores the later in the file comes first, on every machine; `tie_order="numpy"` gives what the
-    toolkit gives with the numpy at hand.
+    toolkit gives with the numpy at hand.  Rounded scores make ties.
 
-THUMOS14 is evaluated by the same code, as in G-TAD: subset "test", tIoU 0.3 to 0.7.
+Which videos count moves numbers too: by default all annotated videos of the subset
+("official-4926"), so that a missing one costs recall; `available` adds the figures of those that
+could be had ("available-4728").  Numbers of different lists cannot be compared.
+
+THUMOS14 is evaluated by the same code, as in G-TAD: subset "test", tIoU 0.3 to 0.7, times as
+strings or numbers.  "Ambiguous" is no class and its segments are not there: a detection on one is
+a false positive (the original MATLAB kit forgives it).  CliffDiving rows stand a second time as
+Diving by design and count twice.  G-TAD's file leaves out three test videos (210, 3,311
+instances); its rounding of times to 0.1 s is the `thumos` rule of `lofi.detection.add_classes`.
 """
 
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from lofi.evaluation.available import available_ids, restrict
+from lofi.evaluation.matching import align, average_precision, best_first, match, ranks
 from lofi.evaluation.tables import Predictions, Truth, prediction_table, truth_table
 
 
@@ -58,30 +71,74 @@ class DetectionResult:
     videos_without_predictions: int
     predictions_outside_subset: int
     zero_length_instances: int
+    video_list: str  # "official-4926" = all annotated videos, "available-4728" = those at hand
     video_list_hash: str
     tie_order: str
+    post_processing: Any = field(default=None, hash=False)  # as the detection file says
+    source: Mapping[str, Any] = field(default_factory=dict, hash=False)  # method, encoder, seed
+    available: "DetectionResult | None" = None  # the same detections on the available videos
+
+    @property
+    def protocol_string(self) -> str:
+        """Protocol, subset, video list with its hash, and the choices that move numbers."""
+        return protocol_string(self)
 
     def to_json(self) -> dict[str, Any]:
-        """JSON-able dict, one key per field."""
-        return asdict(self)
+        """JSON-able dict, one key per field, and the protocol in words."""
+        record = asdict(replace(self, available=None))
+        record["protocol_string"] = self.protocol_string
+        record["available"] = self.available and self.available.to_json()
+        return record
 
     def at(self, tiou: float) -> float:
         """mAP at one of the thresholds, e.g. 0.75."""
-        for value, threshold in zip(self.map, self.tious):
-            if abs(threshold - tiou) < 1e-6:
-                return value
-        raise ValueError(f"tIoU {tiou} was not evaluated; thresholds are {self.tious}")
+        return self.map[threshold_index(self.tious, tiou)]
 
     def __str__(self) -> str:
         columns = self.tious if self.protocol == "thumos14" else (0.5, 0.75, 0.95)
         shown = [t for t in columns if min(abs(t - x) for x in self.tious) < 1e-6]
         values = " ".join(f"{100 * self.at(t):.2f}@{t:g}" for t in shown)
-        return (
+        lines = [
             f"mAP {values}, average {100 * self.average_map:.2f} % over {len(self.tious)} tIoUs "
-            f"({self.protocol}, {self.subset}: {self.videos} videos [{self.video_list_hash}], "
-            f"{self.instances} instances, {len(self.classes)} classes; {self.predictions} "
-            f"detections, none in {self.videos_without_predictions} videos)"
-        )
+            f"({self.protocol}, {self.subset}, {self.video_list} [{self.video_list_hash}]: "
+            f"{self.videos} videos, {self.instances} instances, {len(self.classes)} classes; "
+            f"{self.predictions} detections, none in {self.videos_without_predictions} videos)"
+        ]
+        lines += origin_lines(self)
+        if self.predictions and self.predictions_outside_subset == self.predictions:
+            lines.append("  every detection is of a video outside the subset; compare the ids")
+        if self.available:  # of the same file: its origin is said once
+            lines.append(str(replace(self.available, post_processing=None, source={})))
+        return "\n".join(lines)
+
+
+def protocol_string(result: Any) -> str:
+    """One line that two numbers must share to be comparable; takes either kind of result."""
+    tious = result.tious
+    listed = f"{tious[0]:g}:{tious[-1]:g} ({len(tious)})" if len(tious) > 1 else f"{tious[0]:g}"
+    order = {"file": "later in the file first", "numpy": "as numpy sorts"}[result.tie_order]
+    return (
+        f"{result.protocol}/{result.subset} {result.video_list} [{result.video_list_hash}], "
+        f"tIoU {listed}, duplicates kept, ties {order}"
+    )
+
+
+def origin_lines(result: Any) -> list[str]:
+    """What a prediction file says about itself, for printing."""
+    lines = []
+    for name, record in (("post-processing", result.post_processing), ("from", result.source)):
+        if record:
+            pairs = record.items() if isinstance(record, Mapping) else [("", record)]
+            lines.append(f"  {name}: " + ", ".join(f"{k} {v}".strip() for k, v in pairs))
+    return lines
+
+
+def threshold_index(tious: Iterable[float], tiou: float) -> int:
+    """Place of a threshold in a list; ValueError when it is not there."""
+    for i, threshold in enumerate(tious):
+        if abs(threshold - tiou) < 1e-6:
+            return i
+    raise ValueError(f"tIoU {tiou} was not evaluated; thresholds are {tuple(tious)}")
 
 
 def detection_map(
@@ -91,6 +148,7 @@ def detection_map(
     subset: str | None = None,
     protocol: str = "activitynet",
     tie_order: str = "file",
+    available: Any = None,
 ) -> DetectionResult:
     """Compute mAP.
 
@@ -101,26 +159,59 @@ def detection_map(
         subset: exact name; None = the protocol's ("validation", for thumos14 "test").
         protocol: `activitynet` or `thumos14`.
         tie_order: `file` (reproducible) or `numpy` (the toolkit's unstable sort).
+        available: also evaluate the videos that could be had, in the result's `available`:
+            "auto" = those with an entry in the detection file, a path to a list, or ids
+            (`tables.available_ids`). The main numbers stay those of all annotated videos.
     Raises:
         ValueError: unknown protocol, empty subset, malformed input, a label that the subset does
             not have (names it and its video).
     """
+    rules, thresholds = rules_of(protocol, tious)
+    checked_tie_order(tie_order)
+    truth = truth_table(ground_truth, subset or rules.subset, rules.ignore)
+    found = prediction_table(detections, with_labels=True)
+    result = evaluate_tables(truth, found, thresholds, protocol, tie_order)
+    if available is None:
+        return result
+    fewer = restrict(truth, found, available_ids(available, found))
+    part = evaluate_tables(*fewer, thresholds, protocol, tie_order, "available")
+    return replace(result, available=part)
+
+
+def rules_of(protocol: str, tious: Any) -> tuple[Protocol, np.ndarray]:
+    """A protocol by name, and the thresholds to use (its own when `tious` is None)."""
     if protocol not in PROTOCOLS:
         raise ValueError(f"protocol {protocol!r} is unknown; choose one of {', '.join(PROTOCOLS)}")
     rules = PROTOCOLS[protocol]
     thresholds = np.array(rules.tious if tious is None else tious, np.float64).reshape(-1)
     if not len(thresholds) or not ((thresholds > 0) & (thresholds <= 1)).all():
         raise ValueError(f"tious are {thresholds.tolist()}; expected numbers in (0, 1]")
-    kind = SORTS[checked_tie_order(tie_order)]
-    truth = truth_table(ground_truth, subset or rules.subset, rules.ignore)
-    found = prediction_table(detections, with_labels=True)
-    ap, outside = average_precision(truth, found, thresholds, kind)
+    return rules, thresholds
+
+
+def checked_tie_order(tie_order: str) -> str:
+    """`tie_order` when it is one of `SORTS`, else ValueError."""
+    if tie_order not in SORTS:
+        raise ValueError(f"tie_order is {tie_order!r}; choose {' or '.join(SORTS)}")
+    return tie_order
+
+
+def evaluate_tables(
+    truth: Truth,
+    found: Predictions,
+    tious: np.ndarray,
+    protocol: str = "activitynet",
+    tie_order: str = "file",
+    list_name: str = "official",
+) -> DetectionResult:
+    """`detection_map` of tables that are there already."""
+    ap, outside = average_precision(truth, found, tious, SORTS[tie_order])
     maps = ap.mean(axis=1)
     covered = {found.videos[v] for v in np.flatnonzero(np.bincount(found.video)).tolist()}
     return DetectionResult(
         protocol=protocol,
         subset=truth.subset,
-        tious=tuple(thresholds.tolist()),
+        tious=tuple(tious.tolist()),
         map=tuple(maps.tolist()),
         average_map=float(maps.mean()),
         classes=truth.classes,
@@ -132,198 +223,38 @@ def detection_map(
         videos_without_predictions=len(set(truth.videos) - covered),
         predictions_outside_subset=outside,
         zero_length_instances=int((truth.segments[:, 0] == truth.segments[:, 1]).sum()),
+        video_list=f"{list_name}-{len(truth.videos)}",
         video_list_hash=truth.video_list_hash,
         tie_order=tie_order,
+        post_processing=found.post_processing,
+        source=found.source,
     )
 
 
-def checked_tie_order(tie_order: str) -> str:
-    """`tie_order` when it is one of `SORTS`, else ValueError."""
-    if tie_order not in SORTS:
-        raise ValueError(f"tie_order is {tie_order!r}; choose {' or '.join(SORTS)}")
-    return tie_order
-
-
-def average_precision(
-    truth: Truth, found: Predictions, tious: np.ndarray, kind: str | None = "stable"
-) -> tuple[np.ndarray, int]:
-    """AP (T, classes), and how many predictions lie in videos without ground truth."""
-    video, label = align(truth, found)
-    order, rank = best_first(label, found.scores, len(truth.classes), kind)
-    level, row, _ = match(truth, found, video, label, order, tious, kind)
-    ap = np.zeros((len(tious), len(truth.classes)))
-    key = label[row] * len(tious) + level
-    sequence = np.lexsort((rank[row], key))
-    key, ranks = key[sequence], rank[row[sequence]]
-    instances = np.bincount(truth.label, minlength=len(truth.classes)).tolist()
-    starts = np.flatnonzero(np.diff(key, prepend=-1))
-    for mine in np.split(np.arange(len(key)), starts[1:]) if len(key) else ():
-        c, t = divmod(int(key[mine[0]]), len(tious))
-        ap[t, c] = interpolated_ap(ranks[mine[0] : mine[-1] + 1] + 1, instances[c])
-    return ap, int(np.count_nonzero(video < 0))
-
-
-def align(truth: Truth, found: Predictions) -> tuple[np.ndarray, np.ndarray]:
-    """Predictions' videos (-1 = not in the ground truth) and labels as indices of the truth."""
-    videos = {name: i for i, name in enumerate(truth.videos)}
-    classes = {name: i for i, name in enumerate(truth.classes)}
-    for i, name in enumerate(found.labels):
-        if name not in classes:
-            row = int(np.argmax(found.label == i))
-            raise ValueError(
-                f"label {name!r} (video {found.videos[found.video[row]]}) is not among the "
-                f"{len(classes)} classes of subset {truth.subset!r}; check spelling and subset"
-            )
-    to_video = np.array([videos.get(name, -1) for name in found.videos], np.int64)
-    to_class = np.array([classes[name] for name in found.labels], np.int64)
-    return to_video[found.video], to_class[found.label]
-
-
-def best_first(
-    group: np.ndarray, scores: np.ndarray, groups: int, kind: str | None
+def precision_recall_curve(
+    ground_truth: Any,
+    detections: Any,
+    label: str,
+    tiou: float = 0.5,
+    subset: str | None = None,
+    protocol: str = "activitynet",
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Rows ordered by group, then score falling; and every row's place (0 = best) in its group.
+    """(recall, precision), (n,) each, after every detection of one class, best score first.
 
-    Equal scores: the later row first, or as numpy's unstable sort leaves them (`kind` None).
+    The area under the envelope of these points is the class's AP at this tIoU. Inputs as in
+    `detection_map`; ValueError when the subset does not have the class.
     """
-    small = group.astype(np.uint16) if groups < 2**16 else group  # radix sort
-    order = np.argsort(small, kind="stable")
-    sizes = np.bincount(group, minlength=groups)
-    starts = np.cumsum(sizes) - sizes
-    for size in np.unique(sizes).tolist():  # groups of one size together
-        places = starts[sizes == size][:, None] + np.arange(size)
-        rows = order[places]
-        mine = scores[rows]
-        rising = mine.argsort(axis=1)
-        if kind == "stable":
-            ordered = np.take_along_axis(mine, rising, 1)
-            tied = (ordered[:, 1:] == ordered[:, :-1]).any(axis=1)
-            rising[tied] = mine[tied].argsort(axis=1, kind="stable")
-        order[places] = np.take_along_axis(rows, rising[:, ::-1], 1)
-    rank = np.empty(len(order), np.int64)
-    rank[order] = np.arange(len(order)) - np.repeat(starts, sizes)
-    return order, rank
-
-
-def interpolated_ap(ranks: np.ndarray, instances: int) -> float:
-    """Area under the precision envelope from the ranks (1-based) of the true positives.
-
-    Recall only moves at true positives, and the envelope is attained there, so nothing else is
-    needed; the closing point (recall 1, precision 0) stays because it changes how numpy sums.
-    """
-    count = np.arange(len(ranks) + 1.0)
-    recall = count / instances
-    envelope = np.maximum.accumulate((count[1:] / ranks)[::-1])[::-1]
-    steps = np.zeros(len(ranks) + (recall[-1] != 1.0))
-    np.multiply(recall[1:] - recall[:-1], envelope, out=steps[: len(ranks)])
-    return float(steps.sum())
-
-
-def match(
-    truth: Truth,
-    found: Predictions,
-    video: np.ndarray,
-    label: np.ndarray,
-    order: np.ndarray,
-    tious: np.ndarray,
-    kind: str | None = "stable",
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """True positives: threshold index, prediction row and ground-truth row of each.
-
-    Greedy inside every (video, class); all groups with the same number of ground truths advance
-    together, one prediction each a step.
-
-    Args:
-        order: rows, best first inside each class.
-    """
-    key = truth.label * len(truth.videos) + truth.video
-    truth_rows = np.argsort(key, kind="stable")  # file order inside a group
-    groups, size = np.unique(key, return_counts=True)
-    first_truth = np.cumsum(size) - size
-    rows = order[video[order] >= 0]
-    key = label[rows] * len(truth.videos) + video[rows]
-    slot = np.minimum(np.searchsorted(groups, key), len(groups) - 1)
-    hit = groups[slot] == key
-    rows, slot = rows[hit], slot[hit]
-    levels, winners, taken = [], [], []
-    for count in np.unique(size).tolist():
-        select = size[slot] == count
-        mine, its_slot = rows[select], slot[select]
-        truths = truth_rows[first_truth[its_slot][:, None] + np.arange(count)]
-        tiou = pairwise_tiou(found.segments[mine][:, None], truth.segments[truths])  # (P, count)
-        near = ~(tiou < tious.min()).all(axis=1)
-        assign = _assign_single if count == 1 else _assign
-        level, winner, place = assign(its_slot[near], tiou[near], tious, kind)
-        levels.append(level)
-        winners.append(mine[near][winner])
-        taken.append(truths[near][winner, place])
-    return np.concatenate(levels), np.concatenate(winners), np.concatenate(taken)
-
-
-def _assign_single(
-    group: np.ndarray, tiou: np.ndarray, tious: np.ndarray, kind: str | None
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """`_assign` where every group has one ground truth: the first that overlaps enough wins."""
-    levels, winners = [], []
-    first = np.empty(int(group.max(initial=-1)) + 1, np.int64)
-    for t, threshold in enumerate(tious.tolist()):
-        rows = np.flatnonzero(~(tiou[:, 0] < threshold))
-        first[group[rows[::-1]]] = rows[::-1]  # the first is written last
-        winner = rows[first[group[rows]] == rows]
-        levels.append(np.full(len(winner), t))
-        winners.append(winner)
-    level = np.concatenate(levels)
-    return level, np.concatenate(winners), np.zeros_like(level)
-
-
-def _assign(
-    group: np.ndarray, tiou: np.ndarray, tious: np.ndarray, kind: str | None
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """True positives (threshold index, row, place of the truth) among P predictions in order.
-
-    A prediction takes the first free truth in falling order of tIoU; NaN comes first and passes.
-
-    Args:
-        group: (P,) which predictions compete.
-        tiou: (P, count) with the ground truths of their group.
-    """
-    preference = np.argsort(tiou, axis=1, kind=kind)[:, ::-1]
-    ranked = np.take_along_axis(tiou, preference, 1)
-    passes = ~(ranked[:, None, :] < tious[None, :, None])  # (P, T, count)
-    groups, member = np.unique(group, return_inverse=True)
-    step = _place_in_group(member)
-    free = np.ones((len(groups), len(tious), tiou.shape[1]), bool)
-    found = [np.zeros((3, 0), np.int64)]
-    by_step = np.argsort(step, kind="stable")
-    for rows in np.split(by_step, np.flatnonzero(np.diff(step[by_step])) + 1):
-        choice = preference[rows][:, None, :]  # (R, 1, count)
-        state = free[member[rows]]  # (R, T, count)
-        open_ = passes[rows] & np.take_along_axis(state, np.broadcast_to(choice, state.shape), 2)
-        r, t = np.nonzero(open_.any(2))
-        best = open_[r, t].argmax(1)
-        place = choice[r, 0, best]
-        free[member[rows[r]], t, place] = False
-        found.append(np.stack([t, rows[r], place]))
-    level, winner, place = np.concatenate(found, axis=1)
-    return level, winner, place
-
-
-def _place_in_group(member: np.ndarray) -> np.ndarray:
-    """0, 1, 2, ... for the first, second, third occurrence of every value."""
-    order = np.argsort(member, kind="stable")
-    counts = np.bincount(member)
-    place = np.empty(len(member), np.int64)
-    place[order] = np.arange(len(member)) - np.repeat(np.cumsum(counts) - counts, counts)
-    return place
-
-
-def pairwise_tiou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """tIoU of broadcast segments (..., 2); 0/0 is NaN, reversed segments as in the toolkit."""
-    a_start, a_end, b_start, b_end = a[..., 0], a[..., 1], b[..., 0], b[..., 1]
-    overlap = np.minimum(a_end, b_end)
-    overlap -= np.maximum(a_start, b_start)
-    np.maximum(overlap, 0.0, out=overlap)
-    union = (b_end - b_start) + (a_end - a_start)
-    union -= overlap
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return np.divide(overlap, union, out=overlap)
+    rules, thresholds = rules_of(protocol, [tiou])
+    truth = truth_table(ground_truth, subset or rules.subset, rules.ignore)
+    if label not in truth.classes:
+        raise ValueError(f"class {label!r} is not in subset {truth.subset!r}: {truth.classes}")
+    found = prediction_table(detections, with_labels=True)
+    video, labels = align(truth, found)
+    order, sizes = best_first(labels, found.scores, len(truth.classes), "stable")
+    rank = ranks(order, sizes)
+    _, rows, _ = match(truth, found, video, labels, order, thresholds)
+    mine = truth.classes.index(label)
+    hits = np.zeros(np.count_nonzero(labels == mine))
+    hits[rank[rows[labels[rows] == mine]]] = 1
+    hits = np.cumsum(hits)
+    return hits / np.count_nonzero(truth.label == mine), hits / np.arange(1, len(hits) + 1)

@@ -8,19 +8,22 @@ proposal less); proposals of videos outside the ground truth count towards the s
 starts at the first step, so a perfect method gets 99, not 100.
 """
 
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
+from lofi.evaluation.available import available_ids, restrict
 from lofi.evaluation.detection import (
-    PROTOCOLS,
     SORTS,
-    best_first,
     checked_tie_order,
-    pairwise_tiou,
+    origin_lines,
+    protocol_string,
+    rules_of,
 )
-from lofi.evaluation.tables import Truth, prediction_table, truth_table
+from lofi.evaluation.matching import BLOCK, best_first, overlap_ratio
+from lofi.evaluation.tables import Predictions, Truth, prediction_table, truth_table
 
 STEPS = 100
 
@@ -40,19 +43,38 @@ class RecallResult:
     videos: int
     instances: int
     proposals: int
+    videos_without_proposals: int
+    video_list: str  # as in `DetectionResult`
     video_list_hash: str
     tie_order: str
+    protocol: str = "activitynet"
+    post_processing: Any = field(default=None, hash=False)  # as the proposal file says
+    source: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    available: "RecallResult | None" = None  # the same proposals on the available videos
+
+    @property
+    def protocol_string(self) -> str:
+        """Protocol, subset, video list with its hash, and the choices that move numbers."""
+        return protocol_string(self)
 
     def to_json(self) -> dict[str, Any]:
-        """JSON-able dict, one key per field."""
-        return asdict(self)
+        """JSON-able dict, one key per field, and the protocol in words."""
+        record = asdict(replace(self, available=None))
+        record["protocol_string"] = self.protocol_string
+        record["available"] = self.available and self.available.to_json()
+        return record
 
     def __str__(self) -> str:
         values = ", ".join(f"AR@{k} {100 * v:.2f}" for k, v in self.average_recall.items())
-        return (
-            f"{values}, AUC {self.auc:.2f} ({self.subset}: {self.videos} videos "
-            f"[{self.video_list_hash}], {self.instances} instances; {self.proposals} proposals)"
+        line = (
+            f"{values}, AUC {self.auc:.2f} ({self.subset}, {self.video_list} "
+            f"[{self.video_list_hash}]: {self.videos} videos, {self.instances} instances; "
+            f"{self.proposals} proposals, none in {self.videos_without_proposals} videos)"
         )
+        lines = [line, *origin_lines(self)]
+        if self.available:  # of the same file: its origin is said once
+            lines.append(str(replace(self.available, post_processing=None, source={})))
+        return "\n".join(lines)
 
 
 def proposal_recall(
@@ -62,6 +84,7 @@ def proposal_recall(
     tious: Any = None,
     max_proposals: int | None = 100,
     tie_order: str = "file",
+    available: Any = None,
 ) -> RecallResult:
     """Compute AR@AN and AUC.
 
@@ -71,14 +94,30 @@ def proposal_recall(
             (segments (N, 2), scores (N,)). Labels are not looked at.
         tious: thresholds; None = 0.5, 0.55, ..., 0.95.
         max_proposals: average per video; None = as many as the file has on average.
-        tie_order: as in `detection_map`.
+        tie_order, available: as in `detection_map`.
     Raises:
         ValueError: empty subset, malformed input, or no proposals at all.
     """
-    kind = SORTS[checked_tie_order(tie_order)]
-    thresholds = np.array(PROTOCOLS["activitynet"].tious if tious is None else tious, np.float64)
+    checked_tie_order(tie_order)
+    _, thresholds = rules_of("activitynet", tious)
     truth = truth_table(ground_truth, subset)
     found = prediction_table(proposals, with_labels=False)
+    result = _evaluate(truth, found, thresholds, max_proposals, tie_order)
+    if available is None:
+        return result
+    fewer = restrict(truth, found, available_ids(available, found))
+    part = _evaluate(*fewer, thresholds, max_proposals, tie_order, "available")
+    return replace(result, available=part)
+
+
+def _evaluate(
+    truth: Truth,
+    found: Predictions,
+    thresholds: np.ndarray,
+    max_proposals: int | None,
+    tie_order: str,
+    list_name: str = "official",
+) -> RecallResult:
     total = len(found.scores)
     if not total:
         raise ValueError("there are no proposals at all; recall needs at least one")
@@ -86,21 +125,19 @@ def proposal_recall(
     average = float(total) / num_videos if max_proposals is None else max_proposals
     ratio = average * float(num_videos) / total
 
-    index = {name: i for i, name in enumerate(truth.videos)}
-    video = np.array([index.get(name, -1) for name in found.videos], np.int64)[found.video]
-    counts = np.bincount(video[video >= 0], minlength=num_videos)
+    index = {name: i for i, name in enumerate(truth.videos)}  # others are one more group, the last
+    group = np.array([index.get(name, num_videos) for name in found.videos], np.int32)[found.video]
+    order, sizes = best_first(group, found.scores, num_videos + 1, SORTS[tie_order])
+    counts = sizes[:-1]
     kept = np.minimum((counts * ratio).astype(np.int64), counts)
-    group = np.where(video < 0, num_videos, video)  # videos without ground truth come last
-    order, rank = best_first(group, found.scores, num_videos + 1, kind)
     order = order[: counts.sum()]
-    order = order[rank[order] < kept[video[order]]]
-    first = _first_ranks(truth, found.segments.take(order, axis=0), kept, thresholds)
+    if (kept < counts).any():
+        starts = np.cumsum(counts) - counts
+        order = order[np.arange(len(order)) < np.repeat(starts + kept, counts)]
+    first = _first_ranks(truth, found.segments, order, kept, thresholds)
 
     steps = np.arange(1, STEPS + 1) / 100.0 * (average * float(num_videos) / max(kept.sum(), 1))
-    used = np.minimum((kept[:, None] * steps).astype(np.int64), kept[:, None])  # (videos, steps)
-    used = used[truth.video]  # (G, steps)
-    recalled = np.stack([np.count_nonzero(row[:, None] < used, axis=0) for row in first])
-    recall = recalled / len(truth.segments)
+    recall = _recalled(truth, first, kept, steps) / len(truth.segments)
     axis = steps * (float(kept.sum()) / num_videos)
     curve = recall.mean(axis=0)
     area = float(np.sum((axis[1:] - axis[:-1]) * (curve[1:] + curve[:-1]) / 2.0))
@@ -112,34 +149,59 @@ def proposal_recall(
         recall=tuple(map(tuple, recall.tolist())),
         average_recall_curve=tuple(curve.tolist()),
         max_proposals=max_proposals,
-        subset=subset,
+        subset=truth.subset,
         videos=num_videos,
         instances=len(truth.segments),
         proposals=total,
+        videos_without_proposals=int(np.count_nonzero(counts == 0)),
+        video_list=f"{list_name}-{num_videos}",
         video_list_hash=truth.video_list_hash,
         tie_order=tie_order,
+        post_processing=found.post_processing,
+        source=found.source,
     )
 
 
 def _first_ranks(
-    truth: Truth, segments: np.ndarray, kept: np.ndarray, tious: np.ndarray
+    truth: Truth, segments: np.ndarray, order: np.ndarray, kept: np.ndarray, tious: np.ndarray
 ) -> np.ndarray:
     """(T, G) rank of the first kept proposal that recalls each ground truth, huge if none does.
 
     Args:
-        segments: kept proposals, by video, best first.
+        order: rows of the kept proposals, by video, best first.
         kept: (videos,) how many each has.
     """
     lengths = kept[truth.video]  # proposals facing each ground truth
-    owner = np.repeat(np.arange(len(lengths)), lengths)
-    place = np.arange(len(owner)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-    row = place + np.repeat((np.cumsum(kept) - kept)[truth.video], lengths)
-    theirs = np.repeat(truth.segments, lengths, axis=0)
-    tiou = pairwise_tiou(theirs, segments.take(row, axis=0))
-    near = np.flatnonzero(tiou >= tious.min())[::-1]  # falling, so the smallest is written last
-    tiou, owner, place = tiou[near], owner[near], place[near]
-    first = np.full((len(tious), len(lengths)), np.iinfo(np.int64).max)
-    for t, threshold in enumerate(tious.tolist()):
-        good = np.flatnonzero(tiou >= threshold)
-        first[t, owner.take(good)] = place.take(good)
-    return first
+    offset = (np.cumsum(kept) - kept)[truth.video]  # place in `order` of the first of them
+    start, end = segments[:, 0], segments[:, 1]
+    rising = np.sort(tious)
+    first = np.full((len(lengths), len(tious) + 1), np.iinfo(np.int64).max)
+    for size in np.unique(lengths[lengths > 0]).tolist():  # those that face as many together
+        facing, block = np.flatnonzero(lengths == size), max(1, BLOCK // size)
+        for low in range(0, len(facing), block):
+            mine = facing[low : low + block]
+            row = order[offset[mine, None] + np.arange(size)]
+            theirs = truth.segments[mine, None]
+            tiou = overlap_ratio(theirs[..., 0], theirs[..., 1], start[row], end[row])
+            best = np.maximum.accumulate(np.fmax(tiou, 0.0, out=tiou), axis=1)  # NaN becomes 0
+            better = best >= rising[0]
+            better[:, 1:] &= best[:, 1:] > best[:, :-1]  # only these can be the first to reach
+            owner, place = np.nonzero(better)
+            passed = np.searchsorted(rising, best[owner, place], "right")  # thresholds it reaches
+            # falling, so that the smallest place is written last
+            first[mine[owner[::-1]], passed[::-1]] = place[::-1]
+    # who reaches a threshold reaches all lower ones
+    first = np.minimum.accumulate(first[:, ::-1], axis=1)[:, ::-1]
+    return first[:, 1:].T[np.searchsorted(rising, tious)]
+
+
+def _recalled(truth: Truth, first: np.ndarray, kept: np.ndarray, steps: np.ndarray) -> np.ndarray:
+    """(T, steps) number of ground truths recalled when each video may use a share of its kept."""
+    recalled = np.zeros((len(first), len(steps) + 1), np.int64)
+    facing = kept[truth.video]
+    for size in np.unique(kept).tolist():
+        used = np.minimum((size * steps).astype(np.int64), size)  # never falls from step to step
+        needed = np.searchsorted(used, first[:, facing == size], "right")  # first step that has it
+        for t, row in enumerate(needed):
+            recalled[t] += np.bincount(row, minlength=len(steps) + 1)
+    return np.cumsum(recalled[:, :-1], axis=1)

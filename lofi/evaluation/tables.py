@@ -6,7 +6,6 @@ whole files; only when one fails is the file walked entry by entry to name the c
 
 import gc
 import hashlib
-from array import array
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import chain
@@ -16,6 +15,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lofi.files import read_json
+
+POST_PROCESSING = "post_processing"  # key of `external_data` in a detection file
 
 
 class Truth(NamedTuple):
@@ -28,6 +29,20 @@ class Truth(NamedTuple):
     label: np.ndarray  # (G,) index into classes
     segments: np.ndarray  # (G, 2) seconds
     durations: np.ndarray  # (videos,) seconds, NaN where the source has none
+
+    def select(self, rows: np.ndarray) -> "Truth":
+        """The instances where `rows` (G,) is true; videos and classes without any vanish."""
+        video, place = _compact(self.video[rows])
+        label, number = _compact(self.label[rows])
+        return Truth(
+            self.subset,
+            tuple(self.videos[v] for v in video.tolist()),
+            tuple(self.classes[c] for c in label.tolist()),
+            place,
+            number,
+            self.segments[rows],
+            self.durations[video],
+        )
 
     @property
     def video_list_hash(self) -> str:
@@ -44,6 +59,26 @@ class Predictions(NamedTuple):
     label: np.ndarray  # (N,) index into labels
     scores: np.ndarray  # (N,)
     segments: np.ndarray  # (N, 2) seconds
+    external: Mapping[str, Any] = {}  # what the file says about itself
+
+    def select(self, rows: np.ndarray) -> "Predictions":
+        """The predictions of these rows: (N,) bool, or indices in the order wanted."""
+        return self._replace(
+            video=self.video[rows],
+            label=self.label[rows] if self.labels else self.label,
+            scores=self.scores[rows],
+            segments=self.segments[rows],
+        )
+
+    @property
+    def post_processing(self) -> Any:
+        """How the detections were made from maps, None when the file does not say."""
+        return self.external.get(POST_PROCESSING)
+
+    @property
+    def source(self) -> dict[str, Any]:
+        """What else the file says: method, encoder, seed, ..."""
+        return {k: v for k, v in self.external.items() if k != POST_PROCESSING}
 
 
 def truth_table(source: Any, subset: str, ignore: frozenset[str] = frozenset()) -> Truth:
@@ -56,23 +91,25 @@ def truth_table(source: Any, subset: str, ignore: frozenset[str] = frozenset()) 
         ValueError: no annotation in this subset (names the subsets there are), malformed entries.
     """
     what = str(source) if isinstance(source, str | Path) else "ground truth"
-    rows = list(_truth_rows(source, what))
-    subsets = sorted({str(row[1]) for row in rows})
+    with _collection_paused():
+        rows = list(_truth_rows(source, what))
     videos: dict[str, int] = {}
     classes: dict[str, int] = {}
-    video, label, segments, durations = [], [], [], []
+    video, labels, segments, durations = [], [], [], []
     for name, its_subset, duration, annotations in rows:
         if its_subset != subset:
             continue
+        if ignore:
+            annotations = [a for a in annotations if a[2] not in ignore]
+        if annotations and name not in videos:
+            durations.append(duration)
+            videos[name] = len(videos)
         for start, end, its_label in annotations:
-            if its_label in ignore:
-                continue
-            if name not in videos:
-                durations.append(duration)
-            video.append(videos.setdefault(name, len(videos)))
-            label.append(classes.setdefault(its_label, len(classes)))
-            segments.append((start, end))
+            video.append(videos[name])
+            labels.append(classes.setdefault(its_label, len(classes)))
+            segments += (start, end)
     if not segments:
+        subsets = sorted({str(row[1]) for row in rows})
         raise ValueError(
             f"{what}: no annotated video in subset {subset!r} ({len(rows)} videos, subsets: "
             f"{', '.join(subsets) or 'none'}); choose one of these"
@@ -82,10 +119,17 @@ def truth_table(source: Any, subset: str, ignore: frozenset[str] = frozenset()) 
         tuple(videos),
         tuple(classes),
         np.array(video),
-        np.array(label),
-        np.array(segments, np.float64),
+        np.array(labels),
+        np.array(segments, np.float64).reshape(-1, 2),
         np.array(durations, np.float64),
     )
+
+
+def _compact(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The distinct values in order of first appearance, and every value's place among them."""
+    distinct, first, place = np.unique(values, return_index=True, return_inverse=True)
+    order = np.argsort(first)
+    return distinct[order], np.argsort(order)[place]
 
 
 @contextmanager
@@ -100,7 +144,7 @@ def _collection_paused() -> Iterator[None]:
             gc.enable()
 
 
-def _load(path: str | Path, what: str) -> Any:
+def read_fast(path: str | Path, what: str) -> Any:
     """`read_json` by orjson where that is installed (three times as fast).
 
     What orjson refuses (NaN, broken files) goes to `read_json`, which has the error messages.
@@ -121,7 +165,7 @@ def _truth_rows(source: Any, what: str) -> Iterable[TruthRow]:
     if isinstance(source, str | Path):
         path, source = source, None
         if Path(path).suffix.lower() == ".json":
-            source = _load(path, "annotations in ActivityNet format")
+            source = read_fast(path, "annotations in ActivityNet format")
         if not isinstance(source, Mapping) or "database" not in source:  # the other formats
             from lofi.data.annotations import read_annotations
 
@@ -164,11 +208,13 @@ def prediction_table(source: Any, with_labels: bool) -> Predictions:
     with _collection_paused():
         if isinstance(source, str | Path):
             source = _read_results(Path(source))
+        external: Any = {}
         if isinstance(source, Mapping) and isinstance(source.get("results"), Mapping):
-            source = source["results"]
+            source, external = source["results"], source.get("external_data")
         if not isinstance(source, Mapping):
             raise ValueError(f"{what}: {type(source).__name__}; expected a dict, id -> detections")
         table = Predictions(tuple(source), *_columns(source, with_labels, what))
+        table = table._replace(external=external if isinstance(external, Mapping) else {})
         del source
     if not (np.isfinite(table.scores).all() and np.isfinite(table.segments).all()):
         finite = np.isfinite(table.scores) & np.isfinite(table.segments).all(1)
@@ -185,7 +231,7 @@ def _read_results(path: Path) -> Any:
         from lofi.detection.results import read_detections
 
         return read_detections(path)
-    content = _load(path, "detections in ActivityNet format")
+    content = read_fast(path, "detections in ActivityNet format")
     if not isinstance(content, dict) or not isinstance(content.get("results"), dict):
         raise ValueError(
             f'{path}: no "results"; expected {{"version", "results": {{id: [...]}}, '
@@ -202,30 +248,54 @@ def _columns(results: Mapping[str, Any], with_labels: bool, what: str) -> Column
     lists = list(results.values())
     if lists and isinstance(lists[0], tuple) and len(lists[0]) == 2 and not with_labels:
         return _array_columns(lists)
-    video = np.repeat(np.arange(len(lists)), [len(entries) for entries in lists])
-    times, scores, label = array("d"), array("d"), array("q")
+    counts = [len(entries) for entries in lists]
     index: dict[str, int] = {}
-    add_time, add_score = times.append, scores.append
+    as_dicts = any(isinstance(entries[0], Mapping) for entries in lists if entries)
+    numbers = _dict_numbers if as_dicts else _object_numbers
+    width = 4 if with_labels else 3
     try:
-        if any(isinstance(entries[0], Mapping) for entries in lists if entries):
-            for entry in chain.from_iterable(lists):
-                start, end = entry["segment"]
-                add_time(start)
-                add_time(end)
-                add_score(entry["score"])
-                if with_labels:
-                    label.append(index.setdefault(entry["label"], len(index)))
-        else:
-            for d in chain.from_iterable(lists):
-                add_time(d.start_s)
-                add_time(d.end_s)
-                add_score(d.score)
-                if with_labels:
-                    label.append(index.setdefault(d.label, len(index)))
+        flat = np.fromiter(
+            numbers(chain.from_iterable(lists), index if with_labels else None),
+            np.float64,
+            width * sum(counts),
+        )
     except (AttributeError, KeyError, TypeError, ValueError):
         raise ValueError(_culprit(results, with_labels, what)) from None
-    segments = np.array(times, np.float64).reshape(-1, 2)
-    return video, tuple(index), np.array(label, np.int64), np.array(scores, np.float64), segments
+    columns = flat.reshape(-1, width)
+    label = columns[:, 3].astype(np.int64) if with_labels else np.zeros(0, np.int64)
+    video = np.repeat(np.arange(len(lists)), counts)
+    return video, tuple(index), label, columns[:, 2], columns[:, :2]
+
+
+def _dict_numbers(entries: Iterable[Any], index: dict[str, int] | None) -> Iterator[Any]:
+    """start, end, score and (with `index`, which it fills) label of entries as in JSON.
+
+    One pass over half a million dicts is bound by memory: nothing is kept of them.
+    """
+    if index is None:
+        for entry in entries:
+            start, end = entry["segment"]
+            yield start
+            yield end
+            yield entry["score"]
+        return
+    number = index.setdefault
+    for entry in entries:
+        start, end = entry["segment"]
+        yield start
+        yield end
+        yield entry["score"]
+        yield number(entry["label"], len(index))
+
+
+def _object_numbers(entries: Iterable[Any], index: dict[str, int] | None) -> Iterator[Any]:
+    """`_dict_numbers` of `Detection`s."""
+    for d in entries:
+        yield d.start_s
+        yield d.end_s
+        yield d.score
+        if index is not None:
+            yield index.setdefault(d.label, len(index))
 
 
 def _array_columns(lists: list[Any]) -> Columns:

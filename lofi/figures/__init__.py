@@ -1,6 +1,7 @@
 """Every plot and table of this kit: plain data in, matplotlib Axes (or a small table) out."""
 
 from lofi.figures.curves import learning_rate, loss_curves, precision_recall
+from lofi.figures.errors import diagnosis_figure, error_profile, sensitivity_bars
 from lofi.figures.maps import (
     boundary_curves,
     confidence_map,
@@ -34,6 +35,8 @@ __all__ = [
     "bytes_by_layer",
     "confidence_map",
     "detections_table",
+    "diagnosis_figure",
+    "error_profile",
     "judge",
     "label_map",
     "learning_rate",
@@ -46,6 +49,7 @@ __all__ = [
     "results_bars",
     "results_rows",
     "results_table",
+    "sensitivity_bars",
     "similarity",
     "summary_table",
     "three_stages",

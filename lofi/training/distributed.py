@@ -20,11 +20,6 @@ from torch import Tensor, nn
 TIMEOUT = datetime.timedelta(hours=2)  # rank 0 may render, read or write while the others wait
 
 
-def launched() -> bool:
-    """True in a process that torchrun started."""
-    return "RANK" in os.environ and "WORLD_SIZE" in os.environ
-
-
 def restarted() -> bool:
     """True when torchrun started this process again after a failure: it must go on, not begin."""
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
@@ -39,7 +34,7 @@ def joined(device: str = "cpu") -> Iterator[str]:
     Raises:
         ValueError: more processes than cards on this machine.
     """
-    if not launched():
+    if "RANK" not in os.environ:  # not started by torchrun
         yield device
         return
     options: dict[str, Any] = {}

@@ -143,7 +143,7 @@ class EndToEnd:
         frames = self._frames(clips.flatten(0, 1))
         self.watch.begin()
         with self._autocast():
-            features = self.encoder(frames).float()
+            features = _at_least_float32(self.encoder(frames))
             losses = losses_of(_by_video(features, len(clips)), part)
         self.watch.end()
         losses["loss"].backward()
@@ -169,7 +169,7 @@ class EndToEnd:
             frames = self._frames(snippets[chosen])
             self.watch.begin()
             with _random_state(states[i] if states else None), self._autocast():
-                again = self.encoder(frames).float()
+                again = _at_least_float32(self.encoder(frames))
             self.watch.end()
             again.backward(gradient[chosen.to(gradient.device)])
             del frames, again
@@ -184,7 +184,7 @@ class EndToEnd:
             if replay:
                 states.append(_get_random_state(device))
             with torch.no_grad(), self._autocast():
-                part = self.encoder(self._frames(snippets[chosen])).float()
+                part = _at_least_float32(self.encoder(self._frames(snippets[chosen])))
             if found is None:
                 found = part.new_zeros(len(rows), part.shape[1])
             found[chosen.to(device)] = part
@@ -278,6 +278,11 @@ def is_out_of_memory(error: BaseException) -> bool:
     text = str(error).lower()
     phrases = ("out of memory", "can't allocate memory", "not enough memory")
     return isinstance(error, torch.OutOfMemoryError) or any(phrase in text for phrase in phrases)
+
+
+def _at_least_float32(features: Tensor) -> Tensor:
+    """The gradient of the features is kept in float32, also under autocast."""
+    return features if features.dtype == torch.float64 else features.float()
 
 
 def _by_video(features: Tensor, videos: int) -> Tensor:

@@ -70,8 +70,11 @@ def method_config(config: Config, method: str) -> Config:
         base, _, name = method.rpartition("-")
         schedule, mode = schedules[base], replace(mode, name=name)
     else:
-        known = ", ".join(["random", "acp", "acp+", *schedules, *FULL_METHODS])
-        raise ValueError(f"unknown method {method!r}; known: {known}")
+        known = ["random", "acp", "acp+", *schedules, *FULL_METHODS, "icp", "arrow", "speed"]
+        raise ValueError(
+            f"unknown method {method!r}; known: {', '.join(known)}, weights, "
+            "or two of them side by side, such as acp+arrow"
+        )
     return replace(config, lofi=replace(config.lofi, schedule=schedule, mode=mode))
 
 
@@ -307,4 +310,5 @@ def common_settings(config: Config) -> dict[str, Any]:
 
 def write_run_config(config: Config, run_dir: str | Path) -> None:
     """Keep the full configuration in the run's folder, for `lofi detect` and for readers."""
-    write_json(Path(run_dir) / "config.json", asdict(config))
+    if is_first():
+        write_json(Path(run_dir) / "config.json", asdict(config))

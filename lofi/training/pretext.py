@@ -4,6 +4,10 @@ Sources: Wei et al., CVPR 2018; Benaim et al., CVPR 2020, on the snippets of the
 table 7 does not say how it trained them; all numbers here are the originals' or ours. Both copies
 of a clip are in the same batch with the same crop, flip and colour, so that nothing but the
 direction (or the speed) tells them apart.
+
+The toy worlds' actors oscillate, which looks the same in both directions: there arrow stays at
+chance (0.50 measured, preset tiny, one seed) and its encoder localizes worse than a random one.
+Speed reaches 0.6 to 0.7 there.
 """
 
 from collections.abc import Callable, Sequence
@@ -81,12 +85,8 @@ def _train(config, run_dir, stage: str, resume: bool, on_step, device: str) -> d
         raise ValueError(f"stage {stage} needs maps of every frame; use a tsm-* encoder, "
                          f"not {encoder.name}")  # fmt: skip
     torch.manual_seed(config.seed)  # the head's framework initialisation
-    kind = (
-        SpeedHead
-        if stage == "speed"
-        else {"tcam": ArrowHead, "avg": AverageHead}[config.arrow_head]
-    )
-    head = kind(encoder.channels)
+    kind = "speed" if stage == "speed" else config.arrow_head
+    head = {"speed": SpeedHead, "tcam": ArrowHead, "avg": AverageHead}[kind](encoder.channels)
     pairs = _speed_pairs if stage == "speed" else _arrow_pairs
     task = Task(
         stage=stage,
@@ -97,7 +97,7 @@ def _train(config, run_dir, stage: str, resume: bool, on_step, device: str) -> d
         held=held,
         setting=config.speed if stage == "speed" else config.arrow,
         reader=lambda source: _pair_reader(source, pairs, config.full.frames),
-        settings={"head": "speed" if stage == "speed" else config.arrow_head},
+        settings={"head": kind},
         result={"held_out": len(held)},
     )
     settings = {"clips": fingerprint(clips)} | started_from(config, encoder)
@@ -183,7 +183,8 @@ def normal_and_fast(available: int, frames: int, generator: torch.Generator) -> 
 
     A common start keeps the distance from the file's key frame out of the task. What overruns the
     end is drawn again (never padded: repeated frames would give the class away), which in clips
-    shorter than about 3 `frames` makes the fast copy slower than its factor says.
+    shorter than about 3 `frames` makes the fast copy slower than its factor says (1.95 on average;
+    measured 1.92 with 24 frames for 8, and 1.63 in the toy worlds' clips, 8 frames for 4).
 
     Raises:
         VideoError: fewer than 2 `frames` are available.

@@ -4,7 +4,8 @@ Action classification (ACP), its continuation on the target set (ACP+), image cl
 `lofi.training.pretext` adds the self-supervised tasks. Source: LoFi paper sections 3.1 and 4.1
 (baselines); recipe of the real-size presets: TSM on Kinetics-400. Classifiers are thrown away, the
 encoder stays. Batch statistics are live here, and with several processes each has those of its own
-share, so that weights then depend (slightly) on their number, unlike in all later stages.
+share, so that weights depend (slightly) on their number, unlike in later stages; at the end the
+running statistics are averaged.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,7 +23,7 @@ from lofi.data.datasets import fingerprint, open_datasets
 from lofi.encoders import encoder_hash, normalise
 from lofi.encoders.base import Encoder
 from lofi.training.augmentation import draw_colour, draw_geometry, recolour
-from lofi.training.distributed import rank, reduce_sum, share
+from lofi.training.distributed import rank, reduce_sum, share, size
 from lofi.training.loop import Batches, OnStep, Training, fit, generator_for
 from lofi.training.models import (
     common_settings,
@@ -215,6 +216,8 @@ def pretrain(
     with ClipSource(config, run) as source:
         read = task.reader(source)
         fit(_training(config, task, read, device), run, on_step)
+        _average_statistics(encoder)
+        _average_statistics(task.classifier)
         accuracy = _accuracy(config, task, read, device) if task.held else None
     result = save_stage_encoder(config, run, encoder, stage)
     return run.finish(result | {"accuracy": accuracy} | task.result)
@@ -230,7 +233,7 @@ def _training(config: Config, task: Task, read: Read, device: str) -> Training:
         return read(clips, (*address, step), setting.augment)
 
     def losses(batch: Batch, step: int):
-        mine = 0.0 if batch is None else len(batch[1])
+        mine = 0.0 if batch is None else float(len(batch[1]))
         count = float(reduce_sum(torch.tensor(mine, device=device)))
         if batch is None:
             return None
@@ -240,6 +243,14 @@ def _training(config: Config, task: Task, read: Read, device: str) -> Training:
 
     workers = config.data.workers
     return Training(modules, setting, batches, load, losses, workers, config.checkpoint_every)
+
+
+@torch.no_grad()
+def _average_statistics(module: nn.Module) -> None:
+    """Give every process the mean of the processes' running statistics; one keeps its own."""
+    for buffer in module.buffers():
+        if buffer.is_floating_point():
+            buffer.copy_(reduce_sum(buffer) / size())
 
 
 def _scores(task: Task, batch: Batch, device: str) -> tuple[torch.Tensor, torch.Tensor]:

@@ -1,0 +1,96 @@
+"""Which fidelities and encoder modes fit a memory budget, and what they cost."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from lofi.budget.count import activation_bytes, tensor_bytes
+from lofi.config import Mode
+from lofi.encoders import Encoder, build_encoder, freeze_batch_norm
+from lofi.fidelity import LOW_BUDGET, REDUCTIONS, Fidelity
+
+GIB = 2**30
+MODES = (Mode(), Mode(fold=True), Mode(recompute=True), Mode("partial"), Mode("exact"),
+         Mode("exact", chunk=1), Mode("sampled"), Mode("frozen"))  # fmt: skip
+
+
+@dataclass(frozen=True)
+class PlanRow:
+    """One way to train under a budget.
+
+    `peak_bytes` is for `batch` videos with the optimiser's state; `largest_batch` the most videos,
+    up to `batch`, that fit (0: not even one); `relative_compute` the arithmetic, with that of one
+    graph at full fidelity as 1; `decoded_frames` frames a video, each counted once.
+    """
+
+    configuration: str
+    fidelity: Fidelity
+    mode: Mode
+    batch: int
+    peak_bytes: int
+    largest_batch: int
+    fits: bool
+    relative_compute: float
+    decoded_frames: int
+
+
+def plan(
+    budget_gib: float,
+    encoder: Encoder | str,
+    head: nn.Module | None = None,
+    full: Fidelity | None = None,
+    batch: int = 16,
+    amp: str = "fp32",
+    *,
+    modes: Sequence[Mode] = MODES,
+    optimiser_copies: int = 1,
+) -> list[PlanRow]:
+    """List which fidelities and modes fit on one device.
+
+    Args:
+        budget_gib: memory of the device in GiB (2^30 bytes).
+        full: fidelity that LoFi reduces; default `Fidelity()`.
+        batch: wanted videos a step on the device.
+        modes: how to train at full fidelity.
+        optimiser_copies: values kept for each trained weight (SGD with momentum 1, Adam 2).
+    """
+    if isinstance(encoder, str):
+        encoder = build_encoder(encoder)
+        freeze_batch_norm(encoder)
+    full = full or Fidelity()
+    low = {name.upper(): full.reduced(*by) for name, by in REDUCTIONS.items()}
+    low["low budget"] = full.reduced(*LOW_BUDGET)
+    wanted = [(f"{name} LoFi", fidelity, Mode()) for name, fidelity in low.items()]
+    wanted += [("full fidelity", full, mode) for mode in modes]
+    trained = [*_trained(encoder), *_trained(head)]
+    state = optimiser_copies * sum(map(tensor_bytes, trained))
+    room = budget_gib * GIB - state
+    reports = [activation_bytes(encoder, head, size, batch, amp, mode) for _, size, mode in wanted]
+    base = next((r for r in reports if r.fidelity == full and r.mode == Mode()), None)
+    base = base or activation_bytes(encoder, head, full, 1, amp)
+    rows = []
+    for (name, fidelity, mode), report in zip(wanted, reports, strict=True):
+        fits, largest = report.peak_bytes <= room, batch
+        if not fits and batch > 1:
+            one = activation_bytes(encoder, head, fidelity, 1, amp, mode).peak_bytes
+            per_video = (report.peak_bytes - one) / (batch - 1)
+            largest = max(0, int((room - one) // per_video) + 1)
+        rows.append(
+            PlanRow(
+                name,
+                fidelity,
+                mode,
+                batch,
+                peak_bytes=report.peak_bytes + state,
+                largest_batch=largest if fits or batch > 1 else 0,
+                fits=fits,
+                relative_compute=report.flops / batch / (base.flops / base.batch),
+                decoded_frames=fidelity.snippets * fidelity.frames,
+            )
+        )
+    return rows
+
+
+def _trained(module: nn.Module | None) -> list[Tensor]:
+    return [p for p in module.parameters() if p.requires_grad] if module is not None else []

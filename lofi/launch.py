@@ -1,0 +1,120 @@
+"""A `lofi` command in several processes: torchrun as a child that ends with its parent.
+
+The same from a shell, a notebook or papermill: the child is a fresh process, so it does not matter
+what the caller has done with CUDA. Results come back as the files of the run folder. Several
+machines: start torchrun on each of them (README, "Several GPUs and machines").
+"""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+
+WATCH = "LOFI_WATCH_PARENT"
+LAST_LINES = 20
+GRACE_S = 10.0  # between asking the processes to end and killing them
+
+
+class LaunchError(RuntimeError):
+    """The processes failed; `lines` holds the last lines that they printed."""
+
+    def __init__(self, message: str, lines: Sequence[str]):
+        super().__init__(message)
+        self.lines = tuple(lines)
+
+
+def launched() -> bool:
+    """True in a process that torchrun started."""
+    return "RANK" in os.environ and "WORLD_SIZE" in os.environ
+
+
+def run(
+    words: Sequence[str],
+    processes: int,
+    *,
+    restarts: int = 2,
+    echo: Callable[[str], None] | None = None,
+) -> None:
+    """Run `lofi WORDS…` in several processes of this machine that train together.
+
+    Args:
+        words: the command line after `lofi`, for instance ["train", "lofi", "--out", "runs/a"].
+        processes: how many; with `--device cuda` one for each GPU.
+        restarts: how often all processes are started again after one has died; every stage then
+            goes on from its last checkpoint.
+        echo: gets every line that is printed; default: standard error.
+    Raises:
+        ValueError: fewer than one process, or called inside of a launched process.
+        LaunchError: the processes failed for good; ends with what they printed last.
+    """
+    if processes < 1:
+        raise ValueError(f"processes is {processes}, expected at least 1")
+    if launched():
+        raise ValueError("this process was itself launched by torchrun; it must not launch others")
+    echo = echo or (lambda line: print(line, file=sys.stderr, flush=True))
+    command = [sys.executable, "-u", "-m", "torch.distributed.run", "--standalone"]
+    command += [f"--nproc-per-node={processes}", f"--max-restarts={restarts}", "-m", "lofi", *words]
+    environment = {"OMP_NUM_THREADS": "1", **os.environ, WATCH: "1"}
+    child = subprocess.Popen(
+        command,
+        env=environment,
+        stdin=subprocess.PIPE,  # closes when this process ends, however it ends
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+    )
+    last: deque[str] = deque(maxlen=LAST_LINES)
+    reason = ""
+    try:
+        for line in child.stdout:
+            last.append(line.rstrip("\n"))
+            reason = last[-1] if last[-1].startswith("lofi: ") else reason
+            echo(last[-1])
+        status = child.wait()
+    finally:
+        _end(child)
+    if status != 0:
+        what = f"{processes} processes failed"
+        if reason:  # the one-line error of a worker
+            raise LaunchError(f"{what}: {reason.removeprefix('lofi: ')}", last)
+        shown = "\n".join(last)
+        raise LaunchError(f"{what} with exit status {status}; they printed last:\n{shown}", last)
+
+
+def _end(child: subprocess.Popen) -> None:
+    """Ask torchrun to stop its processes, and insist."""
+    with contextlib.suppress(OSError):
+        child.stdin.close()
+    if child.poll() is None:
+        child.terminate()
+        try:
+            child.wait(GRACE_S)
+        except subprocess.TimeoutExpired:
+            child.kill()
+            child.wait()
+    child.stdout.close()
+
+
+def watch_parent() -> None:
+    """In a launched process: end, and torchrun too, as soon as the one that launched them is gone.
+
+    When papermill is stopped its kernel dies, but the kernel's children would go on and hold their
+    GPUs. Their standard input is a pipe from the kernel, which ends with it.
+    """
+    if os.environ.get(WATCH) and launched():
+        agent = os.getppid()
+        threading.Thread(target=_until_alone, args=(agent,), daemon=True).start()
+
+
+def _until_alone(agent: int) -> None:
+    with contextlib.suppress(OSError):
+        while os.read(0, 4096):  # not sys.stdin: its lock would block the end of the interpreter
+            pass
+    with contextlib.suppress(OSError):
+        os.kill(agent, signal.SIGTERM)
+    os._exit(1)

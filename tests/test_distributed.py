@@ -1,0 +1,220 @@
+"""Several processes train as one: same weights, restarted workers, two machines, no orphans.
+
+Weights are compared in float64 where many steps are made: in float32 a rounding error of 1e-8
+decides sooner or later the sign of a ReLU's input, and then gradients differ by 1e-5.
+"""
+
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from lofi import config as configs
+from lofi import launch
+from lofi.data.toyworld import TINY, write_world
+from lofi.training.distributed import sum_gradients
+from lofi.training.full_fidelity import extract_features, train_head
+from lofi.training.joint import train_lofi
+from lofi.training.pretraining import train_acp
+from lofi.training.run_folder import read_metrics
+
+SMALL = {
+    "acp.epochs": 1, "acp.batch": 8, "lofi.training.epochs": 12, "lofi.training.batch": 4,
+    "head_training.epochs": 1, "head_training.batch": 4, "checkpoint_every": 3,
+}  # fmt: skip
+DOUBLE = """
+import os, sys, torch
+from pathlib import Path
+torch.set_default_dtype(torch.float64)
+out = Path(sys.argv[sys.argv.index("--out") + 1])
+(out / f"pid-{os.environ.get('RANK', 0)}").write_text(str(os.getpid()))
+from lofi.cli import main
+main()
+"""
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+linux_only = pytest.mark.skipif(not Path("/proc").is_dir(), reason="reads /proc")
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("world")
+    write_world(folder, replace(TINY, source_clips=(16, 4), videos=(8, 3)), seed=0)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def acp(world, tmp_path_factory):
+    """A run folder with a trained ACP encoder, to be copied."""
+    run = tmp_path_factory.mktemp("acp")
+    values = {**SMALL, "data.world": str(world)}
+    train_acp(configs.override(configs.preset("tiny"), values), run)
+    return run
+
+
+@pytest.fixture
+def new_run(acp, tmp_path):
+    """new_run(name): a fresh run folder that starts from the same ACP encoder."""
+
+    def copy(name: str) -> Path:
+        run = tmp_path / name
+        shutil.copytree(acp, run)
+        return run
+
+    return copy
+
+
+def words(stage: str, world: Path, out: Path, **changes) -> list[str]:
+    values = {**SMALL, **changes, "data.world": world}
+    options = [f"--{key.replace('_', '-')}={value}" for key, value in values.items()]
+    return ["train", stage, "--preset", "tiny", "--out", str(out), *options]
+
+
+def torchrun(script: Path, options: list[str], arguments: list[str]) -> subprocess.Popen:
+    command = [sys.executable, "-m", "torch.distributed.run", *options, str(script), *arguments]
+    pipe = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    return subprocess.Popen(command, env=ENVIRONMENT, **pipe)
+
+
+def largest_difference(first: Path, second: Path, name: str = "encoder") -> float:
+    file = Path("c-lofi") / "encoder" / f"{name}.safetensors"
+    a, b = load_file(first / file), load_file(second / file)
+    assert a.keys() == b.keys()
+    return max(float((a[k].double() - b[k].double()).abs().max()) for k in a)
+
+
+def wait_for(condition, seconds: float) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "nothing happened in time"
+        time.sleep(0.05)
+
+
+def steps_done(run: Path) -> int:
+    path = run / "c-lofi" / "encoder" / "metrics.jsonl"
+    return len(path.read_text().splitlines()) if path.exists() else 0
+
+
+@pytest.fixture(scope="module")
+def double(tmp_path_factory):
+    """The command line in float64; leaves its process number in the run folder."""
+    script = tmp_path_factory.mktemp("script") / "double.py"
+    script.write_text(DOUBLE)
+    return script
+
+
+@pytest.fixture(scope="module")
+def alone(world, acp, double, tmp_path_factory):
+    """Stage 2 in float64 by one process, never interrupted."""
+    run = tmp_path_factory.mktemp("alone")
+    shutil.copytree(acp, run, dirs_exist_ok=True)
+    line = [sys.executable, str(double), *words("lofi", world, run)]
+    subprocess.run(line, check=True, env=ENVIRONMENT, stdout=subprocess.DEVNULL)
+    return run
+
+
+def test_one_two_and_four_processes_make_the_same_weights_and_features(world, new_run):
+    runs = {n: new_run(f"run-{n}") for n in (1, 2, 4)}
+    changes = {"lofi.training.epochs": 1}
+    values = {**SMALL, **changes, "data.world": str(world)}
+    config = configs.override(configs.preset("tiny"), values)
+    train_lofi(config, runs[1])
+    extract_features(config, runs[1], "c-lofi")
+    train_head(config, runs[1], "c-lofi")
+    for stage in ("lofi", "features", "head"):
+        launch.run(words(stage, world, runs[2], **changes), 2, echo=lambda line: None)
+    launch.run(words("lofi", world, runs[4], **changes), 4, echo=lambda line: None)
+    for n in (2, 4):
+        assert largest_difference(runs[1], runs[n]) < 1e-6
+        assert largest_difference(runs[1], runs[n], "head") < 1e-6
+    one, two = (sorted((runs[n] / "c-lofi" / "features").glob("*.safetensors")) for n in (1, 2))
+    assert [p.name for p in one] == [p.name for p in two] and len(one) == 11
+    for a, b in zip(one, two):
+        torch.testing.assert_close(load_file(a)["features"], load_file(b)["features"])
+    # Adam divides gradients by their own size, so rounding moves weights whose gradient is ~ 0:
+    # the losses of the head's steps are compared, not its weights.
+    logs = [read_metrics(runs[n] / "c-lofi" / "head") for n in (1, 2)]
+    losses = [[row["loss"] for row in log] for log in logs]
+    assert len(losses[0]) == 2 and losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+def test_two_machines_meet_and_train_as_one_process_would(world, new_run, double, alone):
+    together = new_run("together")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    meet = ["--nnodes=2", "--nproc-per-node=1", "--rdzv-backend=c10d", "--rdzv-id=lofi",
+            f"--rdzv-endpoint=127.0.0.1:{port}", "--local-addr=127.0.0.1"]  # fmt: skip
+    hosts = [torchrun(double, meet, words("lofi", world, together)) for _ in range(2)]
+    for host in hosts:
+        output, _ = host.communicate(timeout=240)
+        assert host.returncode == 0, output
+    assert steps_done(together) == steps_done(alone) == 24
+    assert largest_difference(alone, together) < 1e-10
+    assert largest_difference(alone, together, "head") < 1e-10
+
+
+def test_a_killed_worker_is_restarted_and_the_run_ends_with_the_same_weights(
+    world, new_run, double, alone
+):
+    killed = new_run("killed")
+    options = ["--standalone", "--nproc-per-node=2", "--max-restarts=2"]
+    agent = torchrun(double, options, words("lofi", world, killed))
+    wait_for(lambda: steps_done(killed) >= 5, 120)
+    os.kill(int((killed / "pid-1").read_text()), signal.SIGKILL)
+    output, _ = agent.communicate(timeout=240)
+    assert agent.returncode == 0, output
+    log = (killed / "c-lofi" / "encoder" / "log.txt").read_text()
+    starts = [int(step) for step in re.findall(r"steps (\d+) to 24", log)]
+    assert len(starts) == 2 and starts[0] == 0 and starts[1] >= 3, log
+    assert steps_done(killed) == 24
+    assert largest_difference(alone, killed) < 1e-10
+
+
+@linux_only
+def test_no_process_outlives_the_one_that_launched_it(world, new_run):
+    run = new_run("orphans")
+    line = words("lofi", world, run, **{"lofi.training.epochs": 400})
+    code = f"from lofi import launch; launch.run({line!r}, 2, echo=lambda line: None)"
+    parent = subprocess.Popen([sys.executable, "-c", code], env=ENVIRONMENT)
+    wait_for(lambda: steps_done(run) >= 2, 60)
+    assert len(_processes_with(str(run))) >= 3  # torchrun, two workers (and the parent)
+    parent.kill()
+    parent.wait()
+    wait_for(lambda: not _processes_with(str(run)), 20)
+
+
+def _processes_with(word: str) -> list[int]:
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            if word in path.read_bytes().decode(errors="replace"):
+                found.append(int(path.parent.name))
+        except OSError:
+            continue
+    return found
+
+
+def test_bad_input_of_launched_processes_is_one_clear_error(world, tmp_path):
+    line = [*words("head", world, tmp_path), "--method", "nobody"]
+    with pytest.raises(launch.LaunchError, match="2 processes failed: .*no features") as caught:
+        launch.run(line, 2, restarts=0, echo=lambda line: None)
+    assert caught.value.lines
+    with pytest.raises(ValueError, match="at least 1"):
+        launch.run(line, 0)
+
+
+def test_gradients_without_a_process_group_stay_as_they_are():
+    weight = torch.nn.Parameter(torch.ones(3))
+    weight.grad = torch.tensor([1.0, 2.0, 3.0])
+    sum_gradients([weight])
+    assert weight.grad.tolist() == [1.0, 2.0, 3.0]
