@@ -41,6 +41,7 @@ class HeadConfig:
 
     kind: Literal["gtad", "bmn"] = "gtad"
     variant: str = "anet"
+    durations: int = 0  # D, rows of the map; 0 = as many as snippets
     hidden: int = 256
     paths: int = 32
     map_hidden: tuple[int, int] = (512, 128)
@@ -359,7 +360,9 @@ PRESETS: types.MappingProxyType[str, Config] = types.MappingProxyType(
             preset="thumos14",
             full=Fidelity(256, 8, 224),
             data=replace(_PAPER.data, train_subset="train", test_subset="test"),
-            head=replace(_PAPER.head, variant="thumos", resolution=16, context_resolution=16),
+            head=replace(
+                _PAPER.head, variant="thumos", durations=64, resolution=16, context_resolution=16
+            ),
             head_training=replace(_PAPER.head_training, lr=4e-5, batch=8, clip=1.0),
             detect=replace(
                 _PAPER.detect, rule="thumos", sigma=0.46, top_k=200, class_rule="thumos"

@@ -6,8 +6,10 @@ import time
 
 import pytest
 import torch
+import tyro
 
-from lofi.budget import GIB, Mode, activation_bytes, measured_bytes, plan
+from lofi import commands, heads
+from lofi.budget import GIB, Mode, activation_bytes, measured_bytes, memory_model, plan
 from lofi.encoders import build_encoder, encoder_hash, freeze_batch_norm, freeze_until
 from lofi.fidelity import Fidelity, schedule
 
@@ -85,21 +87,126 @@ def test_prediction_equals_measurement(name, fidelity, batch, amp, mode):
     assert predicted.parameters_bytes == measured.parameters_bytes
 
 
-@pytest.mark.parametrize(("kind", "snippets"), [("GTAD", 12), ("BMN", 8)])
-def test_prediction_with_a_head_equals_measurement(kind, snippets):
-    heads = pytest.importorskip("lofi.heads")
-    if not hasattr(heads, kind):
-        pytest.skip(f"lofi.heads has no {kind} yet")
+@pytest.mark.parametrize(
+    ("kind", "snippets", "amp", "mode", "micro_batch"),
+    [
+        ("GTAD", 64, "fp32", "full", 0),  # a head that outweighs its small encoder
+        ("GTAD", 12, "bf16", "full", 0),
+        ("GTAD", 12, "fp32", Mode("exact", chunk=5), 0),  # chunks across videos, a rest at the end
+        ("GTAD", 12, "fp32", "full", 1),
+        ("BMN", 8, "fp32", "full", 0),
+    ],
+)
+def test_prediction_with_a_head_and_its_loss_equals_measurement(
+    kind, snippets, amp, mode, micro_batch
+):
     encoder, head = build_encoder("tsm-toy", seed=0), getattr(heads, kind)(64)
-    fidelity = Fidelity(snippets, 2, 32)
-    predicted = activation_bytes(encoder, head, fidelity, 2)
-    measured_bytes(encoder, head, fidelity, 2)  # builds what heads keep for the process
-    measured = measured_bytes(encoder, head, fidelity, 2)
+    setting = (Fidelity(snippets, 2, 32), 3, amp, mode, micro_batch)
+    predicted = activation_bytes(encoder, head, *setting)
+    measured = measured_bytes(encoder, head, *setting)
     assert predicted.head == kind
-    assert predicted.saved_bytes == pytest.approx(measured.saved_bytes, rel=0.05)
+    assert predicted.saved_bytes == pytest.approx(measured.saved_bytes, rel=0.01)
     assert predicted.peak_bytes == pytest.approx(measured.peak_bytes, rel=0.05)
-    alone = activation_bytes(encoder, None, fidelity, 2)
-    assert predicted.saved_bytes > alone.saved_bytes
+    alone = activation_bytes(encoder, None, *setting)
+    assert predicted.peak_bytes > alone.peak_bytes
+
+
+class ForeignHead(torch.nn.Module):
+    """Makes a tensor on the CPU without asking where its input lives."""
+
+    def forward(self, features):
+        places = torch.arange(features.shape[-1]) + 1.0
+        return (features * places).square(), {"sum": features.sum()}
+
+
+def test_heads_from_elsewhere_are_counted():
+    encoder, setting = build_encoder("tsm-toy", seed=0), (SMALL, 2)
+    predicted = activation_bytes(encoder, ForeignHead(), *setting)
+    measured = measured_bytes(encoder, ForeignHead(), *setting)
+    assert predicted.head == "ForeignHead"
+    assert predicted.saved_bytes == pytest.approx(measured.saved_bytes, rel=0.01)
+    assert predicted.peak_bytes == pytest.approx(measured.peak_bytes, rel=0.05)
+
+
+def test_tables_of_a_head_count_once_a_process_not_in_every_step():
+    head = heads.GTAD(64)
+    first, again = (activation_bytes("tsm-toy", head, Fidelity(37, 2, 32)) for _ in range(2))
+    assert first == again  # the first call built the sampling plan of 37 snippets
+
+
+def test_a_micro_batch_holds_its_own_videos_only():
+    whole, two = (activation_bytes("tsm-r18", None, SMALL, batch) for batch in (6, 2))
+    parts = activation_bytes("tsm-r18", None, SMALL, 6, micro_batch=2)
+    assert parts.saved_bytes == two.saved_bytes
+    assert parts.saved_bytes_per_video == pytest.approx(whole.saved_bytes_per_video, rel=0.001)
+    assert parts.flops == pytest.approx(whole.flops, rel=1e-9)
+    gradients = whole.parameters_bytes  # those of the first part, when the second one runs
+    assert two.peak_bytes < parts.peak_bytes < two.peak_bytes + 1.1 * gradients
+
+
+def test_two_chunks_stand_for_all():
+    few, many = (
+        activation_bytes("tsm-r18", None, Fidelity(snippets, 4, 48), mode=Mode("exact", chunk=2))
+        for snippets in (4, 100)
+    )
+    assert many.flops == pytest.approx(25 * few.flops, rel=1e-9)
+    assert many.peak_bytes == pytest.approx(few.peak_bytes, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("name", "amp"),
+    [("tsm-r18", "fp32"), ("tsm-r18", "bf16"), ("tsm-r50", "fp32"), ("r2plus1d-18", "fp32"),
+     ("tsm-toy", "fp32"), ("tsm-toy", "bf16")],
+)  # fmt: skip
+def test_the_closed_form_gives_the_counted_bytes(name, amp):
+    model = memory_model(name, amp)
+    for fidelity, batch in ((FULL, 16), (Fidelity(10, 5, 97), 2), (Fidelity(25, 16, 158), 1)):
+        counted = activation_bytes(name, None, fidelity, batch, amp)
+        assert model.saved_bytes(fidelity, batch) == pytest.approx(counted.saved_bytes, rel=1e-6)
+        assert model.peak_bytes(fidelity, batch) == pytest.approx(counted.peak_bytes, rel=1e-6)
+    assert model.parameters_bytes == counted.parameters_bytes
+    begun = time.perf_counter()
+    for pixels in range(100, 200):
+        model.peak_bytes(Fidelity(50, 8, pixels), 16)
+    assert (time.perf_counter() - begun) / 100 < 0.01  # a slider redraws at once
+
+
+def test_the_closed_form_knows_graphs_only():
+    mode = Mode("partial", stage="layer1", recompute=True)
+    counted = activation_bytes("tsm-r18", None, FULL, 2, mode=mode)
+    found = memory_model("tsm-r18", mode=mode).peak_bytes(FULL, 2)
+    assert found == pytest.approx(counted.peak_bytes, rel=1e-6)
+    with pytest.raises(ValueError, match="mode exact, chunk 4 is no single graph"):
+        memory_model("tsm-r18", mode=Mode("exact"))
+
+
+@pytest.mark.parametrize(
+    ("snippets", "pixels", "gib"), [(100, 112, 4.62), (25, 224, 4.56), (50, 158, 4.62),
+                                    (100, 224, 18.24)]
+)  # fmt: skip
+def test_the_memory_command_writes_the_table(tmp_path, capsys, snippets, pixels, gib):
+    out = tmp_path / "memory.json"
+    words = f"--snippets {snippets} --pixels {pixels} --head none --json {out}"
+    tyro.cli(commands.memory, args=words.split())
+    found = json.loads(out.read_text())
+    assert found["saved_bytes_per_video"] / GIB == pytest.approx(gib, rel=0.003)
+    assert found["saved_bytes"] == 16 * found["saved_bytes_per_video"]
+    assert found["peak_bytes"] > found["saved_bytes"] > found["parameters_bytes"] == 44_706_048
+    shares = dict.fromkeys((row["kind"] for row in found["top"]), 0.0)
+    for row in found["top"]:
+        shares[row["kind"]] += 100 * row["bytes"] / found["saved_bytes"]
+    large = [share for kind, share in sorted(shares.items()) if share > 1]
+    assert large == pytest.approx([38, 41, 6.6, 15], abs=0.6)  # ReLU, norm inputs, pooling, shift
+    assert f"{found['saved_bytes'] / GIB:.2f} GiB" in capsys.readouterr().out
+
+
+def test_the_memory_command_knows_every_mode(tmp_path):
+    out = tmp_path / "memory.json"
+    words = "--encoder tsm-toy --pixels 48 --mode exact --chunk 2 --micro-batch 4 --recompute"
+    tyro.cli(commands.memory, args=f"{words} --json {out}".split())
+    found = json.loads(out.read_text())
+    assert found["mode"] | {"name": "exact", "chunk": 2, "recompute": True} == found["mode"]
+    assert found["micro_batch"] == 4 and found["batch"] == 16
 
 
 def test_consumers_of_a_resnet_18():
@@ -181,7 +288,6 @@ def test_arithmetic_of_the_modes():
 
 
 def test_predicting_leaves_the_modules_alone():
-    heads = pytest.importorskip("lofi.heads")
     encoder, head = build_encoder("tsm-toy", seed=0), heads.GTAD(64)
     freeze_batch_norm(encoder)
     digest = encoder_hash(encoder)
@@ -232,6 +338,32 @@ def test_plan_counts_the_optimiser_and_says_when_nothing_fits():
     extra = {b.peak_bytes - a.peak_bytes for a, b in zip(plain, momentum, strict=True)}
     assert extra == {2 * (78_160 - 672) * 4}  # frozen batch norm is not trained
     assert [(row.fits, row.largest_batch) for row in plain if row.fidelity == FULL] == [(False, 0)]
+
+
+def test_the_default_plan_takes_seconds():
+    begun = time.process_time()
+    rows = plan(32, "tsm-r18", heads.GTAD(512))
+    assert time.process_time() - begun < 10
+    assert len(rows) == 12 and all(row.batch == 16 for row in rows)
+    fits = {f"{row.configuration}, {row.mode}" for row in rows if row.fits}
+    assert "low budget LoFi, full" in fits and "full fidelity, exact, chunk 4" in fits
+    assert "full fidelity, full" not in fits
+
+
+def test_pictures_of_the_memory_wall():
+    from lofi import figures
+
+    sizes = {"R18": {"T": 20 * GIB, "full": 320 * GIB}, "R50": {"T": 350 * GIB, "full": 1300 * GIB}}
+    ax = figures.memory_wall(sizes, {name: {k: v / 2 for k, v in row.items()}
+                                     for name, row in sizes.items()})  # fmt: skip
+    assert ax.get_yscale() == "log" and len(ax.patches) == 4
+    assert [bar.get_height() for bar in ax.patches] == [20, 320, 350, 1300]
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["R18", "R50", "bf16"]
+    assert {"32 GiB", "80 GiB", "141 GiB", "20"} <= {text.get_text() for text in ax.texts}
+    curves = {"one graph": {8: GIB, 16: 2 * GIB}, "exact": {8: GIB / 2, 16: GIB / 2}}
+    ax = figures.peak_by_snippets(curves, (32,))
+    assert [list(line.get_ydata()) for line in ax.lines[:2]] == [[1, 2], [0.5, 0.5]]
+    assert ax.get_ylim()[1] > 32 and "GiB" in ax.get_ylabel()
 
 
 def test_unknown_words_are_refused():

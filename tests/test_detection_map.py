@@ -6,11 +6,18 @@ import json
 
 import numpy as np
 import pytest
-from benchmarks.postprocessing import TIOUS, challenge, plain_map
+from benchmarks.postprocessing import TIOUS, challenge, plain_area, plain_map
 
 from lofi.data.annotations import Segment, Video
-from lofi.detection import Detection, write_csv, write_detections
-from lofi.evaluation import detection_map
+from lofi.detection import (
+    Detection,
+    PostProcessing,
+    add_classes,
+    read_untrimmednet,
+    write_csv,
+    write_detections,
+)
+from lofi.evaluation import detection_map, precision_recall_curve, proposal_recall
 
 CASES = [
     "good", "ties", "duplicates", "missing", "unknown_videos", "degenerate", "many", "perfect",
@@ -159,6 +166,162 @@ def test_of_equal_scores_the_later_in_the_file_comes_first():
     gt = truth(v=[(0, 4, "a")])
     assert ap(gt, found(v=[(8, 9, "a", 0.5), (0, 4, "a", 0.5)])) == 1.0
     assert ap(gt, found(v=[(0, 4, "a", 0.5), (8, 9, "a", 0.5)])) == 0.5
+
+
+def test_copies_with_a_second_class_are_only_false_positives_and_nothing_limits_their_number():
+    gt = truth(v=[(0, 4, "a")], w=[(0, 4, "b")])
+    right = found(v=[(0, 4, "a", 0.9)], w=[(0, 4, "b", 0.8)])
+    low = {
+        v: [*d, *[Detection(0, 4, "b" if v == "v" else "a", 0.1)] * 500] for v, d in right.items()
+    }
+    assert ap(gt, right) == ap(gt, low) == 1.0
+    high = right | {"v": [*right["v"], Detection(0, 4, "b", 0.85)]}  # before the right one of b
+    assert ap(gt, high) == 0.75
+
+
+def test_numbers_may_be_strings_and_scores_integers():
+    gt = {
+        "database": {
+            "v": {"subset": "test", "annotations": [{"segment": ["0.0", "4"], "label": "a"}]}
+        }
+    }
+    entries = [("0", "2.5", "7"), (0, 2, 3)]
+    results = {"v": [{"label": "a", "score": c, "segment": [s, e]} for s, e, c in entries]}
+    result = detection_map(gt, {"results": results}, tious=[0.6, 0.5], subset="test")
+    assert result.map == (1.0, 1.0)
+
+
+def test_ids_that_never_match_are_pointed_out():
+    gt = truth(v=[(0, 4, "a")])
+    assert "compare the ids" in str(detection_map(gt, found(v_v=[(0, 4, "a", 1)])))
+    assert "compare the ids" not in str(detection_map(gt, found(v=[(0, 4, "a", 1)])))
+
+
+def test_thumos14_ambiguous_is_no_class_and_its_segments_are_not_forgiven():
+    rows = [{"segment": ["0", "4"], "label": "Diving"}, {"segment": [6, 9], "label": "Ambiguous"}]
+    gt = {"database": {"t": {"subset": "test", "annotations": rows}}}
+    on_ambiguous = found(t=[(6, 9, "Diving", 0.9), (0, 4, "Diving", 0.8)])
+    result = detection_map(gt, on_ambiguous, protocol="thumos14")
+    assert result.classes == ("Diving",) and result.instances == 1
+    assert result.map == (0.5,) * 5
+
+
+def test_thumos14_cliff_diving_counts_once_more_as_diving(shared_data):
+    with open(shared_data / "thumos14/test_Annotation.csv") as file:
+        rows = list(csv.DictReader(file))
+    spans = {
+        name: {(r["video"], r["start"], r["end"]) for r in rows if r["type"] == name}
+        for name in ("Diving", "CliffDiving")
+    }
+    assert len(spans["CliffDiving"]) == 217 and spans["CliffDiving"] < spans["Diving"]
+    gt = truth(v=[(0, 4, "CliffDiving"), (0, 4, "Diving")])
+    assert ap(gt, found(v=[(0, 4, "CliffDiving", 1)])) == 0.5
+    assert ap(gt, found(v=[(0, 4, "CliffDiving", 1), (0, 4, "Diving", 0.5)])) == 1.0
+
+
+def test_thumos14_true_segments_with_untrimmednet_classes(shared_data):
+    """What perfect boundaries give under the released fusion: 93.3 at every tIoU. The classes are
+    looked up here from the numbers in the annotation tables, the mAP is the plain loops'."""
+    folder = shared_data / "thumos14"
+    gt = json.loads((folder / "thumos_gt.json").read_text())
+    scores = np.load(folder / "uNet_test.npy")
+    with open(folder / "val_Annotation.csv") as file:
+        number = {row["type"]: int(row["type_idx"]) - 1 for row in csv.DictReader(file)}
+    del number["Ambiguous"]
+    classes = read_untrimmednet(folder / "uNet_test.npy")
+    ours, plain = {}, {}
+    for video, entry in gt["database"].items():
+        if entry["subset"] != "test":
+            continue
+        spans = sorted({tuple(map(float, a["segment"])) for a in entry["annotations"]})
+        mine = scores[int(video[-7:]) - 1]
+        best = sorted(number, key=lambda name: -mine[number[name]])[:2]
+        plain[video] = [
+            {"label": name, "score": round(float(mine[number[name]]), 6),
+             "segment": [round(start, 1), round(end, 1)]}
+            for start, end in spans for name in best
+        ]  # fmt: skip
+        once = np.ones(len(spans))
+        ours[video] = add_classes(np.array(spans), once, classes.of(video), classes.names, "thumos")
+    result = detection_map(gt, ours, protocol="thumos14")
+    expected = plain_map(gt, {"results": plain}, "test", (0.3, 0.4, 0.5, 0.6, 0.7))
+    np.testing.assert_array_equal(result.ap, expected)
+    assert [round(100 * x, 3) for x in result.map] == [93.319, 93.308, 93.305, 93.299, 93.297]
+
+
+# ---- which videos ----
+
+
+def test_missing_videos_are_counted_both_ways_in_one_call(tmp_path):
+    gt, results = challenge(30, 20, classes=4, seed=3)
+    gone = ["v3", "v7", "v20"]
+    for video in gone:
+        del results["results"][video]
+    results["results"]["v8"] = []  # was there, nothing found
+    both = detection_map(gt, results, available="auto")
+    kept = {v: e for v, e in gt["database"].items() if v not in gone}
+    alone = detection_map({"database": kept}, results)
+    assert both == detection_map(gt, results, available=list(kept))
+    assert (both.video_list, both.available.video_list) == ("official-30", "available-27")
+    assert both.videos_without_predictions == 4 and both.available.videos_without_predictions == 1
+    assert both.available.ap == alone.ap and both.available.classes == alone.classes
+    assert both.available.video_list_hash == alone.video_list_hash != both.video_list_hash
+    assert both.available.average_map > both.average_map == detection_map(gt, results).average_map
+    text = str(both)
+    assert both.video_list_hash in text and both.available.video_list_hash in text
+    record = json.loads(json.dumps(both.to_json()))
+    assert record["available"]["average_map"] == both.available.average_map
+    assert "official-30" in record["protocol_string"]
+    (tmp_path / "ids.txt").write_text("\n".join(f"v_{video}" for video in kept) + "\nelsewhere\n")
+    assert detection_map(gt, results, available=tmp_path / "ids.txt").available == both.available
+    (tmp_path / "ids.json").write_text(json.dumps({"database": kept}))
+    assert detection_map(gt, results, available=tmp_path / "ids.json").available == both.available
+    recall = proposal_recall(gt, results, available="auto")
+    assert recall.available.auc == proposal_recall({"database": kept}, results).auc > recall.auc
+    assert recall.available.video_list == "available-27"
+    with pytest.raises(ValueError, match="none of the 1 available videos"):
+        detection_map(gt, results, available=["nowhere"])
+    with pytest.raises(FileNotFoundError, match="ids of available videos"):
+        detection_map(gt, results, available=tmp_path / "none.txt")
+
+
+def test_predictions_in_left_out_videos_and_classes_do_not_count():
+    gt = truth(v=[(0, 4, "a")], w=[(0, 4, "b"), (5, 9, "a")])
+    all_ = found(v=[(0, 4, "a", 0.5), (0, 4, "b", 0.9)], w=[(0, 1, "a", 0.9)])
+    part = detection_map(gt, all_, available=["v"]).available
+    assert (part.classes, part.instances, part.predictions) == (("a",), 1, 1)
+    assert part.average_map == 1.0
+
+
+def test_the_result_says_how_the_detections_were_made(tmp_path):
+    gt, detections = three_instances()
+    post, source = PostProcessing(sigma=0.5), {"method": "c-lofi", "encoder": "tsm-r18", "seed": 3}
+    write_detections(tmp_path / "d.json", detections, post, source=source)
+    for result in (
+        detection_map(gt, tmp_path / "d.json"),
+        proposal_recall(gt, tmp_path / "d.json"),
+    ):
+        assert result.post_processing == post.to_json() and result.source == source
+        assert "sigma 0.5" in str(result) and "method c-lofi, encoder tsm-r18" in str(result)
+        assert json.loads(json.dumps(result.to_json()))["source"] == source
+    bare = detection_map(gt, {"results": {}, "external_data": "no"})
+    assert bare.post_processing is None and bare.source == {}
+
+
+# ---- curves ----
+
+
+def test_curve_of_the_lesson_in_notebook_06():
+    gt = truth(v=[(0, 10, "a"), (20, 30, "a"), (40, 50, "a"), (0, 9, "b")])
+    rows = [(1, 10, 0.9), (21, 34, 0.8), (0, 9, 0.7), (60, 70, 0.6), (42, 49, 0.5)]
+    detections = found(v=[(s, e, "a", c) for s, e, c in rows[::-1]] + [(0, 9, "b", 1.0)])
+    recall, precision = precision_recall_curve(gt, detections, "a")
+    np.testing.assert_allclose(recall, [1 / 3, 2 / 3, 2 / 3, 2 / 3, 1])
+    np.testing.assert_allclose(precision, [1, 1, 2 / 3, 1 / 2, 3 / 5])
+    result = detection_map(gt, detections, tious=[0.5])
+    assert plain_area(precision, recall) == pytest.approx(result.ap[0][0])
+    with pytest.raises(ValueError, match="class 'c' is not in subset"):
+        precision_recall_curve(gt, detections, "c")
 
 
 def three_instances() -> tuple[dict, dict]:

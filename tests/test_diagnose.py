@@ -2,16 +2,20 @@
 
 import csv
 import json
+from collections import Counter
 
 import numpy as np
 import pytest
+from benchmarks.postprocessing import challenge, plain_area, plain_map, plain_tiou
 
+from lofi import commands
 from lofi.data.annotations import Segment, Video
-from lofi.detection import Detection
-from lofi.evaluation import Diagnosis, detection_map, diagnose
+from lofi.detection import Detection, write_detections
+from lofi.evaluation import Diagnosis, detection_map, diagnose, proposal_recall
 from lofi.evaluation.diagnose import grid_recall, grid_segments
 from lofi.evaluation.errors import BUCKETS, CATEGORIES
 from lofi.evaluation.tables import truth_table
+from lofi.figures import diagnosis_figure
 
 
 def video(name: str, *segments: tuple[float, float, str]) -> Video:
@@ -147,8 +151,9 @@ def test_best_grid_segment_equals_brute_force():
             assert grid_recall(truth, snippets, tious, end) == pytest.approx(expected)
 
 
-def test_oracle_recall_of_the_grid_on_activitynet(shared_data):
-    """gtad: 0.728 of the instances at L = 100, 0.731 with the video end; 0.457 and 0.491 at 25."""
+@pytest.fixture(scope="module")
+def activitynet(shared_data):
+    """Validation videos of the derivative; the published count leaves zero-length ones out."""
     folder = shared_data / "activitynet"
     with open(folder / "video_info_new.csv") as file:
         subset = {row["video"]: row["subset"] for row in csv.DictReader(file)}
@@ -161,10 +166,180 @@ def test_oracle_recall_of_the_grid_on_activitynet(shared_data):
         for name, entry in json.loads((folder / "anet_anno_action.json").read_text()).items()
     }
     truth = truth_table({"database": database}, "validation")
-    recall = [
-        round(grid_recall(truth, size, np.array([0.95]), end)[0], 3)
-        for size in (100, 25)
-        for end in (False, True)
-    ]
-    # three zero-length instances are in our count and not in the published one
-    assert recall == pytest.approx([0.728, 0.731, 0.457, 0.491], abs=0.0011)
+    return truth.select(truth.segments[:, 1] > truth.segments[:, 0])
+
+
+@pytest.mark.parametrize(
+    ("snippets", "published"),
+    [(100, (0.989, 0.955, 0.731)), (50, (0.969, 0.890, 0.615)), (25, (0.912, 0.793, 0.491))],
+)
+def test_oracle_recall_of_the_grid_on_activitynet(activitynet, snippets, published):
+    tious = np.array([0.5, 0.75, 0.95])
+    recall = grid_recall(activitynet, snippets, tious, include_video_end=True)
+    assert [round(x, 3) for x in recall] == pytest.approx(published, abs=5e-4)
+    shorter = grid_recall(activitynet, snippets, tious)  # as released: no segment ends at the end
+    assert all(a <= b for a, b in zip(shorter, recall))
+
+
+@pytest.mark.parametrize("snippets", [100, 25])
+def test_best_grid_segments_as_proposals_recall_what_the_grid_can(activitynet, snippets):
+    """The same numbers on another way: files of proposals through AR@AN."""
+    segments, best = grid_segments(activitynet, snippets, include_video_end=True)
+    names, owner = activitynet.videos, activitynet.video
+    proposals = {v: [] for v in names}
+    for i, (start, end) in enumerate(segments.tolist()):
+        proposals[names[owner[i]]].append(Detection(start, end, "", float(best[i])))
+    gt = [
+        Video(v, None, None, None, "validation", tuple(
+            Segment(*span, "a") for span in activitynet.segments[owner == i].tolist()))
+        for i, v in enumerate(names)
+    ]  # fmt: skip
+    result = proposal_recall(gt, proposals, tious=[0.5, 0.75, 0.95])
+    recall = grid_recall(activitynet, snippets, np.array(result.tious), include_video_end=True)
+    assert [row[-1] for row in result.recall] == pytest.approx(recall, abs=3e-4)  # ties on a float
+
+
+# ---- the tables by brute force ----
+
+
+def plain_categories(gt: dict, results: dict, tiou: float) -> dict[str, list[tuple]]:
+    """class -> [(score, category, video, segment)] best first, one detection at a time."""
+    instances = [
+        (v, a["label"], tuple(a["segment"]))
+        for v, entry in gt["database"].items() for a in entry["annotations"]
+    ]  # fmt: skip
+    taken, out = set(), {label: [] for _, label, _ in instances}
+    rows = [(p["score"], v, p["label"], tuple(p["segment"]))
+            for v, entries in results["results"].items() for p in entries]  # fmt: skip
+    for score, video, label, span in sorted(rows, reverse=True):
+        near = [(plain_tiou(span, s), c, i) for i, (v, c, s) in enumerate(instances) if v == video]
+        own = max((t for t, c, _ in near if c == label), default=0)
+        best = max((t for t, _, _ in near), default=0)
+        free = sorted((t, i) for t, c, i in near if c == label and i not in taken and t >= tiou)
+        if free:
+            taken.add(free[-1][1])
+            kind = "true positive"
+        elif own >= tiou:
+            kind = "double detection"
+        elif best >= tiou:
+            kind = "wrong label"
+        elif own >= 0.1:
+            kind = "localisation error"
+        else:
+            kind = "confusion" if best >= 0.1 else "background"
+        out[label].append((score, kind, free[-1][1] if free else None, (video, span)))
+    return out
+
+
+@pytest.mark.parametrize("tiou", [0.5, 0.75])
+def test_profile_and_class_rows_equal_brute_force(tiou):
+    gt, results = challenge(25, 12, classes=4, seed=5)
+    report = diagnose(gt, results, profile_tiou=tiou, tious=[tiou])
+    kinds = plain_categories(gt, results, tiou)
+    counts = Counter(a["label"] for e in gt["database"].values() for a in e["annotations"])
+    for multiple in (1, 3, 10):
+        top = [row[1] for c, rows in kinds.items() for row in rows[: multiple * counts[c]]]
+        for name, share in report.profile.share.items():
+            assert share[multiple - 1] == pytest.approx(top.count(name) / len(top))
+    for row in report.classes:
+        best = [kind for _, kind, *_ in kinds[row.name][: counts[row.name]]]
+        assert {k: v for k, v in row.share.items() if v} == pytest.approx(
+            {k: best.count(k) / len(best) for k in set(best)}
+        )
+        hits = [kind for _, kind, *_ in kinds[row.name]].count("true positive")
+        assert row.average_recall == pytest.approx(hits / counts[row.name])
+        assert (row.instances, row.predictions) == (counts[row.name], len(kinds[row.name]))
+    for name, gain in report.profile.gain.items():
+        dropped = {(span, c, s) for c, rows in kinds.items() for s, k, _, span in rows if k == name}
+        left = {
+            v: [p for p in entries
+                if ((v, tuple(p["segment"])), p["label"], p["score"]) not in dropped]
+            for v, entries in results["results"].items()
+        }  # fmt: skip
+        plain = plain_map(gt, {"results": left}, "validation", [tiou]).mean()
+        assert gain == pytest.approx(plain - report.result.average_map)
+
+
+def test_sensitivity_equals_brute_force():
+    """Recall and AP_N of every bucket, from the categories above."""
+    gt, results = challenge(30, 12, classes=3, seed=6)
+    report = diagnose(gt, results, tious=[0.5])
+    kinds = plain_categories(gt, results, 0.5)
+    entries = [(v, e["duration"], a) for v, e in gt["database"].items() for a in e["annotations"]]
+    per_video = Counter((v, a["label"]) for v, _, a in entries)
+    lengths = [a["segment"][1] - a["segment"][0] for _, _, a in entries]
+    values = {
+        "coverage": [length / d for length, (_, d, _) in zip(lengths, entries)],
+        "length": lengths,
+        "instances": [per_video[v, a["label"]] for v, _, a in entries],
+    }
+    labels = [a["label"] for _, _, a in entries]
+    mean = len(labels) / len(set(labels))
+    seen = {(b.property, b.name): b for b in report.sensitivity}
+    for name, limits in BUCKETS.items():
+        low = -1.0
+        for bucket, high in limits.items():
+            inside = {i for i, x in enumerate(values[name]) if low < x <= high}
+            low = high
+            if not inside:
+                assert (name, bucket) not in seen
+                continue
+            areas, hits = [], 0
+            for label in {labels[i] for i in inside}:
+                wanted = sum(labels[i] == label for i in inside)
+                points, right, wrong = [], 0, 0
+                for _, kind, instance, _ in kinds[label]:
+                    if kind == "true positive" and instance not in inside:
+                        continue
+                    right += kind == "true positive"
+                    wrong += kind != "true positive"
+                    expected = right / wanted * mean
+                    points.append((right / wanted, expected / (expected + wrong)))
+                recall, precision = np.array(points).T
+                areas.append(plain_area(precision, recall))
+                hits += right
+            row = seen[name, bucket]
+            assert row.instances == len(inside)
+            assert row.average_recall == pytest.approx(hits / len(inside))
+            assert row.normalised_map == pytest.approx(np.mean(areas))
+
+
+def test_without_and_with_the_best_suppression():
+    doubled = {
+        v: [d._replace(end_s=d.end_s - i * 0.01, score=d.score - i * 0.01) for d in found
+            for i in (1, 0)]
+        for v, found in PERFECT.items()
+    }  # fmt: skip
+    report = diagnose(TRUTH, PERFECT, unsuppressed=doubled)
+    rungs = {rung.name: rung.average_map for rung in report.ladder}
+    assert rungs["no suppression"] == detection_map(TRUTH, doubled).average_map < 1.0
+    assert rungs["best suppression"] == 1.0
+
+
+def test_command_writes_numbers_and_picture(tmp_path, capsys):
+    database = {
+        v.id: {"subset": "validation", "duration": v.duration_s,
+               "annotations": [{"segment": [s.start_s, s.end_s], "label": s.label}
+                               for s in v.segments]}
+        for v in TRUTH
+    }  # fmt: skip
+    (tmp_path / "gt.json").write_text(json.dumps({"database": database}))
+    write_detections(tmp_path / "d.json", PERFECT, {"sigma": 0.84})
+    files = {"json": tmp_path / "out.json", "figure": tmp_path / "out.png"}
+    commands.diagnose(tmp_path / "gt.json", tmp_path / "d.json", **files)
+    printed = capsys.readouterr().out
+    assert "average 100.00 %" in printed and "sigma 0.84" in printed
+    record = json.loads(files["json"].read_text())
+    assert record["result"]["average_map"] == 1.0 and len(record["classes"]) == 2
+    assert files["figure"].read_bytes()[:4] == b"\x89PNG"
+
+
+def test_figures_show_the_numbers():
+    report = diagnose(TRUTH, {"x": PERFECT["x"]}, tious=[0.5])
+    profile, recall, normalised = diagnosis_figure(report).axes
+    assert len(profile.patches) == 6 * 10
+    assert max(p.get_y() + p.get_height() for p in profile.patches) == pytest.approx(100)
+    heights = [p.get_height() for p in recall.patches]
+    assert heights == pytest.approx([100 * b.average_recall for b in report.sensitivity])
+    assert len(normalised.patches) == len(report.sensitivity)
+    assert recall.lines[0].get_ydata()[0] == pytest.approx(50)  # 2 of 4 instances

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from numbered_video import numbered_frames, read_numbers, write_numbered
 
+from lofi import commands
 from lofi.data import encoding, isolated
-from lofi.data.encoding import reencode, small_size
+from lofi.data.encoding import reencode, small_size, write_video
 from lofi.data.lowres import MANIFEST, cache_videos, content_id, media_files
 from lofi.data.video import MISREAD_WIDTHS, VideoError, decode_frames, probe
 
@@ -178,6 +179,18 @@ def test_two_videos_of_one_name_do_not_overwrite_each_other(folder, tmp_path):
     assert {c.file for c in report.failed} == {"broken.mp4", "a.mp4 (.mp4)"}
 
 
+def test_the_command_says_what_is_there_and_fails_when_a_video_fails(folder, tmp_path, capsys):
+    (tmp_path / "a.csv").write_text("video,start_s,end_s,label\na,0,1,x\nb,0,1,x\ngone,0,1,x\n")
+    commands.cache(tmp_path / "a.csv", out=tmp_path / "small", videos=folder, short_side=32)
+    assert "2 of 3 annotated videos have a file" in capsys.readouterr().out
+    assert {p.name for p in (tmp_path / "small").rglob("*.mp4")} == {"a.mp4", "b.mp4"}
+    with pytest.raises(SystemExit) as end:
+        commands.cache(folder, out=tmp_path / "small", short_side=32)
+    assert end.value.code == 1 and "1 copies made, 2 were there" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="Give their folder with --videos"):
+        commands.cache(tmp_path / "a.csv", out=tmp_path / "small")
+
+
 def test_content_is_told_by_size_and_ends(tmp_path):
     names = [tmp_path / str(i) for i in range(4)]
     for name, data in zip(names, (b"a" * 9, b"a" * 9, b"a" * 8, b"a" * 8 + b"b")):
@@ -187,8 +200,6 @@ def test_content_is_told_by_size_and_ends(tmp_path):
 
 
 def test_the_same_video_gives_the_same_copy(tmp_path):
-    from lofi.data.encoding import write_video
-
     write_video(tmp_path / "a.mp4", numbered_frames(range(24), 64, 80), 10.0)
     for name in ("b", "c"):
         reencode(tmp_path / "a.mp4", tmp_path / f"{name}.mp4", 32)

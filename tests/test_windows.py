@@ -6,7 +6,9 @@ import json
 import numpy as np
 import pytest
 
+from lofi.config import preset
 from lofi.data.windows import training_windows, windows
+from lofi.detection import PostProcessing
 
 
 @pytest.mark.parametrize("config", ["L256_D64_s5", "L64_D16_s5"])
@@ -42,6 +44,25 @@ def test_a_window_is_kept_for_a_segment_that_lies_in_it():
     assert [w.first_frame for w in kept] == [0, 10]
     assert np.array_equal(kept[1].segments, [(0, 18), (19, 21)])
     assert training_windows(40, [], 4, 5) == []
+
+
+def test_the_preset_has_the_released_settings():
+    config, post = preset("thumos14"), PostProcessing.thumos14()
+    for name in (
+        "rule",
+        "score",
+        "suppression",
+        "sigma",
+        "top_k",
+        "class_rule",
+        "classes_per_video",
+    ):
+        assert getattr(config.detect, name) == getattr(post, name), name
+    assert (config.head.variant, config.head.resolution, config.full.snippets) == (
+        "thumos",
+        16,
+        256,
+    )
 
 
 def test_windows_need_frames():

@@ -113,9 +113,7 @@ class Setting:
         elif live and (mode.chunked or self.micro_batch):  # training refuses anything else
             freeze_batch_norm(encoder)
         self.modules().zero_grad(set_to_none=True)
-        step = EndToEnd(
-            encoder, mode, amp=self.amp, micro_batch=self.micro_batch, watch=watch
-        )
+        step = EndToEnd(encoder, mode, amp=self.amp, micro_batch=self.micro_batch, watch=watch)
         sampled = None
         if mode.name == "sampled":
             count = max(1, round(mode.ratio * self.fidelity.snippets))
@@ -179,8 +177,10 @@ def activation_bytes(
     Raises:
         ValueError: unknown name, precision or mode, or a batch below 1.
     """
-    with without_data(amp) as hollow:
-        setting = Setting(hollow(encoder), hollow(head), fidelity, batch, amp, _mode(mode), micro_batch)
+    with without_data(amp, encoder, head) as hollow:
+        setting = Setting(
+            hollow(encoder), hollow(head), fidelity, batch, amp, _mode(mode), micro_batch
+        )
         videos = min(batch, 2 * setting.videos_at_once)  # equal parts: two stand for all
         clips = setting.clips(videos)
         with Ledger(setting.device) as ledger, ledger.naming(setting.modules()):
@@ -221,13 +221,16 @@ def measured_bytes(
 
 
 @contextmanager
-def without_data(amp: str) -> Iterator:
+def without_data(amp: str, *modules: nn.Module | str | None) -> Iterator:
     """Yields a function that copies (or builds) a module whose tensors have no data.
 
-    Meta tensors where they suffice; autocast only knows devices that compute, and fake tensors
-    (slower, and not part of torch's public interface) pretend to be on one.
+    Meta tensors where they suffice. Autocast only knows devices that compute, and modules from
+    elsewhere may name one; for them fake tensors (slower, and not part of torch's public
+    interface) pretend to be there.
     """
-    if amp == "fp32":
+    kinds = {type(m) for part in modules if isinstance(part, nn.Module) for m in part.modules()}
+    meta = amp == "fp32" and all(k.__module__.split(".")[0] in ("lofi", "torch") for k in kinds)
+    if meta:
         fake, convert = nullcontext(), lambda tensor: tensor.to("meta")
     else:
         from torch._subclasses.fake_tensor import FakeTensorMode
@@ -239,7 +242,7 @@ def without_data(amp: str) -> Iterator:
         if module is None:
             return None
         if isinstance(module, str):
-            with torch.device("meta") if amp == "fp32" else nullcontext():
+            with torch.device("meta") if meta else nullcontext():
                 module = build_encoder(module)
             freeze_batch_norm(module)  # as LoFi trains by default
             return module

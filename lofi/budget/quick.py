@@ -49,15 +49,16 @@ class MemoryModel:
 
 
 @lru_cache(maxsize=32)
-def memory_model(encoder: str, amp: str = "fp32", mode: Mode = Mode()) -> MemoryModel:
+def memory_model(encoder: str, amp: str = "fp32", mode: Mode | None = None) -> MemoryModel:
     """The closed form for an encoder's name and a precision; a second, once a process.
 
     Raises:
         ValueError: unknown name or precision, or a mode with chunks.
     """
+    mode = mode or Mode()
     if mode.chunked:
         raise ValueError(f"mode {mode} is no single graph; ask activation_bytes")
-    with without_data(amp) as hollow:
+    with without_data(amp, encoder) as hollow:
         setting = Setting(hollow(encoder), None, PROBE, 1, amp, mode, 0)
         clips = setting.clips(1)
         with _Levels(setting.device) as ledger:

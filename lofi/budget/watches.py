@@ -111,7 +111,8 @@ class Ledger(TorchDispatchMode, Watch):
         if total > self.saved:
             self.saved, self.consumers = total, defaultdict(int)
             for module, kind, size in kept:
-                self.consumers[module, kind] += size
+                if size:
+                    self.consumers[module, kind] += size
 
     def chunks(self, parts: list) -> Iterator:
         """The first two of a step's (number, rows) chunks, which stand for all of them."""

@@ -20,11 +20,11 @@ from lofi.data.features import (
     resize_features,
     write_features,
 )
+from lofi.data.frame_cache import FrameCache
 from lofi.data.reading import ClipReader, ClipRequest, TrimmedRequest
 from lofi.data.snippets import (
     Augmentation,
     Crop,
-    FrameCache,
     frame_indices,
     read_clip,
     read_trimmed_clip,

@@ -1,7 +1,7 @@
 """A folder of low-resolution copies of videos, made once, read many times by training.
 
-A video at a short side of 256 pixels decodes several times faster than at 720 or 1080 and loses
-nothing at the sizes used here. Work is done in child processes, so that one bad file stops nothing,
+A video at a short side of 256 pixels decodes several times faster than at 720 and loses nothing
+at the sizes used here. Work is done in child processes, so that one bad file stops nothing,
 and written down in `cache.csv` as it is done, so that an interrupted run goes on.
 """
 

@@ -16,8 +16,9 @@ from typing import NamedTuple
 import torch
 
 from lofi.data.annotations import TrimmedClip
+from lofi.data.frame_cache import FrameCache
 from lofi.data.isolated import Child
-from lofi.data.snippets import Augmentation, FrameCache, read_clip, read_trimmed_clip
+from lofi.data.snippets import Augmentation, read_clip, read_trimmed_clip
 from lofi.data.video import VideoError, VideoInfo, probe
 from lofi.fidelity import Fidelity
 

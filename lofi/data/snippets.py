@@ -8,8 +8,6 @@ floor(x + 0.5), done in whole numbers where frames are chosen.
 """
 
 import math
-import threading
-from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +17,7 @@ import numpy as np
 import torch
 
 from lofi.data.annotations import TrimmedClip
+from lofi.data.frame_cache import FrameCache
 from lofi.data.video import VideoError, decode_frames, file_identity, probe
 from lofi.fidelity import Fidelity
 
@@ -69,13 +68,13 @@ def frame_indices(
     Raises:
         ValueError: no frames, stride below 1, unknown rule, jitter not of length L, empty span.
     """
-    first, end = span or (0, num_frames)
-    if first < 0 or end <= first:
-        raise ValueError(f"span is frames [{first}, {end}), expected 0 <= first < end")
     if num_frames < 1 or frame_stride < 1:
         raise ValueError(
             f"frame_indices needs at least 1 frame and stride 1, got {num_frames}, {frame_stride}"
         )
+    first, end = span or (0, num_frames)
+    if first < 0 or end <= first:
+        raise ValueError(f"span is frames [{first}, {end}), expected 0 <= first < end")
     length, frames = fidelity.snippets, fidelity.frames
     if rule not in RULES:
         raise ValueError(f"unknown frame rule {rule!r}; known: {', '.join(RULES)}")
@@ -188,46 +187,6 @@ def crop_of(
     top = math.floor(view.top * (new_height - pixels) + 0.5)
     left = math.floor(view.left * (new_width - pixels) + 0.5)
     return Crop(new_height, new_width, top, left, pixels, view.flip)
-
-
-class FrameCache:
-    """Decoded frames in memory, least recently used out first; safe to share between threads.
-
-    Small videos are decoded whole, so that any fidelity of the same size and any window of a
-    trimmed clip is a copy; of longer ones only the frames asked for are kept, by frame set.
-
-    Args:
-        max_bytes: of all frames together.
-        max_video_bytes: a video whose frames take at most this at the size asked for is "small".
-    """
-
-    def __init__(self, max_bytes: int, max_video_bytes: int = 64 * 2**20) -> None:
-        self.max_bytes = max_bytes
-        self.max_video_bytes = min(max_video_bytes, max_bytes)
-        self.num_bytes = 0
-        self._entries: OrderedDict[tuple, torch.Tensor] = OrderedDict()
-        self._lock = threading.Lock()
-
-    def __len__(self) -> int:
-        return len(self._entries)
-
-    def get(self, key: tuple) -> torch.Tensor | None:
-        """The frames kept under a key, now the most recently used; None when not kept."""
-        with self._lock:
-            found = self._entries.get(key)
-            if found is not None:
-                self._entries.move_to_end(key)
-            return found
-
-    def put(self, key: tuple, frames: torch.Tensor) -> None:
-        """Keep frames, dropping the oldest; frames larger than the whole cache are not kept."""
-        with self._lock:
-            if key in self._entries or frames.nbytes > self.max_bytes:
-                return
-            self._entries[key] = frames
-            self.num_bytes += frames.nbytes
-            while self.num_bytes > self.max_bytes:
-                self.num_bytes -= self._entries.popitem(last=False)[1].nbytes
 
 
 def read_clip(

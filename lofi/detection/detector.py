@@ -123,7 +123,9 @@ def write_results(
     """Write <name>.json, .csv, .srt and a timeline .png of one video; returns their paths."""
     name, out_dir = Path(path).stem, Path(out_dir)
     files = [out_dir / f"{name}{suffix}" for suffix in (".json", ".csv", ".srt")]
-    write_detections(files[0], {name: list(found)}, post_processing(detector.config.detect))
+    config = detector.config
+    source = _source(config, detector.method, "own")
+    write_detections(files[0], {name: list(found)}, post_processing(config.detect), source=source)
     write_csv(files[1], {name: list(found)})
     write_srt(files[2], subtitles(found))
     return files
@@ -207,15 +209,22 @@ def detect_stage(
         together = {key: d for part in gather(share_found) for key, d in part.items()}
         written[kind] = folder / f"{kind}.json"
         if is_first():
-            _write_stage(folder, kind, {key: together[key] for key in keys}, post)
+            source = _source(config, method, kind)
+            _write_stage(folder, kind, {key: together[key] for key in keys}, post, source)
             if on_step:
                 on_step(i, len(CLASSES), {})
     barrier()  # the others may read what rank 0 has written
     return written
 
 
-def _write_stage(folder: Path, kind: str, found: dict[str, list[Detection]], post) -> None:
-    write_detections(folder / f"{kind}.json", found, post)
+def _source(config: Config, method: str, classes: str) -> dict:
+    """Where detections come from, kept in their file and beside every number made from it."""
+    source = {"method": method, "encoder": config.encoder, "seed": config.seed}
+    return source | {"preset": config.preset, "classes": classes}
+
+
+def _write_stage(folder: Path, kind: str, found: dict, post, source: dict) -> None:
+    write_detections(folder / f"{kind}.json", found, post, source=source)
     write_csv(folder / f"{kind}.csv", found)
     write_json(folder / "post_processing.json", post.to_json())
     if kind == "shared":

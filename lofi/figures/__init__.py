@@ -10,7 +10,12 @@ from lofi.figures.maps import (
     similarity,
     valid_cells,
 )
-from lofi.figures.memory import bytes_by_configuration, bytes_by_layer
+from lofi.figures.memory import (
+    bytes_by_configuration,
+    bytes_by_layer,
+    memory_wall,
+    peak_by_snippets,
+)
 from lofi.figures.method import three_stages
 from lofi.figures.paper import INCONSISTENCIES, paper_numbers, paper_table, paper_vs_ours
 from lofi.figures.report import Details, Picture, Section, write_report
@@ -41,10 +46,12 @@ __all__ = [
     "label_map",
     "learning_rate",
     "loss_curves",
+    "memory_wall",
     "neighbour_graph",
     "paper_numbers",
     "paper_table",
     "paper_vs_ours",
+    "peak_by_snippets",
     "precision_recall",
     "results_bars",
     "results_rows",

@@ -20,7 +20,9 @@ def draw_geometry(setting: str, generator: torch.Generator, jitter: int = 0) -> 
 
     `jitter` is L of the fidelity where every snippet moves inside its interval, 0 for none.
     """
-    return None if setting == "none" else Augmentation.draw(generator, jitter)
+    if setting != "none":
+        return Augmentation.draw(generator, jitter)
+    return Augmentation(jitter=Augmentation.draw(generator, jitter).jitter) if jitter else None
 
 
 class Colour(NamedTuple):

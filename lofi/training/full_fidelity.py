@@ -21,11 +21,12 @@ from lofi.data import (
     write_features,
 )
 from lofi.data.datasets import fingerprint, open_datasets, open_reader
-from lofi.heads import Targets, collate_targets, targets
+from lofi.heads import Targets, collate_targets
 from lofi.training.distributed import barrier, first_alone, is_first, restarted, share
 from lofi.training.end_to_end import encode
 from lofi.training.joint import (
     head_losses,
+    head_targets,
     logical_batch,
     read_video,
     segment_times,
@@ -36,7 +37,6 @@ from lofi.training.models import (
     Standardise,
     build_head,
     common_settings,
-    label_rule,
     load_encoder,
     save_head,
     standardises,
@@ -93,7 +93,7 @@ def _extract(config, encoder, sha256, videos, run: RunFolder, reader: ClipReader
             run.skip(videos[i].id, clip)
         else:
             features = clip_features(encoder, clip)
-            write_features(paths[i], features, feature_header(config, sha256, info))
+            write_features(paths[i], features, feature_header(config, encoder.name, sha256, info))
         if on_step and is_first():
             on_step(i, len(videos), {})
 
@@ -114,11 +114,11 @@ def video_features(config: Config, encoder: nn.Module, path):
     return clip_features(encoder, read_video(config, path, config.full)), probe(path)
 
 
-def feature_header(config: Config, sha256: str, info) -> FeatureHeader:
+def feature_header(config: Config, encoder: str, sha256: str, info) -> FeatureHeader:
     """The header that files of this encoder and sampling carry."""
     full = config.full
     return FeatureHeader(
-        encoder=config.encoder,
+        encoder=encoder,
         encoder_sha256=sha256,
         snippets=full.snippets,
         frames=full.frames,
@@ -179,12 +179,7 @@ def train_head(
     modules = {"standardise": standardise.to(device), "head": head.to(device)}
     batches = Batches(len(videos), setting.batch, setting.epochs, (config.seed, "head"))
     labels = [
-        targets(
-            segment_times(v),
-            probe(v.path).duration_s,
-            config.full.snippets,
-            rule=label_rule(config.head),
-        )
+        head_targets(config, segment_times(v), probe(v.path).duration_s, config.full)
         for v in videos
     ]
 

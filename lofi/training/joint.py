@@ -241,18 +241,20 @@ def read_batch(
             clip = recolour(clip.flatten(0, 1), colours[i]).view(clip.shape)
         duration = reader.info(videos[i].path).duration_s
         clips.append(clip)
-        labels.append(_targets(config, segment_times(videos[i]), duration, fidelity))
+        labels.append(head_targets(config, segment_times(videos[i]), duration, fidelity))
         places.append(i)
     if clips:
         return Batch(torch.stack(clips), collate_targets(labels), places, len(videos))
-    nothing = collate_targets([_targets(config, torch.zeros(0, 2).double(), 1.0, fidelity)])
+    nothing = collate_targets([head_targets(config, torch.zeros(0, 2).double(), 1.0, fidelity)])
     size = (0, fidelity.snippets, fidelity.frames, 3, fidelity.pixels, fidelity.pixels)
     empty = Targets(*(t[:0] for t in nothing))
     return Batch(torch.zeros(size, dtype=torch.uint8), empty, [], len(videos))
 
 
-def _targets(config: Config, times: Tensor, duration_s: float, fidelity: Fidelity) -> Targets:
-    return targets(times, duration_s, fidelity.snippets, rule=label_rule(config.head))
+def head_targets(config: Config, times: Tensor, duration_s: float, fidelity: Fidelity) -> Targets:
+    """Labels of one video for the configured head; times in seconds, see `segment_times`."""
+    rule, durations = label_rule(config.head), config.head.durations or None
+    return targets(times, duration_s, fidelity.snippets, durations, rule)
 
 
 def video_request(config: Config, path, fidelity: Fidelity, augmentation=None) -> ClipRequest:

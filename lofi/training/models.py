@@ -111,10 +111,11 @@ def build_head(head: HeadConfig, channels: int, snippets: int, seed: int) -> nn.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         if head.kind == "bmn":
-            return BMN(channels, snippets)
+            return BMN(channels, snippets, head.durations or None)
         return GTAD(
             channels,
             snippets,
+            head.durations or None,
             variant=head.variant,
             context_resolution=head.context_resolution,
             resolution=head.resolution,
