@@ -18,8 +18,8 @@ from lofi.detection import Detection, read_detections
 from lofi.figures import curves, maps, tables, timelines
 from lofi.figures.report import Details, Part, Picture, Section, write_report
 from lofi.training.full_fidelity import load_features, video_features
-from lofi.training.run_folder import read_metrics
 from lofi.training.models import Standardise, load_head
+from lofi.training.run_folder import read_metrics
 
 NAMES = {
     "random": "untrained encoder", "acp": "ACP", "acp+": "ACP+", "s-lofi": "S-LoFi",

@@ -11,8 +11,8 @@ from lofi import config as configs
 from lofi.data.toyworld import TINY, write_world
 from lofi.evaluation import detection_map
 from lofi.experiment import compare_seeds
-from lofi.training.models import method_config
 from lofi.run_report import write_run_report
+from lofi.training.models import method_config
 
 matplotlib.use("Agg")
 SMALL = {

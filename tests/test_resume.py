@@ -16,8 +16,8 @@ from lofi.data.toyworld import TINY, write_world
 from lofi.files import sha256
 from lofi.training.full_fidelity import extract_features, train_head
 from lofi.training.joint import train_lofi
-from lofi.training.run_folder import read_metrics
 from lofi.training.pretraining import train_acp, train_acp_plus
+from lofi.training.run_folder import read_metrics
 
 SMALL = {
     "acp.epochs": 3, "acp.batch": 4, "acp_plus.epochs": 2, "acp_plus.batch": 4,

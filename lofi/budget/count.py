@@ -113,7 +113,10 @@ class Setting:
         elif live and (mode.chunked or self.micro_batch):  # training refuses anything else
             freeze_batch_norm(encoder)
         self.modules().zero_grad(set_to_none=True)
-        step = EndToEnd(encoder, mode, amp=self.amp, micro_batch=self.micro_batch, watch=watch)
+        trained = list(self.modules().parameters())
+        step = EndToEnd(
+            encoder, mode, trained, amp=self.amp, micro_batch=self.micro_batch, watch=watch
+        )
         sampled = None
         if mode.name == "sampled":
             count = max(1, round(mode.ratio * self.fidelity.snippets))

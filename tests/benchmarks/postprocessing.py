@@ -8,9 +8,9 @@ thread; a row gives medians of process CPU time, their ratio, and whether result
 last bit.
 
 What a ratio is against stands in its row.  "Data frames" is how the ActivityNet toolkit is written
-(a row lookup per prediction), which is what the project's goals of 200, 100 and 140 mean; it costs
-ten times the plain loops for mAP, about the same for AR@AN; `--frames` measures it (4 minutes, needs
-pandas).  "Plain loops" over dictionaries are the default, with floors that show a regression.
+(a row lookup per prediction), which is what the project's goals of 200, 100 and 140 mean. It costs
+ten times the plain loops for mAP, about the same for AR@AN; `--frames` measures it (4 minutes,
+needs pandas).  "Plain loops" over dictionaries are the default, with floors that show a regression.
 """
 
 import argparse
