@@ -23,7 +23,7 @@ $(STAMP): requirements.lock pyproject.toml
 	@touch $(STAMP)
 
 demo: env
-	$(BIN)/lofi course --preset $(PRESET) --run $(RUN)
+	$(BIN)/lofi course --preset $(PRESET) --run $(RUN) --to 06
 
 test: lint
 	$(BIN)/python -m pytest -q

@@ -102,8 +102,9 @@ def explore(draw: Callable[..., Any], *, size: tuple[float, float] = (3.0, 2.5),
         draw: plots one choice; called as `draw(**chosen, ax=ax)`. It only draws what is already
             computed (a slider redraws at each move).
         size: width and height in inches of one small picture.
-        values: name → choices. Small multiples vary the first and keep the others at their first
-            choice, which the title then names.
+        values: name → choices, numbers or texts. Small multiples vary the first and keep the
+            others at their first choice, which the title then names. Sliders start at the first
+            choice; numbers ascend on them in whatever order they are given.
     Raises:
         ValueError: no choices.
     """
@@ -157,7 +158,7 @@ def _explore_live(draw: Callable[..., Any], size: tuple[float, float], values: d
     from IPython.display import display
 
     controls = {
-        key: widgets.SelectionSlider(options=options, description=key)
+        key: widgets.SelectionSlider(options=_ascending(options), value=options[0], description=key)
         for key, options in values.items()
     }
 
@@ -168,6 +169,12 @@ def _explore_live(draw: Callable[..., Any], size: tuple[float, float], values: d
         plt.show()
 
     display(widgets.VBox([*controls.values(), widgets.interactive_output(redraw, controls)]))
+
+
+def _ascending(options: tuple) -> tuple:
+    """Numbers in order of size, anything else as it is."""
+    numbers = all(isinstance(option, int | float) for option in options)
+    return tuple(sorted(options)) if numbers else options
 
 
 @contextmanager

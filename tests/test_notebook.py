@@ -159,16 +159,20 @@ def test_explore_offers_sliders_to_a_person(monkeypatch):
         pass
 
     widgets = types.SimpleNamespace(
-        SelectionSlider=lambda options, description: (description, options),
-        interactive_output=lambda redraw, controls: redraw(pixels=112) or "output",
+        SelectionSlider=lambda options, value, description: (description, options, value),
+        interactive_output=lambda redraw, controls: redraw(pixels=112, encoder="r18") or "output",
         VBox=Box,
     )
     display = types.SimpleNamespace(display=shown.append)
     monkeypatch.setitem(sys.modules, "ipywidgets", widgets)
     monkeypatch.setitem(sys.modules, "IPython.display", display)
     drawn = []
-    notebook.explore(lambda pixels, ax: drawn.append(pixels), pixels=(224, 112))
-    assert shown == [[("pixels", (224, 112)), "output"]] and drawn == [112]
+    notebook.explore(
+        lambda pixels, encoder, ax: drawn.append((pixels, encoder)),
+        pixels=(158, 224, 112), encoder=("r34", "r18"),
+    )  # fmt: skip
+    sliders = ("pixels", (112, 158, 224), 158), ("encoder", ("r34", "r18"), "r34")
+    assert shown == [[*sliders, "output"]] and drawn == [(112, "r18")]
 
 
 def test_explore_without_choices_is_refused():

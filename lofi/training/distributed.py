@@ -17,7 +17,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-TIMEOUT = datetime.timedelta(hours=2)  # rank 0 may render, read or write while the others wait
+CONNECT = datetime.timedelta(minutes=3)  # to find each other
+TIMEOUT = datetime.timedelta(hours=6)  # one may render, read or write while the others wait
 
 
 def restarted() -> bool:
@@ -47,7 +48,18 @@ def joined(device: str = "cpu") -> Iterator[str]:
         torch.cuda.set_device(local)
         options["device_id"] = torch.device(device)
     backend = "cpu:gloo,cuda:nccl" if device.startswith("cuda") else "gloo"
-    dist.init_process_group(backend, timeout=TIMEOUT, **options)
+    store, number, processes = next(dist.rendezvous("env://", timeout=CONNECT))
+    if os.environ.get("GROUP_WORLD_SIZE", "1") == "1":
+        # torchrun keeps one store for all restarts: without a prefix a process may read the
+        # address that another one had before the failure, and wait for it.
+        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        store = dist.PrefixStore(f"lofi-{attempt}", store)
+    dist.init_process_group(
+        backend, store=store, rank=number, world_size=processes, timeout=CONNECT, **options
+    )
+    # Not part of torch's public interface; without it, waiting is limited to CONNECT.
+    set_timeout = getattr(dist.distributed_c10d, "_set_pg_timeout", lambda timeout: None)
+    set_timeout(TIMEOUT)
     try:
         yield device
     finally:

@@ -220,7 +220,7 @@ def pretrain(
         _average_statistics(task.classifier)
         accuracy = _accuracy(config, task, read, device) if task.held else None
     result = save_stage_encoder(config, run, encoder, stage)
-    return run.finish(result | {"accuracy": accuracy} | task.result)
+    return run.finish(result | {"accuracy": accuracy, "skipped": run.skipped()} | task.result)
 
 
 def _training(config: Config, task: Task, read: Read, device: str) -> Training:
