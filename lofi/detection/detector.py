@@ -120,7 +120,7 @@ def detect(video_path: str | Path, run_dir: str | Path, method: str = "", device
 def write_results(
     found: Sequence[Detection], path: str | Path, out_dir: str | Path, detector: Detector
 ) -> list[Path]:
-    """Write <name>.json, .csv, .srt and a timeline .png of one video; returns their paths."""
+    """Write <name>.json, .csv and .srt of one video; returns their paths."""
     name, out_dir = Path(path).stem, Path(out_dir)
     files = [out_dir / f"{name}{suffix}" for suffix in (".json", ".csv", ".srt")]
     config = detector.config
