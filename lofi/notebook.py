@@ -157,8 +157,11 @@ def _explore_live(draw: Callable[..., Any], size: tuple[float, float], values: d
     import matplotlib.pyplot as plt
     from IPython.display import display
 
+    wide = {"width": "480px"}  # long choices, such as names of videos, stay readable
     controls = {
-        key: widgets.SelectionSlider(options=_ascending(options), value=options[0], description=key)
+        key: widgets.SelectionSlider(
+            options=_ascending(options), value=options[0], description=key, layout=wide
+        )
         for key, options in values.items()
     }
 
