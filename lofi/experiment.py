@@ -3,6 +3,7 @@
 results.json: {"rows": [{"method", "classes", "average_map", "map", …}], "seconds", "protocol", …}
 """
 
+import logging
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -10,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from lofi.config import Config
+from lofi.data import Video
 from lofi.data.datasets import open_datasets
 from lofi.detection.detector import CLASSES, detect_stage
+from lofi.detection.results import read_detections
 from lofi.evaluation import detection_map
 from lofi.files import read_json, write_json
 from lofi.training.distributed import barrier, is_first
@@ -22,6 +25,7 @@ from lofi.training.models import components, method_config, write_run_config
 from lofi.training.pretext import train_arrow, train_speed
 from lofi.training.pretraining import train_acp, train_acp_plus, train_icp
 
+log = logging.getLogger(__name__)
 METHODS = ("random", "acp", "acp+", "c-lofi")
 
 
@@ -66,7 +70,8 @@ def evaluate_method(config: Config, run_dir: str | Path, method: str) -> list[di
     data = open_datasets(config.data, config.seed, run_dir)
     rows = []
     for kind, path in detect_stage(config, run_dir, method, data).items():
-        result = detection_map(data.annotations, path, subset=config.data.test_subset)
+        found = _known_classes(path, data.test)
+        result = detection_map(data.annotations, found, subset=config.data.test_subset)
         report = result.to_json()
         if is_first():
             write_json(Path(run_dir) / method / "metrics" / f"{kind}.json", report)
@@ -82,6 +87,24 @@ def evaluate_method(config: Config, run_dir: str | Path, method: str) -> list[di
     return rows
 
 
+def _known_classes(path: Path, test: Sequence[Video]):
+    """The detection file, or its content without classes that no test video is annotated with.
+
+    A small data set of one's own may have training classes that do not occur in its test videos.
+    They have no average precision, and the official protocol refuses detections of them.
+    """
+    classes = {segment.label for video in test for segment in video.segments}
+    found = read_detections(path)
+    unknown = {d.label for detections in found.values() for d in detections} - classes
+    if not unknown:
+        return path
+    log.warning(
+        "%d classes do not occur in the test videos (%s, …); detections of them are not evaluated",
+        len(unknown), min(unknown),
+    )  # fmt: skip
+    return {key: [d for d in detections if d.label in classes] for key, detections in found.items()}
+
+
 def run_procedure(
     config: Config,
     run_dir: str | Path,
@@ -94,6 +117,10 @@ def run_procedure(
     for method in methods:
         train_encoder(config, run_dir, method, on_step=on_step, device=device)
         localize(config, run_dir, method, on_step=on_step, device=device)
+    source = config.detect.shared_classes
+    if source not in methods and Path(source).suffix != ".json":  # its features name the classes
+        train_encoder(config, run_dir, source, on_step=on_step, device=device)
+        extract_features(config, run_dir, source, device=device)
     return write_results(config, run_dir, methods, time.perf_counter() - began)
 
 

@@ -159,7 +159,7 @@ def test_explore_offers_sliders_to_a_person(monkeypatch):
         pass
 
     widgets = types.SimpleNamespace(
-        SelectionSlider=lambda options, value, description: (description, options, value),
+        SelectionSlider=lambda options, value, description, layout: (description, options, value),
         interactive_output=lambda redraw, controls: redraw(pixels=112, encoder="r18") or "output",
         VBox=Box,
     )
