@@ -126,7 +126,8 @@ def train(
     """Run one stage of the procedure in the run folder OUT; finished stages return at once.
 
     Stages: acp, acp+, icp (classification), arrow, speed (without labels), lofi (joint, low
-    fidelity), features (frozen encoder), head.
+    fidelity), features (frozen encoder), head. Settings start from --preset NAME, or from
+    --config FILE (the config.json of another run).
 
     Args:
         out: run folder; every method gets a folder in it.

@@ -130,7 +130,7 @@ class LoFiConfig:
     micro_batch: int = 0  # videos whose graph is held at once; 0 = all. Changes memory only
     amp: Literal["fp32", "bf16"] = "fp32"  # bf16: autocast [paper: fp32]
     verify_exact: bool = True  # check the chunked modes on the first videos against one graph
-    class_loss: float = 0.0  # weight of a video-class loss; 0.1 stops class forgetting [ours]
+    class_loss: float = 0.0  # weight of a video-class loss against class forgetting [ours]
     encoder_lr: float = 1.0  # factor on the encoder's learning rate [paper: one rate]
     training: Optimisation = field(default_factory=Optimisation)
 

@@ -169,6 +169,15 @@ def test_a_stage_without_its_input_names_the_command_that_makes_it(run, tmp_path
     assert "lofi features" in line
 
 
+def test_settings_may_come_from_another_run(run, tmp_path):
+    shutil.copytree(run / "acp", tmp_path / "acp")
+    words = ["--config", run / "config.json", "--out", tmp_path]
+    same = lofi("train", "acp", *words)  # finished, and the same settings: returns at once
+    assert same.returncode == 0 and "accuracy=" in same.stdout, same.stderr
+    assert "training.epochs: 1 → 2" in one_line(lofi("train", "acp", *words, "--acp.epochs", 2))
+    assert "missing.json" in one_line(lofi("train", "acp", "--config", "missing.json", *words[2:]))
+
+
 def test_unknown_presets_settings_and_commands_are_refused(tmp_path):
     assert "known: tiny, toy" in one_line(lofi("train", "acp", "--preset", "x", "--out", tmp_path))
     assert lofi("train", "acp", "--out", tmp_path, "--acp.learning-rate", "1").returncode == 2
