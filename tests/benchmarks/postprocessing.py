@@ -8,9 +8,9 @@ thread; a row gives medians of process CPU time, their ratio, and whether result
 last bit.
 
 What a ratio is against stands in its row.  "Data frames" (3 minutes, needs pandas) is how the
-ActivityNet toolkit is written, with a row lookup per prediction; the project's goals of 200, 100 and
-140 mean that.  "Plain loops" over dictionaries are ten times faster for mAP and about the same for
-AR@AN; they are used with `--loops` or without pandas, with floors that show a regression.
+ActivityNet toolkit is written, with a row lookup per prediction; the project's goals of 200, 100
+and 140 mean that.  "Plain loops" over dictionaries are ten times faster for mAP and about the same
+for AR@AN; they are used with `--loops` or without pandas, with floors that show a regression.
 """
 
 import argparse
