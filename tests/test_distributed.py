@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 from lofi import config as configs
 from lofi import launch
 from lofi.data.toyworld import TINY, write_world
-from lofi.training.distributed import sum_gradients
+from lofi.training.distributed import bank_gradients, sum_gradients
 from lofi.training.full_fidelity import extract_features, train_head
 from lofi.training.joint import train_lofi
 from lofi.training.pretraining import train_acp
@@ -145,6 +145,34 @@ def test_one_two_and_four_processes_make_the_same_weights_and_features(world, ne
     logs = [read_metrics(runs[n] / "c-lofi" / "head") for n in (1, 2)]
     losses = [[row["loss"] for row in log] for log in logs]
     assert len(losses[0]) == 2 and losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+def test_one_video_at_a_time_makes_the_same_bits_for_any_number_of_processes(world, new_run):
+    """24 steps in float32, after which sums of floats have parted (by 1e-3, see above)."""
+    runs = {n: new_run(f"bits-{n}") for n in (1, 3)}
+    values = {**SMALL, "data.world": str(world), "lofi.micro_batch": 1}
+    config = configs.override(configs.preset("tiny"), values)
+    train_lofi(config, runs[1])
+    line = words("lofi", world, runs[3], **{"lofi.micro_batch": 1})
+    launch.run(line, 3, echo=lambda line: None)
+    assert steps_done(runs[1]) == steps_done(runs[3]) == 24
+    assert largest_difference(runs[1], runs[3]) == 0
+    assert largest_difference(runs[1], runs[3], "head") == 0
+
+
+def test_banked_gradients_are_the_sum_and_refuse_what_is_not_finite():
+    weight = torch.nn.Parameter(torch.zeros(3))
+    parts = [torch.tensor([0.1, -2.0, 3e-9]), torch.tensor([0.2, 5.0, 1e-9])]
+    for part in parts:
+        weight.grad = part.clone()
+        bank_gradients([weight])
+        assert weight.grad is None
+    sum_gradients([weight])
+    torch.testing.assert_close(weight.grad, sum(parts), rtol=1e-6, atol=1e-12)
+    assert not hasattr(weight, "banked")
+    weight.grad = torch.tensor([1.0, float("nan"), 0.0])
+    with pytest.raises(FloatingPointError, match="largest gradient is nan"):
+        bank_gradients([weight])
 
 
 def test_two_machines_meet_and_train_as_one_process_would(world, new_run, double, alone):

@@ -22,6 +22,7 @@ from torch.nn.modules.dropout import _DropoutNd
 
 from lofi.config import Mode
 from lofi.encoders import Encoder, freeze_until, normalise
+from lofi.training.distributed import bank_gradients
 
 log = logging.getLogger(__name__)
 TOLERANCE = 1e-3  # of verify_exact; float32 rounding is about 1e-6, a broken set-up above 0.1
@@ -65,6 +66,8 @@ class EndToEnd:
         parameters: everything that is trained; their gradients are accumulated.
         amp: "fp32", or "bf16" for autocast (both passes of the chunked modes alike).
         micro_batch: videos whose graph is held at once; 0 = the whole share.
+        bank: with micro-batches of 1, leave the gradients banked for `sum_gradients` instead of
+            in the parameters: the same bits for any number of processes.
     Raises:
         ValueError: the mode would not be exact for this encoder: live batch statistics.
     """
@@ -77,12 +80,13 @@ class EndToEnd:
         *,
         amp: str = "fp32",
         micro_batch: int = 0,
+        bank: bool = False,
         watch: Watch | None = None,
     ):
         if amp not in ("fp32", "bf16"):
             raise ValueError(f"unknown precision {amp!r}; known: fp32, bf16")
         self.encoder, self.mode, self.amp = encoder, mode, amp
-        self.chunk, self.micro_batch = mode.chunk, micro_batch
+        self.chunk, self.micro_batch, self.bank = mode.chunk, micro_batch, bank
         self.parameters = list(parameters)
         self.watch = watch or Watch()
         encoder.recompute = mode.recompute
@@ -125,8 +129,7 @@ class EndToEnd:
                 if not is_out_of_memory(error):
                     raise
                 self._halve(len(clips), error)
-            for parameter in self.parameters:
-                parameter.grad = None  # the unfinished step is forgotten
+            self.forget()
 
     def _all_parts(self, clips, losses_of, sampled) -> dict[str, Tensor]:
         size = self.micro_batch or len(clips)
@@ -137,7 +140,15 @@ class EndToEnd:
             chosen = None if sampled is None else sampled[part]
             for name, value in run(clips[part], losses_of, part, chosen).items():
                 total[name] = total[name] + value.detach() if name in total else value.detach()
+            if self.bank and self.micro_batch == 1:
+                bank_gradients(self.parameters)
         return total
+
+    def forget(self) -> None:
+        """Drop the gradients of an unfinished step."""
+        for parameter in self.parameters:
+            parameter.grad = None
+            parameter.__dict__.pop("banked", None)
 
     def _one_graph(self, clips, losses_of, part, _) -> dict[str, Tensor]:
         frames = self._frames(clips.flatten(0, 1))

@@ -122,9 +122,8 @@ class _Joint:
             freeze_batch_norm(encoder, fold=setting.mode.fold)
         encoder.train()
         parameters = [p for module in self.modules.values() for p in module.parameters()]
-        self.end_to_end = EndToEnd(
-            encoder, setting.mode, parameters, amp=setting.amp, micro_batch=setting.micro_batch
-        )
+        how = {"amp": setting.amp, "micro_batch": setting.micro_batch, "bank": True}
+        self.end_to_end = EndToEnd(encoder, setting.mode, parameters, **how)
         self.batches = Batches(
             len(videos), setting.training.batch, setting.training.epochs, (config.seed, "lofi")
         )
@@ -160,14 +159,16 @@ class _Joint:
     def standardise(self, stage: Training) -> None:
         """Fit the head's input statistics to the features of the first mini-batches."""
         self.encoder.eval()
-        features: list[Tensor] = []
+        features: list[tuple[tuple[int, int], Tensor]] = []
         with torch.no_grad():
             for step in range(min(STATISTICS_STEPS, self.batches.steps)):
-                clips = stage.load(step).clips
-                features += [encode(self.encoder, c[None].to(self.device))[0] for c in clips]
-        everywhere = sum(gather([f.cpu() for f in features]), [])
+                batch = stage.load(step)
+                for place, clip in zip(batch.places, batch.clips):
+                    found = encode(self.encoder, clip[None].to(self.device))[0]
+                    features.append(((step, place), found.cpu()))
+        everywhere = sorted(sum(gather(features), []), key=lambda item: item[0])
         if everywhere:  # else `fit` will say that nothing can be read
-            self.scale.fit_to([f.to(self.device) for f in everywhere])
+            self.scale.fit_to([found.to(self.device) for _, found in everywhere])
         self.encoder.train()
 
     def losses(self, batch: Batch, step: int) -> dict[str, Tensor] | None:
