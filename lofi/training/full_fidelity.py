@@ -109,9 +109,9 @@ def clip_features(encoder: nn.Module, clip: torch.Tensor, chunk: int = 16) -> to
     return torch.cat(parts, dim=1)
 
 
-def video_features(config: Config, encoder: nn.Module, path):
+def video_features(config: Config, encoder: nn.Module, path, chunk: int = 16):
     """(C, L) features of one video at full fidelity and what was found in the file."""
-    return clip_features(encoder, read_video(config, path, config.full)), probe(path)
+    return clip_features(encoder, read_video(config, path, config.full), chunk), probe(path)
 
 
 def feature_header(config: Config, encoder: str, sha256: str, info) -> FeatureHeader:
