@@ -3,8 +3,9 @@
 import pytest
 
 from lofi import config as configs
-from lofi.config import PRESETS, Config
+from lofi.config import Config
 from lofi.fidelity import Fidelity, schedule
+from lofi.presets import PRESETS
 from lofi.training.loop import learning_rate
 
 

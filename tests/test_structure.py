@@ -10,7 +10,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # A module may import from its own layer and from those before it, never from a later one.
 LAYERS = [
-    ["files", "config", "fidelity"],
+    ["files", "config", "presets", "fidelity"],
     ["data"],
     ["encoders"],
     ["heads"],

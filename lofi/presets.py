@@ -1,0 +1,121 @@
+"""Ready-made configurations: the paper's, and two sizes of the toy world.
+
+Values marked [spec] follow the released code of G-TAD or TSM, [paper] the LoFi paper, [ours] are
+our choices where both are silent.
+"""
+
+import types
+from dataclasses import replace
+
+from lofi.config import Config, DataConfig, DetectConfig, HeadConfig, LoFiConfig, Optimisation
+from lofi.fidelity import Fidelity
+
+# The paper's own setting: everything is the dataclasses' default except what is listed.
+_PRETEXT = Optimisation(  # TSM on Kinetics-400, scaled: 128 clips are 64 pairs; warm-up 2 epochs
+    epochs=50, batch=64, lr=0.02, momentum=0.9, schedule="cosine", warmup=7500, clip=20.0,
+    augment="colour",
+)  # fmt: skip
+_PAPER = Config(
+    preset="activitynet",
+    encoder="tsm-r18",
+    full=Fidelity(100, 8, 224),
+    data=DataConfig(preset="", workers=8),
+    acp=Optimisation(  # TSM on Kinetics-400 [spec]
+        epochs=50, batch=128, lr=0.02, momentum=0.9, decay_every=20, decay=0.1, clip=20.0
+    ),
+    acp_plus=Optimisation(  # TSM's fine-tuning example [spec]
+        epochs=25, batch=128, lr=0.001, momentum=0.9, decay_every=10, decay=0.1, clip=20.0
+    ),
+    arrow=_PRETEXT,
+    speed=_PRETEXT,
+    lofi=LoFiConfig(  # SGD without momentum, 0.1, halved every 5 epochs [paper]; 15 epochs [ours]
+        training=Optimisation(epochs=15, batch=16, lr=0.1, decay_every=5, decay=0.5)
+    ),
+    head_training=Optimisation(
+        epochs=10, batch=16, optimizer="adam", lr=0.004, decay_every=5, decay=0.1, augment="none"
+    ),
+    detect=DetectConfig(shared_classes="acp+"),
+)
+
+_TOY_HEAD = HeadConfig(
+    hidden=64, paths=8, map_hidden=(64, 32), resolution=8, context_resolution=4, best_anchor=True
+)
+_TOY_ACP = Optimisation(
+    epochs=10, batch=64, optimizer="adamw", lr=0.004, weight_decay=0.01, schedule="cosine",
+    warmup=40, augment="colour",
+)  # fmt: skip
+_TOY = Config(
+    preset="toy",
+    encoder="tsm-toy",
+    full=Fidelity(32, 4, 48),
+    data=DataConfig(preset="toy", frame_stride=1, crop_ratio=1.0, cache_gib=1.0, workers=1),
+    acp=_TOY_ACP,
+    icp=_TOY_ACP,
+    arrow=replace(_TOY_ACP, batch=32),
+    speed=replace(_TOY_ACP, batch=32),
+    acp_plus=Optimisation(
+        epochs=24, batch=32, lr=0.02, momentum=0.9, nesterov=True, schedule="cosine", warmup=10,
+        augment="colour",
+    ),
+    lofi=LoFiConfig(
+        training=Optimisation(
+            epochs=15, batch=4, lr=0.1, schedule="cosine", warmup=10, clip=5.0
+        )
+    ),
+    head=_TOY_HEAD,
+    head_training=Optimisation(
+        epochs=10, batch=16, optimizer="adam", lr=0.002, decay_every=7, decay=0.1, augment="none"
+    ),
+    standardise=True,
+    detect=DetectConfig(shared_classes="acp+"),
+)  # fmt: skip
+_TINY = replace(
+    _TOY,
+    preset="tiny",
+    full=Fidelity(16, 4, 40),
+    data=replace(_TOY.data, preset="tiny"),
+    acp=replace(_TOY_ACP, batch=32, warmup=20),
+    icp=replace(_TOY_ACP, batch=32, warmup=20),
+    arrow=replace(_TOY_ACP, batch=16, warmup=20),
+    speed=replace(_TOY_ACP, batch=16, warmup=20),
+    acp_plus=replace(_TOY.acp_plus, epochs=8, batch=16),
+    lofi=replace(_TOY.lofi, training=replace(_TOY.lofi.training, epochs=24)),
+    head_training=replace(_TOY.head_training, epochs=15, batch=8, decay_every=10),
+    detect=DetectConfig(shared_classes="acp"),
+)
+
+PRESETS: types.MappingProxyType[str, Config] = types.MappingProxyType(
+    {
+        "tiny": _TINY,
+        "toy": _TOY,
+        "activitynet": _PAPER,
+        "activitynet-low": replace(  # supplement B: one 32 GB card
+            _PAPER, preset="activitynet-low", lofi=replace(_PAPER.lofi, schedule="low")
+        ),
+        "activitynet-middle": replace(  # supplement B: R50 at 25 snippets, 112 pixels
+            _PAPER,
+            preset="activitynet-middle",
+            encoder="tsm-r50",
+            lofi=replace(_PAPER.lofi, schedule="low"),
+        ),
+        "hacs": replace(  # G-TAD's learning rate and batch for HACS [spec]
+            _PAPER,
+            preset="hacs",
+            head_training=replace(_PAPER.head_training, lr=5e-4, batch=32),
+            detect=replace(_PAPER.detect, class_rule="hacs"),
+        ),
+        "thumos14": replace(  # G-TAD as released for THUMOS14 [spec], on whole videos [ours]
+            _PAPER,
+            preset="thumos14",
+            full=Fidelity(256, 8, 224),
+            data=replace(_PAPER.data, train_subset="train", test_subset="test"),
+            head=replace(
+                _PAPER.head, variant="thumos", durations=64, resolution=16, context_resolution=16
+            ),
+            head_training=replace(_PAPER.head_training, lr=4e-5, batch=8, clip=1.0),
+            detect=replace(
+                _PAPER.detect, rule="thumos", sigma=0.46, top_k=200, class_rule="thumos"
+            ),
+        ),
+    }
+)
