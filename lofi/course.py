@@ -61,6 +61,7 @@ def run_notebook(notebook: Path, output: Path, parameters: dict[str, Any]) -> No
                     kernel_name="python3",
                     progress_bar=sys.stderr.isatty(),
                     cwd=str(repository_root() / "notebooks"),
+                    extra_arguments=["--IPKernelApp.log_level=40"],  # no remark on every start
                 )
             except papermill.PapermillExecutionError as error:
                 failed = output.with_suffix(".failed.ipynb")
