@@ -26,6 +26,7 @@ class DataConfig:
     test_subset: str = "validation"
     frame_stride: int = 8  # frames between two frames of a snippet [paper]
     rule: str = "centred"  # how frames sit in a snippet: centred | tile | bsp
+    window_stride: int = 0  # frames between snippets of sliding windows; 0 = whole videos
     resample_fps: float = 0.0  # cut snippets as if videos had this rate; 0 = as decoded [ours]
     jitter: bool = False  # training: each snippet's middle anywhere in its interval [ours]
     crop_ratio: float = 0.875  # crop side / short side, 224/256 [spec]

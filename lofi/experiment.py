@@ -14,6 +14,7 @@ from lofi.config import Config
 from lofi.data import Video
 from lofi.data.datasets import open_datasets
 from lofi.detection.detector import CLASSES, detect_stage
+from lofi.detection.labels import is_class_file
 from lofi.detection.results import read_detections
 from lofi.evaluation import detection_map
 from lofi.files import read_json, write_json
@@ -66,12 +67,18 @@ def localize(
 
 
 def evaluate_method(config: Config, run_dir: str | Path, method: str) -> list[dict[str, Any]]:
-    """Detect and evaluate one method; one row for each source of classes, and metrics files."""
+    """Detect and evaluate one method; one row for each source of classes, and metrics files.
+
+    Class rule "thumos" goes with THUMOS14's protocol (tIoU 0.3 to 0.7), the others with
+    ActivityNet's.
+    """
+    protocol = "thumos14" if config.detect.class_rule == "thumos" else "activitynet"
     data = open_datasets(config.data, config.seed, run_dir)
     rows = []
     for kind, path in detect_stage(config, run_dir, method, data).items():
         found = _known_classes(path, data.test)
-        result = detection_map(data.annotations, found, subset=config.data.test_subset)
+        subset = config.data.test_subset
+        result = detection_map(data.annotations, found, subset=subset, protocol=protocol)
         report = result.to_json()
         if is_first():
             write_json(Path(run_dir) / method / "metrics" / f"{kind}.json", report)
@@ -118,7 +125,7 @@ def run_procedure(
         train_encoder(config, run_dir, method, on_step=on_step, device=device)
         localize(config, run_dir, method, on_step=on_step, device=device)
     source = config.detect.shared_classes
-    if source not in methods and Path(source).suffix != ".json":  # its features name the classes
+    if source not in methods and not is_class_file(source):  # its features name the classes
         train_encoder(config, run_dir, source, on_step=on_step, device=device)
         extract_features(config, run_dir, source, device=device)
     return write_results(config, run_dir, methods, time.perf_counter() - began)

@@ -14,10 +14,11 @@ from torch import nn
 from lofi.config import Config
 from lofi.data import Video, decode_frames, probe, read_features
 from lofi.data.datasets import Datasets, open_datasets
+from lofi.data.windows import frame_grid
 from lofi.detection import Detection, read_detections
 from lofi.figures import curves, maps, tables, timelines
 from lofi.figures.report import Details, Part, Picture, Section, write_report
-from lofi.training.full_fidelity import load_features, video_features
+from lofi.training.full_fidelity import head_inputs, load_features, video_features
 from lofi.training.models import Standardise, load_head
 from lofi.training.run_folder import read_metrics
 
@@ -55,15 +56,21 @@ def comparison_figure(
 
 
 def maps_figure(config: Config, run_dir: str | Path, video: Video, method: str) -> Figure:
-    """Confidence (classification) map and boundary probabilities of one test video."""
-    features = load_features(run_dir, method, [video])[video.id]
+    """Confidence (classification) map and boundary probabilities of one test video.
+
+    Of its first window, when videos are cut into windows.
+    """
+    features = head_inputs(config, load_features(run_dir, method, [video])[video.id])[0][1]
     head_path = Path(run_dir) / method / "head" / "head.safetensors"
     with torch.no_grad():
         maps_of_video = load_head(config, head_path, features.shape[0])(features[None])
     confidence, start, end = (part[0] for part in maps_of_video)
-    duration = probe(video.path).duration_s
+    info = probe(video.path)
+    frames = config.full.snippets * config.data.window_stride
+    duration = frames / frame_grid(config.data, info)[1] if frames else info.duration_s
     figure, axes = plt.subplots(1, 2, figsize=(10, 3.6), layout="constrained")
-    common = {"truth": video.segments, "duration_s": duration}
+    truth = [segment for segment in video.segments if segment.start_s < duration]
+    common = {"truth": truth, "duration_s": duration}
     maps.confidence_map(confidence[1], ax=axes[0], label="confidence", **common)
     maps.boundary_curves(start, end, ax=axes[1], **common)
     return figure

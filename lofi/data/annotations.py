@@ -37,7 +37,7 @@ class Segment:
 
 @dataclass(frozen=True)
 class Video:
-    """One untrimmed video and its annotations.
+    """One untrimmed video, or a window of one, and its annotations.
 
     Args:
         id: without the `v_` that media and feature files of ActivityNet carry.
@@ -45,7 +45,8 @@ class Video:
         duration_s: as annotated; the decoded one (`probe`) counts for training.
         fps: as annotated, None when the file does not say.
         subset: as written in the file ("training", "validation", ...), None when it does not say.
-        segments: in the order of the file.
+        segments: in the order of the file; of a window relative to its beginning.
+        span: frames [first, end) of a window (`lofi.data.windows`); None = the whole video.
     """
 
     id: str
@@ -54,6 +55,7 @@ class Video:
     fps: float | None
     subset: str | None
     segments: tuple[Segment, ...]
+    span: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)

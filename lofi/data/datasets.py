@@ -126,6 +126,7 @@ def fingerprint(items: Sequence[Video | TrimmedClip]) -> str:
     for item in items:
         if isinstance(item, Video):
             rows.append([item.id, [[s.start_s, s.end_s, s.label] for s in item.segments]])
+            rows[-1] += [item.span] if item.span else []
         else:
             rows.append([item.path.name, item.label, item.start_s, item.end_s])
     return hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:12]

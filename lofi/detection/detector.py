@@ -1,8 +1,10 @@
 """A trained run as one object: video file in, detections out; and the `detect` stage."""
 
 import logging
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,25 +13,34 @@ from torch import nn
 
 from lofi import config as configs
 from lofi.config import Config, DetectConfig
-from lofi.data import probe
+from lofi.data import VideoInfo, probe
 from lofi.data.datasets import Datasets
+from lofi.data.windows import frame_grid
 from lofi.detection.labels import (
     VideoClasses,
     VideoClassifier,
+    is_class_file,
     main_labels,
     read_video_classes,
     train_video_classifier,
     true_classes,
 )
 from lofi.detection.nms import GridSoftNMS
-from lofi.detection.pipeline import PostProcessing, detect_video
+from lofi.detection.pipeline import (
+    PostProcessing,
+    detect_video,
+    detect_windows,
+    with_classes,
+)
+from lofi.detection.proposals import proposals
 from lofi.detection.results import Detection, write_csv, write_detections, write_srt
 from lofi.files import write_json
 from lofi.training.distributed import barrier, gather, is_first, share
-from lofi.training.full_fidelity import load_features, video_features
+from lofi.training.full_fidelity import head_inputs, load_features, video_features
 from lofi.training.models import load_encoder, load_head
 
 log = logging.getLogger(__name__)
+LONGEST = 60  # snippets: 300 frames at stride 5, from where G-TAD scores 0 on THUMOS14
 CLASSES = ("shared", "own", "oracle")
 BEST_FIRST = ("c-lofi", "short-c-lofi", "st-lofi", "t-lofi", "s-lofi", "low-lofi", "acp+", "acp")
 
@@ -97,14 +108,43 @@ class Detector:
             FileNotFoundError, ValueError: the file is missing or not a readable video.
         """
         features, info = video_features(self.config, self.encoder, path)
-        found = detect_video(
-            self.maps(features),
-            info.duration_s,
-            self.classifier.predict(features),
-            self.classifier.names,
-            post_processing(self.config.detect),
-        )
+        post = post_processing(self.config.detect)
+        classes = self.classifier.predict(features), self.classifier.names
+        if self.config.data.window_stride:
+            agnostic = detect_in_windows(self.config, self.maps, features, info, post)
+            found = with_classes(agnostic, *classes, post)
+        else:
+            found = detect_video(self.maps(features), info.duration_s, *classes, post)
         return sorted(found, key=lambda detection: -detection.score)
+
+
+def detect_in_windows(
+    config: Config, maps_of: Callable, features: torch.Tensor, info: VideoInfo, post: PostProcessing
+) -> list[Detection]:
+    """Class-agnostic detections of one video that is cut into windows (`data.window_stride`).
+
+    Args:
+        maps_of: (C, L) features of a window → (confidence (2, D, L), start (L,), end (L,)).
+        features: (C, T) of the whole video, see `video_features`.
+    Raises:
+        ValueError: a suppression other than "gaussian", which joins windows.
+    """
+    if post.suppression != "gaussian":
+        raise ValueError(
+            f"detect.suppression is {post.suppression!r}, but windows are joined by soft-NMS; set "
+            "it to gaussian, or data.window_stride to 0"
+        )
+    stride = config.data.window_stride
+    count, fps = frame_grid(config.data, info)
+    found = []
+    for first, part in head_inputs(config, features):
+        seconds = config.full.snippets * stride / fps
+        table = proposals(maps_of(part), seconds, post.rule, post.include_video_end, post.score)
+        frames = table.frames(first, stride)
+        inside = frames[:, 0] < count  # a window may reach beyond the end
+        found.append((frames[inside], table.scores[inside]))
+    longest = LONGEST * stride if post.rule == "thumos" else math.inf
+    return detect_windows(found, count, fps, None, post=post, max_frames=longest)
 
 
 def detect(video_path: str | Path, run_dir: str | Path, method: str = "", device: str = "cpu"):
@@ -171,7 +211,7 @@ def video_classes(
     if kind == "oracle":
         return true_classes(data.test)
     source = config.detect.shared_classes if kind == "shared" else method
-    if kind == "shared" and Path(source).suffix == ".json":
+    if kind == "shared" and is_class_file(source):
         return read_video_classes(source)
     classifier = train_classifier(run_dir, source, data)
     return classifier.video_classes(load_features(run_dir, source, data.test))
@@ -197,15 +237,21 @@ def detect_stage(
     grid = GridSoftNMS(config.full.snippets, config.full.snippets, post.sigma)
     keys = list(features)
     mine = [keys[i] for i in share(len(keys))]
-    maps = {key: _maps(head, features[key]) for key in mine}
-    durations = {v.id: probe(v.path).duration_s for v in data.test if v.id in features}
+    infos = {v.id: probe(v.path) for v in data.test if v.id in features}
+
+    def detections_in(key: str) -> Callable[[np.ndarray, Sequence[str]], list[Detection]]:
+        """What gives the detections of a video for class scores and their names."""
+        maps_of, seconds = partial(_maps, head), infos[key].duration_s
+        if config.data.window_stride:
+            found = detect_in_windows(config, maps_of, features[key], infos[key], post)
+            return partial(with_classes, found, post=post)
+        return partial(detect_video, maps_of(features[key]), seconds, post=post, grid=grid)
+
+    find = {key: detections_in(key) for key in mine}
     written: dict[str, Path] = {}
     for i, kind in enumerate(CLASSES):
         classes = video_classes(config, run_dir, method, kind, data)
-        share_found = {
-            key: detect_video(maps[key], durations[key], classes.of(key), classes.names, post, grid)
-            for key in mine
-        }
+        share_found = {key: find[key](classes.of(key), classes.names) for key in mine}
         together = {key: d for part in gather(share_found) for key, d in part.items()}
         written[kind] = folder / f"{kind}.json"
         if is_first():

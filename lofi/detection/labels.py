@@ -64,13 +64,16 @@ class VideoClasses:
 def read_video_classes(path: str | Path) -> VideoClasses:
     """Read class scores keyed by video id.
 
-    Two layouts: `{"results": {id: [C scores]}, "class": [C names]}` (the CUHK file of G-TAD), and
+    UntrimmedNet's table (.npy, see `read_untrimmednet`), or JSON in two layouts:
+    `{"results": {id: [C scores]}, "class": [C names]}` (the CUHK file of G-TAD), and
     `{id: [{"label": name, "score": x}, ...]}`, optionally under "results"; classes that a video
     does not list get score 0 there. Scores are used as stored. A prefix `v_` of ids is dropped.
 
     Raises:
         FileNotFoundError, ValueError: with the file and what was expected.
     """
+    if Path(path).suffix == ".npy":
+        return read_untrimmednet(path)
     content = read_json(path, "video class scores")
     rows = content.get("results", content) if isinstance(content, dict) else None
     try:
@@ -91,6 +94,11 @@ def read_video_classes(path: str | Path) -> VideoClasses:
             '[names]} or {id: [{"label", "score"}]}'
         ) from None
     return VideoClasses(names, scores, Path(path).name)
+
+
+def is_class_file(source: str) -> bool:
+    """Whether `detect.shared_classes` names an external score file; else it is a method."""
+    return Path(source).suffix in (".json", ".npy")
 
 
 def _plain_id(video: str) -> str:

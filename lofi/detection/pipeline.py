@@ -123,6 +123,17 @@ def detect_windows(
     return _labelled(np.stack([start, end], 1) / fps, scores, class_scores, names, post)
 
 
+def with_classes(
+    found: Sequence[Detection],
+    class_scores: np.ndarray,
+    names: Sequence[str],
+    post: PostProcessing,
+) -> list[Detection]:
+    """Class-agnostic detections of one video (label "") as detections of its classes."""
+    segments = np.array([[d.start_s, d.end_s] for d in found]).reshape(-1, 2)
+    return _labelled(segments, np.array([d.score for d in found]), class_scores, names, post)
+
+
 def _labelled(
     segments: np.ndarray,
     scores: np.ndarray,

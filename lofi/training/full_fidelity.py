@@ -4,33 +4,35 @@ Source: LoFi paper section 3 (evaluation of an optimised encoder); recipe: relea
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from lofi.config import Config
 from lofi.data import (
     ClipReader,
+    ClipRequest,
     FeatureHeader,
     Video,
+    VideoError,
     probe,
     read_features,
     write_features,
 )
 from lofi.data.datasets import fingerprint, open_datasets, open_reader
+from lofi.data.windows import frame_grid, training_items, windows
 from lofi.heads import Targets, collate_targets
 from lofi.training.distributed import barrier, first_alone, is_first, restarted, share
 from lofi.training.end_to_end import encode
 from lofi.training.joint import (
     head_losses,
-    head_targets,
     logical_batch,
-    read_video,
-    segment_times,
     video_request,
+    video_targets,
 )
 from lofi.training.loop import Batches, OnStep, Training, fit, prefetched
 from lofi.training.models import (
@@ -80,22 +82,56 @@ def extract_features(
 def _extract(config, encoder, sha256, videos, run: RunFolder, reader: ClipReader, on_step) -> None:
     """Features of this process's videos; the next ones are decoded while the encoder works."""
     paths = [run.folder / f"{video.id}.safetensors" for video in videos]
-    missing = [i for i, path in enumerate(paths) if not path.exists()]
+    jobs: list[tuple[int, ClipRequest, bool]] = []  # video, piece, is it the video's last one
+    for i in (i for i, path in enumerate(paths) if not path.exists()):
+        try:
+            pieces = full_requests(config, videos[i].path)
+        except VideoError as error:
+            run.skip(videos[i].id, error)
+            continue
+        jobs += [(i, piece, piece is pieces[-1]) for piece in pieces]
 
-    def read(i: int):
-        path = videos[missing[i]].path
-        clip = reader.read([video_request(config, path, config.full)])[0]
-        return clip, None if isinstance(clip, Exception) else reader.info(path)
+    def read(job: int):
+        clip = reader.read([jobs[job][1]])[0]
+        return clip, None if isinstance(clip, Exception) else reader.info(jobs[job][1].path)
 
-    loaded = prefetched(read, 0, len(missing), config.data.workers)
-    for i, (clip, info) in zip(missing, loaded):
+    parts: list[torch.Tensor | None] = []
+    loaded = prefetched(read, 0, len(jobs), config.data.workers)
+    for (i, _, last), (clip, info) in zip(jobs, loaded):
         if info is None:
             run.skip(videos[i].id, clip)
-        else:
-            features = clip_features(encoder, clip)
-            write_features(paths[i], features, feature_header(config, encoder.name, sha256, info))
+        parts.append(None if info is None else clip_features(encoder, clip))
+        if not last:
+            continue
+        if all(part is not None for part in parts):
+            features = torch.cat(parts, dim=1)
+            header = feature_header(config, encoder.name, sha256, info)
+            write_features(paths[i], features, replace(header, snippets=features.shape[1]))
+        parts = []
         if on_step and is_first():
             on_step(i, len(videos), {})
+
+
+def full_requests(config: Config, path) -> list[ClipRequest]:
+    """The clips that make up one video at full fidelity: one, or with windows several.
+
+    With `data.window_stride` a snippet stands every so many frames up to the end of the video; at
+    most `full.snippets` of them are held in memory at a time.
+
+    Raises:
+        VideoError: the frames of a video to be cut into windows cannot be counted.
+    """
+    stride, full = config.data.window_stride, config.full
+    if not stride:
+        return [video_request(config, path, full)]
+    count = -(-frame_grid(config.data, probe(path))[0] // stride)
+    found = []
+    for first in range(0, count, full.snippets):
+        end = min(first + full.snippets, count)
+        span = first * stride, end * stride
+        piece = replace(full, snippets=end - first)
+        found.append(video_request(config, path, piece, span=span))
+    return found
 
 
 @torch.no_grad()
@@ -110,8 +146,31 @@ def clip_features(encoder: nn.Module, clip: torch.Tensor, chunk: int = 16) -> to
 
 
 def video_features(config: Config, encoder: nn.Module, path, chunk: int = 16):
-    """(C, L) features of one video at full fidelity and what was found in the file."""
-    return clip_features(encoder, read_video(config, path, config.full), chunk), probe(path)
+    """Features of one video at full fidelity and what was found in the file.
+
+    (C, L) of a whole video; with `data.window_stride` (C, T), T snippets that many frames apart.
+    """
+    requests = full_requests(config, path)
+    parts = [clip_features(encoder, request.read(), chunk) for request in requests]
+    return torch.cat(parts, dim=1), probe(path)
+
+
+def head_inputs(config: Config, features: torch.Tensor) -> list[tuple[int, torch.Tensor]]:
+    """(first frame, (C, L) features) of every window of a video; of the video itself without.
+
+    Args:
+        features: of `video_features`.
+    """
+    stride, snippets = config.data.window_stride, config.full.snippets
+    if not stride:
+        return [(0, features)]
+    found = windows(features.shape[1] * stride, snippets, stride)
+    return [(w.first_frame, _window(features, w.first_frame // stride, snippets)) for w in found]
+
+
+def _window(features: torch.Tensor, first: int, snippets: int) -> torch.Tensor:
+    part = features[:, first : first + snippets]
+    return F.pad(part, (0, snippets - part.shape[1]))  # zeros behind the end, as released
 
 
 def feature_header(config: Config, encoder: str, sha256: str, info) -> FeatureHeader:
@@ -131,7 +190,7 @@ def feature_header(config: Config, encoder: str, sha256: str, info) -> FeatureHe
 
 
 def load_features(run_dir: str | Path, method: str, videos: Sequence[Video]) -> dict[str, Any]:
-    """{video id: (C, L) features} of the videos that have a file; {} is an error.
+    """{video id: `video_features`} of the videos that have a file; {} is an error.
 
     Raises:
         FileNotFoundError: none of the videos has features yet.
@@ -161,7 +220,9 @@ def train_head(
         videos = open_datasets(config.data, config.seed, run_dir).train
     setting = config.head_training
     features = load_features(run_dir, method, videos)
-    videos = [video for video in videos if video.id in features]
+    videos = training_items(
+        [video for video in videos if video.id in features], config.data, config.full.snippets
+    )
     _, sha256 = load_encoder(config, run_dir, method)
     settings = {"stage": "head", "encoder_sha256": sha256, "videos": fingerprint(videos)}
     settings |= common_settings(config) | {
@@ -178,15 +239,18 @@ def train_head(
     head = build_head(config.head, standardise.mean.shape[0], config.full.snippets, config.seed)
     modules = {"standardise": standardise.to(device), "head": head.to(device)}
     batches = Batches(len(videos), setting.batch, setting.epochs, (config.seed, "head"))
-    labels = [
-        head_targets(config, segment_times(v), probe(v.path).duration_s, config.full)
-        for v in videos
-    ]
+    labels = [video_targets(config, v, probe(v.path).duration_s, config.full) for v in videos]
+
+    def features_of(video: Video) -> torch.Tensor:
+        found = features[video.id]
+        if video.span is None:
+            return found
+        return _window(found, video.span[0] // config.data.window_stride, config.full.snippets)
 
     def load(step: int):
         chosen = batches.at(step)
         places = share(len(chosen))
-        x = [features[videos[chosen[i]].id] for i in places]
+        x = [features_of(videos[chosen[i]]) for i in places]
         y = [labels[chosen[i]] for i in places or [0]]  # an empty share still has a shape
         y = Targets(*(t[: len(places)] for t in collate_targets(y)))
         return (torch.stack(x) if x else None), y, places, len(chosen)

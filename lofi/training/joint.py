@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from lofi.config import Config
 from lofi.data import ClipReader, ClipRequest, Video
 from lofi.data.datasets import fingerprint, open_datasets, open_reader
+from lofi.data.windows import begun, frame_grid, training_items
 from lofi.encoders import freeze_batch_norm
 from lofi.fidelity import Fidelity, schedule
 from lofi.heads import LossStatistics, Targets, collate_targets, loss, loss_statistics, targets
@@ -57,6 +58,7 @@ def train_lofi(
     """
     with first_alone():
         videos = open_datasets(config.data, config.seed, run_dir).train
+    videos = training_items(videos, config.data, config.full.snippets)
     method = lofi_method(config)
     encoder, start = load_encoder(config, run_dir, config.lofi.start)
     settings = _settings(config, start, videos)
@@ -91,12 +93,14 @@ class Batch(NamedTuple):
         labels: targets of these videos.
         places: their positions in the logical batch.
         videos: B, videos of the logical batch, readable or not.
+        inside: (b, 1, L) False for snippets behind the end of their video; None = all inside.
     """
 
     clips: Tensor
     labels: Targets
     places: list[int]
     videos: int
+    inside: Tensor | None = None
 
 
 STATISTICS_STEPS = 8  # mini-batches whose features give the input statistics of the head
@@ -183,8 +187,11 @@ class _Joint:
             self.verified = True
         labels = Targets(*(t.to(self.device) for t in batch.labels))
         draws = draws.to(self.device)
+        inside = None if batch.inside is None else batch.inside.to(self.device)
 
         def losses_of(features: Tensor, part: slice) -> dict[str, Tensor]:
+            if inside is not None:  # as in stage 3: no features behind the end of a video
+                features = features * inside[part]
             maps = self.head(self.scale(features))
             chosen = Targets(*(t[part] for t in labels))
             found = head_losses(config, maps, chosen, draws[part], statistics)
@@ -232,38 +239,68 @@ def read_batch(
     views = [draw_geometry(augment, draws, jitter) for _ in videos]  # one a video, for all snippets
     colours = [draw_colour(draws) for _ in videos] if augment == "colour" else None
     mine = share(len(videos))
-    found = reader.read([video_request(config, videos[i].path, fidelity, views[i]) for i in mine])
-    clips, labels, places = [], [], []
+    found = reader.read(
+        [video_request(config, videos[i].path, fidelity, views[i], videos[i].span) for i in mine]
+    )
+    clips, labels, places, inside = [], [], [], []
     for i, clip in zip(mine, found):
         if isinstance(clip, Exception):
             run.skip(videos[i].id, clip)
             continue
         if colours:
             clip = recolour(clip.flatten(0, 1), colours[i]).view(clip.shape)
-        duration = reader.info(videos[i].path).duration_s
+        info = reader.info(videos[i].path)
         clips.append(clip)
-        labels.append(head_targets(config, segment_times(videos[i]), duration, fidelity))
+        labels.append(video_targets(config, videos[i], info.duration_s, fidelity))
         places.append(i)
+        if videos[i].span:
+            frames = frame_grid(config.data, info)[0]
+            inside.append(torch.tensor(begun(videos[i].span, fidelity.snippets, frames))[None])
     if clips:
-        return Batch(torch.stack(clips), collate_targets(labels), places, len(videos))
+        mask = torch.stack(inside) if inside else None
+        return Batch(torch.stack(clips), collate_targets(labels), places, len(videos), mask)
     nothing = collate_targets([head_targets(config, torch.zeros(0, 2).double(), 1.0, fidelity)])
     size = (0, fidelity.snippets, fidelity.frames, 3, fidelity.pixels, fidelity.pixels)
     empty = Targets(*(t[:0] for t in nothing))
     return Batch(torch.zeros(size, dtype=torch.uint8), empty, [], len(videos))
 
 
-def head_targets(config: Config, times: Tensor, duration_s: float, fidelity: Fidelity) -> Targets:
+def head_targets(
+    config: Config, times: Tensor, duration_s: float, fidelity: Fidelity, iou_shift_s: float = 0.0
+) -> Targets:
     """Labels of one video for the configured head; times in seconds, see `segment_times`."""
     rule, durations = label_rule(config.head), config.head.durations or None
-    return targets(times, duration_s, fidelity.snippets, durations, rule)
+    shape = fidelity.snippets, durations, rule
+    return targets(times, duration_s, *shape, iou_shift_s=iou_shift_s)
 
 
-def video_request(config: Config, path, fidelity: Fidelity, augmentation=None) -> ClipRequest:
-    """How the configuration cuts the snippets of one video."""
+def video_targets(config: Config, video: Video, duration_s: float, fidelity: Fidelity) -> Targets:
+    """Labels of a video (or window) of `duration_s` decoded seconds (of a window: not used).
+
+    Windows of the "thumos" rule are labelled as released: snippet i stands around frame i · stride,
+    so the grid begins half a stride before the window, rounded to a frame for the tIoU map.
+    """
+    times = segment_times(video)
+    if video.span is None:
+        return head_targets(config, times, duration_s, fidelity)
+    if label_rule(config.head) != "thumos":
+        return head_targets(config, times, video.duration_s, fidelity)
+    first, end = video.span
+    frame_s = video.duration_s / (end - first)
+    half = config.data.window_stride / 2
+    edge = first - half
+    shift = (edge - int(edge)) * frame_s
+    return head_targets(config, times + half * frame_s, video.duration_s, fidelity, shift)
+
+
+def video_request(
+    config: Config, path, fidelity: Fidelity, augmentation=None, span=None
+) -> ClipRequest:
+    """How the configuration cuts the snippets of one video, or of a window of it."""
     data = config.data
     return ClipRequest(
         path, fidelity, data.frame_stride, data.rule, data.crop_ratio, augmentation,
-        data.resample_fps,
+        data.resample_fps, span,
     )  # fmt: skip
 
 

@@ -301,6 +301,8 @@ def common_settings(config: Config) -> dict[str, Any]:
     """Settings on which every stage's result depends; speed settings and paths are left out."""
     data = asdict(config.data)
     sampling = {key: data[key] for key in ("frame_stride", "rule", "crop_ratio", "resample_fps")}
+    if config.data.window_stride:
+        sampling["window_stride"] = config.data.window_stride
     return {
         "seed": config.seed,
         "encoder": config.encoder,
