@@ -144,7 +144,7 @@ class DetectConfig:
     suppression: str = "gaussian"  # soft-NMS: gaussian | bmn
     sigma: float = 0.84  # of the Gaussian [paper]; alpha of the bmn form
     top_k: int = 100  # proposals a video [paper]
-    class_rule: str = "anet"  # how class scores join: anet | hacs | thumos
+    class_rule: str = "anet"  # how class scores join: anet | hacs | thumos (and its protocol)
     classes_per_video: int = 2  # [spec]
     include_video_end: bool = False  # released code cannot propose up to the last snippet [spec]
     shared_classes: str = ""  # external score file, or the method whose features give the classes

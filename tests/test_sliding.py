@@ -17,8 +17,10 @@ from lofi.data.toyworld import TINY, write_world
 from lofi.data.windows import training_items
 from lofi.detection import PostProcessing, read_detections
 from lofi.detection.detector import Detector, detect_in_windows
+from lofi.detection.labels import is_class_file, read_video_classes
 from lofi.experiment import run_procedure
 from lofi.fidelity import Fidelity
+from lofi.figures.tables import results_table
 from lofi.heads import valid_mask
 from lofi.training.full_fidelity import clip_features, head_inputs, load_features
 from lofi.training.joint import read_batch, video_request, video_targets
@@ -75,6 +77,7 @@ def test_training_windows_and_labels_are_the_released_ones(golden, shared_data, 
 
 def test_without_a_stride_nothing_changes(run):
     whole = replace(run[0].data, window_stride=0)
+    assert configs.preset("thumos14").data.window_stride == 5
     assert training_items(run[3].train, whole, 16) == list(run[3].train)
     assert "window_stride" not in common_settings(configs.preset("tiny"))["sampling"]
     features = torch.rand(3, 16)
@@ -149,6 +152,9 @@ def test_results_follow_the_protocol_of_thumos14(run):
     _, out, results, _ = run
     assert results["protocol"] == "thumos14" and results["tious"] == [0.3, 0.4, 0.5, 0.6, 0.7]
     assert json.loads((out / "results.json").read_text())["protocol"] == "thumos14"
+    table = results_table(results)
+    assert table.header[3:] == ("@0.3", "@0.4", "@0.5", "@0.6", "@0.7")
+    assert len(table.rows) == 6 and not any("–" in row for row in table.rows)
 
 
 INFO = VideoInfo(100, 5.0, 40, 40)  # 20 snippets of a second
@@ -162,11 +168,12 @@ def oracle(start: int, end: int):
     """A head that knows where the action is: features hold the number of their snippet."""
 
     def maps(features):
-        first, confidence = int(features[0, 0]), np.zeros((2, 8, 8), np.float32)
-        d, s = end - start - 1, start - first
-        if s >= 0 and s + d + 1 < 8:
+        snippets = features.shape[1]
+        confidence = np.zeros((2, snippets, snippets), np.float32)
+        d, s = end - start - 1, start - int(features[0, 0])
+        if s >= 0 and s + d + 1 < snippets:
             confidence[:, d, s] = 1
-        return confidence, np.ones(8, np.float32), np.ones(8, np.float32)
+        return confidence, np.ones(snippets, np.float32), np.ones(snippets, np.float32)
 
     return maps
 
@@ -179,6 +186,38 @@ def test_an_action_on_a_window_boundary_is_found_in_the_next_window():
     twice = detect_in_windows(WINDOWED, oracle(5, 7), numbers, INFO, POST)  # two windows see it
     assert twice[0][:2] == (5.0, 7.0) and twice[0].score == 1
     assert all(d.score < 0.2 for d in twice[1:])  # the copy: exp(-1 / 0.46) = 0.114
+
+
+def test_segments_of_sixty_snippets_are_left_out_by_the_thumos_rule_only():
+    """300 frames at stride 5, as released."""
+    long = configs.override(WINDOWED, {"full.snippets": 70})
+    info, numbers = replace(INFO, num_frames=350), torch.arange(70.0)[None]
+    for length, rule, count in ((59, "thumos", 1), (60, "thumos", 0), (60, "gtad", 1)):
+        found = detect_in_windows(
+            long, oracle(2, 2 + length), numbers, info, replace(POST, rule=rule)
+        )
+        assert len(found) == count
+
+
+def test_nothing_is_proposed_behind_the_end_of_a_short_video():
+    """27 frames are six snippets of a window of eight; the last one is cut short."""
+    info = replace(INFO, num_frames=27)
+    maps = np.ones((2, 8, 8)), np.ones(8), np.ones(8)
+    found = detect_in_windows(
+        WINDOWED, lambda _: maps, torch.rand(1, 6), info, replace(POST, top_k=99)
+    )
+    assert {d.start_s for d in found} <= {0.0, 1.0, 2.0, 3.0, 4.0, 5.0}
+    assert all(d.start_s < d.end_s <= 27 / 5 for d in found)
+
+
+def test_the_untrimmednet_table_can_name_the_classes(tmp_path):
+    table = np.zeros((4, 101), np.float32)
+    table[3, 23] = 2  # video 4, class 24
+    np.save(tmp_path / "uNet_test.npy", table)
+    classes = read_video_classes(tmp_path / "uNet_test.npy")
+    assert is_class_file(str(tmp_path / "uNet_test.npy")) and not is_class_file("acp+")
+    best = classes.names[int(classes.of("video_test_0000004").argmax())]
+    assert best == "CricketShot"
 
 
 def test_windows_are_joined_by_gaussian_suppression_only():

@@ -136,9 +136,9 @@ def detect_in_windows(
         )
     stride = config.data.window_stride
     count, fps = frame_grid(config.data, info)
+    seconds = config.full.snippets * stride / fps
     found = []
     for first, part in head_inputs(config, features):
-        seconds = config.full.snippets * stride / fps
         table = proposals(maps_of(part), seconds, post.rule, post.include_video_end, post.score)
         frames = table.frames(first, stride)
         inside = frames[:, 0] < count  # a window may reach beyond the end
@@ -234,7 +234,8 @@ def detect_stage(
     channels = next(iter(features.values())).shape[0]
     head = load_head(config, Path(run_dir) / method / "head" / "head.safetensors", channels)
     post = post_processing(config.detect)
-    grid = GridSoftNMS(config.full.snippets, config.full.snippets, post.sigma)
+    snippets, windowed = config.full.snippets, config.data.window_stride > 0
+    grid = None if windowed else GridSoftNMS(snippets, snippets, post.sigma)
     keys = list(features)
     mine = [keys[i] for i in share(len(keys))]
     infos = {v.id: probe(v.path) for v in data.test if v.id in features}
@@ -242,7 +243,7 @@ def detect_stage(
     def detections_in(key: str) -> Callable[[np.ndarray, Sequence[str]], list[Detection]]:
         """What gives the detections of a video for class scores and their names."""
         maps_of, seconds = partial(_maps, head), infos[key].duration_s
-        if config.data.window_stride:
+        if windowed:
             found = detect_in_windows(config, maps_of, features[key], infos[key], post)
             return partial(with_classes, found, post=post)
         return partial(detect_video, maps_of(features[key]), seconds, post=post, grid=grid)

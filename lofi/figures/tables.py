@@ -99,17 +99,21 @@ class ResultRow(NamedTuple):
     method: str
     classes: str
     average: float
-    at: tuple[float, ...]  # mAP at SHOWN_TIOUS; NaN where that threshold was not evaluated
+    at: tuple[float, ...]  # mAP at the shown tIoUs; NaN where that threshold was not evaluated
     spread: float | None = None  # sample standard deviation of `average` over the trials
     trials: int = 1
 
 
-def results_rows(results: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> list[ResultRow]:
+def results_rows(
+    results: Mapping[str, Any] | Sequence[Mapping[str, Any]],
+    shown: Sequence[float] = SHOWN_TIOUS,
+) -> list[ResultRow]:
     """The rows of a `results.json`; repetitions (other seeds) of one row are averaged.
 
     Args:
         results: {"rows": [{"method", "classes", "average_map", "map": [per tIoU]}], "tious"} or
             just its rows. Without "tious" ten thresholds 0.5 … 0.95 are taken for granted.
+        shown: thresholds whose mAP becomes `at`.
     Returns:
         Rows by method in order of appearance, classes in the order shared, own, oracle.
     Raises:
@@ -125,7 +129,7 @@ def results_rows(results: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> li
         tious = row.get("tious") or shared_tious or list(np.linspace(0.5, 0.95, 10))
         if len(tious) != len(row["map"]):
             raise ValueError(f"result row {i}: {len(row['map'])} values for {len(tious)} tIoUs")
-        at = tuple(_value_at(tiou, tious, row["map"]) for tiou in SHOWN_TIOUS)
+        at = tuple(_value_at(tiou, tious, row["map"]) for tiou in shown)
         key = (str(row["method"]), str(row["classes"]))
         groups.setdefault(key, []).append((float(row["average_map"]), at))
     methods = list(dict.fromkeys(method for method, _ in groups))
@@ -137,11 +141,15 @@ def results_rows(results: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> li
 def results_table(results: Any, caption: str = "mAP in percent") -> Table:
     """One line per method and choice of classes: average mAP and mAP at 0.5, 0.75, 0.95.
 
+    Results of the THUMOS14 protocol show its five tIoUs instead.
+
     Args:
         results: what `results_rows` takes.
     """
-    rows = results_rows(results)
-    header = ("method", "classes", "average", *(f"@{tiou:g}" for tiou in SHOWN_TIOUS))
+    thumos14 = isinstance(results, Mapping) and results.get("protocol") == "thumos14"
+    shown = results["tious"] if thumos14 else SHOWN_TIOUS
+    rows = results_rows(results, shown)
+    header = ("method", "classes", "average", *(f"@{tiou:g}" for tiou in shown))
     body = tuple(
         (row.method, row.classes, _average(row), *(percent(value) for value in row.at))
         for row in rows
