@@ -22,8 +22,9 @@ from lofi.experiment import run_procedure
 from lofi.fidelity import Fidelity
 from lofi.figures.tables import results_table
 from lofi.heads import valid_mask
+from lofi.training import full_fidelity
 from lofi.training.full_fidelity import clip_features, head_inputs, load_features
-from lofi.training.joint import read_batch, video_request, video_targets
+from lofi.training.joint import _Joint, read_batch, video_request, video_targets
 from lofi.training.models import common_settings, load_encoder
 from lofi.training.run_folder import read_metrics
 
@@ -126,6 +127,58 @@ def test_snippets_behind_the_end_have_no_features_in_stage_two(run):
         inner = training_items(data.train[:1], config.data, 16)[:1]
         assert read_batch(config, reader, None, inner, Fidelity(8, 4, 20), 0).inside.all()
     assert batch.inside.tolist() == [[[1.0] * 11 + [0.0] * 5]] * 2  # snippet 10 begins at 120
+
+
+def test_stage_two_reads_the_frames_of_its_windows(run):
+    config, _, _, data = run
+    plain = configs.override(config, {"lofi.training.augment": "none"})
+    items, low = training_items(data.train, config.data, 16)[:6], Fidelity(8, 4, 20)
+    with ClipReader() as reader:
+        batch = read_batch(plain, reader, None, items, low, 0)
+    for item, clip, iou in zip(items, batch.clips, batch.labels.iou):
+        assert torch.equal(clip, video_request(plain, item.path, low, span=item.span).read())
+        assert torch.equal(iou, video_targets(plain, item, 0.0, low).iou) and iou.any()
+    assert len({item.span for item in items}) > 1
+
+
+def test_what_lies_behind_the_end_does_not_reach_the_losses_of_stage_two(run):
+    config, out, _, data = run
+    long = configs.override(config, {"full.snippets": 64})
+    items = training_items(data.train[:2], long.data, 64)
+    joint = _Joint(long, load_encoder(config, out, "acp")[0], items, "cpu")
+    with ClipReader() as reader:
+        batch = read_batch(long, reader, None, items, Fidelity(16, 4, 20), 0)
+    found = []
+    for place in (slice(11, None), slice(10, 11)):
+        other = batch.clips.clone()
+        other[:, place] = 255 - other[:, place]
+        changed = batch._replace(clips=other)
+        found.append([float(joint.losses(b, 0)["loss"]) for b in (batch, changed)])
+    assert found[0][0] == found[0][1] and found[1][0] != found[1][1]
+
+
+def test_stage_three_trains_on_the_features_of_its_windows(run, tmp_path, monkeypatch):
+    config, out, _, data = run
+    (tmp_path / "c-lofi").mkdir()
+    for part in ("encoder", "features"):
+        (tmp_path / "c-lofi" / part).symlink_to(out / "c-lofi" / part)
+    seen = []
+
+    def look(training, *_):
+        seen.append(training)
+        raise InterruptedError
+
+    monkeypatch.setattr(full_fidelity, "fit", look)
+    with pytest.raises(InterruptedError):
+        full_fidelity.train_head(config, tmp_path, "c-lofi")
+    items = training_items(data.train, config.data, 16)
+    features = load_features(out, "c-lofi", data.train)
+    x, y, _, _ = seen[0].load(0)
+    chosen = [items[i] for i in seen[0].batches.at(0)]
+    assert len({item.span for item in chosen}) > 1
+    for item, given, iou in zip(chosen, x, y.iou, strict=True):
+        assert torch.equal(given, dict(head_inputs(config, features[item.id]))[item.span[0]])
+        assert torch.equal(iou, video_targets(config, item, 0.0, config.full).iou)
 
 
 def test_all_stages_leave_detections_inside_the_videos(run):
