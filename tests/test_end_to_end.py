@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 from lofi import config as configs
@@ -15,8 +16,9 @@ from lofi.data.toyworld import TINY, write_world
 from lofi.encoders import build_encoder, freeze_batch_norm
 from lofi.heads import GTAD, Targets, collate_targets, draw, loss, loss_statistics, targets
 from lofi.training.end_to_end import EndToEnd, encode, sampled_snippets, verify_exact
+from lofi.training.full_fidelity import extract_features, train_head
 from lofi.training.joint import train_lofi
-from lofi.training.models import is_joint, lofi_method, method_config
+from lofi.training.models import build_head, is_joint, lofi_method, method_config
 from lofi.training.pretraining import train_acp
 from lofi.training.run_folder import read_metrics
 
@@ -367,6 +369,28 @@ def test_stage_two_trains_in_every_mode_and_exact_follows_full(trained):
         assert log[0]["loss"] == pytest.approx(full[0]["loss"], rel=1e-5)
     before = train_acp(trained[0], trained[1])["sha256"]
     assert result["sha256"] == before  # frozen: not one bit of the encoder moves
+
+
+def test_stage_two_moves_every_convolution_and_no_batch_norm_and_stage_three_only_the_head(trained):
+    """Acceptance list of the paper's reimplementation, item 4."""
+    config, run = trained
+    before = load_file(run / "acp" / "encoder" / "encoder.safetensors")
+    first_losses(trained)
+    after = load_file(run / "c-lofi" / "encoder" / "encoder.safetensors")
+    moved = {key for key in before if not torch.equal(before[key], after[key])}
+    norms = {key for key in before if before[key].dim() < 2}  # statistics, scale, offset, counter
+    assert norms and moved == set(before) - norms
+    extract_features(config, run, "c-lofi")
+    one_step = configs.override(config, {"head_training.epochs": 1, "head_training.lr": 1e-9})
+    train_head(one_step, run, "c-lofi")
+    joint = load_file(run / "c-lofi" / "encoder" / "head.safetensors")
+    fresh = build_head(config.head, 64, config.full.snippets, config.seed).state_dict()
+    new = load_file(run / "c-lofi" / "head" / "head.safetensors")
+    for key, value in fresh.items():  # stage 3 starts anew, not from the head of stage 2
+        torch.testing.assert_close(new[f"head.{key}"], value, rtol=0, atol=1e-6)
+    assert any(not torch.equal(joint[f"head.{key}"], value) for key, value in fresh.items())
+    kept = load_file(run / "c-lofi" / "encoder" / "encoder.safetensors")
+    assert all(torch.equal(kept[key], value) for key, value in after.items())
 
 
 def test_class_loss_is_an_extra_term_that_reaches_the_encoder(trained):
