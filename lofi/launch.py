@@ -29,7 +29,7 @@ class LaunchError(RuntimeError):
 
 def launched() -> bool:
     """True in a process that torchrun started."""
-    return "RANK" in os.environ and "WORLD_SIZE" in os.environ
+    return "RANK" in os.environ and "LOCAL_RANK" in os.environ
 
 
 def run(

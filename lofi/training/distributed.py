@@ -35,7 +35,7 @@ def joined(device: str = "cpu") -> Iterator[str]:
     Raises:
         ValueError: more processes than cards on this machine.
     """
-    if "RANK" not in os.environ:  # not started by torchrun
+    if not {"RANK", "WORLD_SIZE", "MASTER_ADDR"} <= set(os.environ):  # not started by torchrun
         yield device
         return
     options: dict[str, Any] = {}
