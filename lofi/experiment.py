@@ -12,7 +12,6 @@ from typing import Any
 
 from lofi.config import Config
 from lofi.data import Video
-from lofi.data.datasets import open_datasets
 from lofi.detection.detector import CLASSES, detect_stage
 from lofi.detection.labels import is_class_file
 from lofi.detection.results import read_detections
@@ -22,7 +21,7 @@ from lofi.training.distributed import barrier, is_first
 from lofi.training.full_fidelity import extract_features, train_head
 from lofi.training.joint import train_lofi
 from lofi.training.loop import OnStep
-from lofi.training.models import components, method_config, write_run_config
+from lofi.training.models import components, method_config, run_data, write_run_config
 from lofi.training.pretext import train_arrow, train_speed
 from lofi.training.pretraining import train_acp, train_acp_plus, train_icp
 
@@ -73,7 +72,7 @@ def evaluate_method(config: Config, run_dir: str | Path, method: str) -> list[di
     ActivityNet's.
     """
     protocol = "thumos14" if config.detect.class_rule == "thumos" else "activitynet"
-    data = open_datasets(config.data, config.seed, run_dir)
+    data = run_data(config, run_dir)
     rows = []
     for kind, path in detect_stage(config, run_dir, method, data).items():
         found = _known_classes(path, data.test)

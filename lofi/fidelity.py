@@ -84,8 +84,9 @@ class Schedule:
         """
         if epoch < 0 or iteration < 0:
             raise ValueError(f"epoch and iteration start at 0, got {epoch} and {iteration}")
-        turn = iteration // self.period_iterations if self.period_iterations else epoch
-        if not self.period_iterations:
+        if self.period_iterations:
+            turn = iteration // self.period_iterations
+        else:
             turn = epoch // self.period_epochs
         return self.fidelities[turn % len(self.fidelities)]
 

@@ -135,6 +135,7 @@ class Setting:
         return {"loss": sum(leaf.float().sum() for leaf in leaves)}
 
     def report(self, saved: int, peak: int, flops: float, top: list[Consumer]) -> MemoryReport:
+        """What was counted or measured, beside the question that was asked."""
         size = self.fidelity
         at_once = self.videos_at_once * size.snippets
         if self.mode.chunked:

@@ -48,12 +48,31 @@ def protocol_choices(
     truth = truth_table(ground_truth, subset or rules.subset, rules.ignore)
     tables = {name: prediction_table(x, with_labels=True) for name, x in detections.items()}
     source, found = next(iter(tables.items()))
-    rounded = found._replace(scores=np.round(found.scores, decimals))
-    clean = cleaned(truth)
     rows: list[tuple[str, str, Truth, Predictions, str]] = [
         (f"{name} classes", "as it is", truth, table, "official") for name, table in tables.items()
     ]
-    changes = [
+    rows += [(*change, "official") for change in _changes(truth, found, decimals)]
+    fewer = restrict(truth, found, available_ids(available, found))
+    rows.append(("available videos", "the others are left out", *fewer, "available"))
+    results = [
+        evaluate_tables(gt, table, tious, protocol, list_name=listed)
+        for _, _, gt, table, listed in rows
+    ]
+    base = results[0].average_map
+    return tuple(
+        Choice(name, f"{source}: {meaning}" if i >= len(tables) else meaning, result, change)
+        for i, ((name, meaning, *_), result) in enumerate(zip(rows, results))
+        for change in [result.average_map - base]
+    )
+
+
+def _changes(
+    truth: Truth, found: Predictions, decimals: int
+) -> list[tuple[str, str, Truth, Predictions]]:
+    """Name, meaning, ground truth and detections of the choices that change either of them."""
+    rounded = found._replace(scores=np.round(found.scores, decimals))
+    clean = cleaned(truth)
+    return [
         ("one class", "of every segment only the best class", truth, one_class(found)),
         (
             f"scores to {decimals} decimals",
@@ -80,19 +99,6 @@ def protocol_choices(
             without_labels(found, set(truth.classes) - set(clean.classes)),
         ),
     ]
-    rows += [(*change, "official") for change in changes]
-    fewer = restrict(truth, found, available_ids(available, found))
-    rows.append(("available videos", "the others are left out", *fewer, "available"))
-    results = [
-        evaluate_tables(gt, table, tious, protocol, list_name=listed)
-        for _, _, gt, table, listed in rows
-    ]
-    base = results[0].average_map
-    return tuple(
-        Choice(name, f"{source}: {meaning}" if i >= len(tables) else meaning, result, change)
-        for i, ((name, meaning, *_), result) in enumerate(zip(rows, results))
-        for change in [result.average_map - base]
-    )
 
 
 def one_class(found: Predictions) -> Predictions:

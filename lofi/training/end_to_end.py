@@ -66,8 +66,9 @@ class EndToEnd:
         parameters: everything that is trained; their gradients are accumulated.
         amp: "fp32", or "bf16" for autocast (both passes of the chunked modes alike).
         micro_batch: videos whose graph is held at once; 0 = the whole share.
-        bank: with micro-batches of 1, leave the gradients banked for `sum_gradients` instead of
-            in the parameters: the same bits for any number of processes.
+        bank: after each micro-batch bank the gradients for `sum_gradients`, instead of leaving
+            them in the parameters; with micro-batches of 1 the weights are then the same bits for
+            any number of processes. All processes have to choose alike.
     Raises:
         ValueError: the mode would not be exact for this encoder: live batch statistics.
     """
@@ -140,7 +141,7 @@ class EndToEnd:
             chosen = None if sampled is None else sampled[part]
             for name, value in run(clips[part], losses_of, part, chosen).items():
                 total[name] = total[name] + value.detach() if name in total else value.detach()
-            if self.bank and self.micro_batch == 1:
+            if self.bank:
                 bank_gradients(self.parameters)
         return total
 

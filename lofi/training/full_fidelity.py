@@ -23,7 +23,7 @@ from lofi.data import (
     read_features,
     write_features,
 )
-from lofi.data.datasets import fingerprint, open_datasets, open_reader
+from lofi.data.datasets import fingerprint, open_reader
 from lofi.data.windows import frame_grid, training_items, windows
 from lofi.heads import Targets, collate_targets
 from lofi.training.distributed import barrier, first_alone, is_first, restarted, share
@@ -40,6 +40,7 @@ from lofi.training.models import (
     build_head,
     common_settings,
     load_encoder,
+    run_data,
     save_head,
     standardises,
 )
@@ -59,8 +60,7 @@ def extract_features(
 
     Files that an interrupted run left are kept; `resume=False` computes all of them again.
     """
-    with first_alone():
-        data = open_datasets(config.data, config.seed, run_dir)
+    data = run_data(config, run_dir)
     encoder, sha256 = load_encoder(config, run_dir, method)
     encoder.to(device).eval()
     folder = Path(run_dir) / method / "features"
@@ -216,8 +216,7 @@ def train_head(
     device: str = "cpu",
 ) -> dict[str, Any]:
     """Stage 3: a head from scratch on the frozen encoder's full-fidelity features."""
-    with first_alone():
-        videos = open_datasets(config.data, config.seed, run_dir).train
+    videos = run_data(config, run_dir).train
     setting = config.head_training
     features = load_features(run_dir, method, videos)
     videos = training_items(

@@ -17,13 +17,13 @@ from torch.nn import functional as F
 
 from lofi.config import Config
 from lofi.data import ClipReader, ClipRequest, Video
-from lofi.data.datasets import fingerprint, open_datasets, open_reader
+from lofi.data.datasets import fingerprint, open_reader
 from lofi.data.windows import begun, frame_grid, training_items
 from lofi.encoders import freeze_batch_norm
 from lofi.fidelity import Fidelity, schedule
 from lofi.heads import LossStatistics, Targets, collate_targets, loss, loss_statistics, targets
 from lofi.training.augmentation import draw_colour, draw_geometry, recolour
-from lofi.training.distributed import first_alone, gather, is_first, reduce_sum, share
+from lofi.training.distributed import gather, is_first, reduce_sum, share
 from lofi.training.end_to_end import EndToEnd, encode, sampled_snippets, verify_exact
 from lofi.training.loop import Batches, OnStep, Training, fit, generator_for, prefetch_depth
 from lofi.training.models import (
@@ -33,6 +33,7 @@ from lofi.training.models import (
     label_rule,
     load_encoder,
     lofi_method,
+    run_data,
     save_head,
     save_stage_encoder,
 )
@@ -56,8 +57,7 @@ def train_lofi(
 
     The head is kept beside the encoder for study only; stage 3 trains a new one.
     """
-    with first_alone():
-        videos = open_datasets(config.data, config.seed, run_dir).train
+    videos = run_data(config, run_dir).train
     videos = training_items(videos, config.data, config.full.snippets)
     method = lofi_method(config)
     encoder, start = load_encoder(config, run_dir, config.lofi.start)
@@ -126,8 +126,10 @@ class _Joint:
             freeze_batch_norm(encoder, fold=setting.mode.fold)
         encoder.train()
         parameters = [p for module in self.modules.values() for p in module.parameters()]
-        how = {"amp": setting.amp, "micro_batch": setting.micro_batch, "bank": True}
-        self.end_to_end = EndToEnd(encoder, setting.mode, parameters, **how)
+        self.end_to_end = EndToEnd(
+            encoder, setting.mode, parameters, amp=setting.amp, micro_batch=setting.micro_batch,
+            bank=setting.micro_batch == 1,
+        )  # fmt: skip
         self.batches = Batches(
             len(videos), setting.training.batch, setting.training.epochs, (config.seed, "lofi")
         )

@@ -12,11 +12,12 @@ from torch import nn
 from torch.nn import functional as F
 
 from lofi.config import Config, HeadConfig
+from lofi.data.datasets import Datasets, open_datasets
 from lofi.encoders import ENCODERS, build_encoder, encoder_hash, load_weights, save_encoder
 from lofi.encoders.base import Encoder
 from lofi.files import save_tensors, sha256, write_json
 from lofi.heads import BMN, GTAD
-from lofi.training.distributed import is_first
+from lofi.training.distributed import first_alone, is_first
 from lofi.training.run_folder import RunFolder
 
 log = logging.getLogger(__name__)
@@ -309,6 +310,12 @@ def common_settings(config: Config) -> dict[str, Any]:
         "full": asdict(config.full),
         "sampling": sampling,
     }
+
+
+def run_data(config: Config, run_dir: str | Path) -> Datasets:
+    """The data of a run; of several processes the first renders a toy world, the others wait."""
+    with first_alone():
+        return open_datasets(config.data, config.seed, run_dir)
 
 
 def write_run_config(config: Config, run_dir: str | Path) -> None:

@@ -18,16 +18,17 @@ from torch import nn
 from torch.nn import functional as F
 
 from lofi.config import Config, Optimisation
-from lofi.data import Augmentation, ClipReader, TrimmedClip, TrimmedRequest, VideoError
-from lofi.data.datasets import fingerprint, open_datasets
+from lofi.data import Augmentation, TrimmedClip, TrimmedRequest, VideoError
+from lofi.data.datasets import fingerprint, open_reader
 from lofi.encoders import encoder_hash, normalise
 from lofi.encoders.base import Encoder
 from lofi.training.augmentation import draw_colour, draw_geometry, recolour
 from lofi.training.distributed import rank, reduce_sum, share, size
-from lofi.training.loop import Batches, OnStep, Training, fit, generator_for
+from lofi.training.loop import Batches, OnStep, Training, fit, generator_for, prefetch_depth
 from lofi.training.models import (
     common_settings,
     load_encoder,
+    run_data,
     save_stage_encoder,
     start_encoder,
     unshifted,
@@ -64,7 +65,7 @@ def train_acp_plus(
     device: str = "cpu",
 ) -> dict[str, Any]:
     """ACP+: go on with classification, on the trimmed segments of the target training videos."""
-    segments = open_datasets(config.data, config.seed, run_dir).segments
+    segments = run_data(config, run_dir).segments
     encoder, start = load_encoder(config, run_dir, config.acp_plus_start)
     task = _classification(config, "acp+", encoder, list(segments), [], config.acp_plus)
     settings = {"clips": fingerprint(segments), "start": start}
@@ -107,7 +108,7 @@ def train_icp(
 
 def source_clips(config: Config, run_dir: str | Path, stage: str) -> tuple[TrimmedClip, ...]:
     """The trimmed clips of `data.source`; ValueError when there are none."""
-    clips = open_datasets(config.data, config.seed, run_dir).clips
+    clips = run_data(config, run_dir).clips
     if not clips:
         raise ValueError(
             f"stage {stage} needs trimmed source clips: set data.source to a list of clips, or to "
@@ -241,8 +242,8 @@ def _training(config: Config, task: Task, read: Read, device: str) -> Training:
         loss, right = _scores(task, batch, device)
         return {"loss": loss / count, "accuracy": right / count}
 
-    workers = config.data.workers
-    return Training(modules, setting, batches, load, losses, workers, config.checkpoint_every)
+    ahead = prefetch_depth(config.data.workers)
+    return Training(modules, setting, batches, load, losses, ahead, config.checkpoint_every)
 
 
 @torch.no_grad()
@@ -280,18 +281,11 @@ def _accuracy(config: Config, task: Task, read: Read, device: str) -> float:
 
 
 class ClipSource:
-    """Reads windows of trimmed clips with the sampling of a configuration; bad files are skipped.
-
-    With `data.decode_limit_s` in child processes, without the frame cache.
-    """
+    """Reads windows of trimmed clips as the configuration samples them; bad files are skipped."""
 
     def __init__(self, config: Config, run: RunFolder):
-        data = config.data
-        self.data, self.pixels, self.run = data, config.full.pixels, run
-        if data.decode_limit_s > 0:
-            self.reader = ClipReader(data.workers, processes=True, limit_s=data.decode_limit_s)
-        else:
-            self.reader = ClipReader(cache_bytes=int(data.cache_gib * 2**30))
+        self.data, self.pixels, self.run = config.data, config.full.pixels, run
+        self.reader = open_reader(config.data)
 
     def __enter__(self) -> "ClipSource":
         return self
