@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from lofi.config import Config
-from lofi.data import Video
+from lofi.data.datasets import Datasets
 from lofi.detection.detector import CLASSES, detect_stage
 from lofi.detection.labels import is_class_file
 from lofi.detection.results import read_detections
@@ -75,7 +75,7 @@ def evaluate_method(config: Config, run_dir: str | Path, method: str) -> list[di
     data = run_data(config, run_dir)
     rows = []
     for kind, path in detect_stage(config, run_dir, method, data).items():
-        found = _known_classes(path, data.test)
+        found = _known_classes(path, data)
         subset = config.data.test_subset
         result = detection_map(data.annotations, found, subset=subset, protocol=protocol)
         report = result.to_json()
@@ -93,17 +93,17 @@ def evaluate_method(config: Config, run_dir: str | Path, method: str) -> list[di
     return rows
 
 
-def _known_classes(path: Path, test: Sequence[Video]):
+def _known_classes(path: Path, data: Datasets):
     """The detection file, or its content without classes that no test video is annotated with.
 
     A small data set of one's own may have training classes that do not occur in its test videos.
     They have no average precision, and the official protocol refuses detections of them.
     """
-    classes = {segment.label for video in test for segment in video.segments}
-    found = read_detections(path)
-    unknown = {d.label for detections in found.values() for d in detections} - classes
+    classes = {segment.label for video in data.test for segment in video.segments}
+    unknown = set(data.classes) - classes
     if not unknown:
         return path
+    found = read_detections(path)
     log.warning(
         "%d classes do not occur in the test videos (%s, …); detections of them are not evaluated",
         len(unknown), min(unknown),

@@ -162,9 +162,9 @@ def _introduction(config: Config, results: dict[str, Any]) -> tuple[Part, ...]:
 def _result_parts(results: dict[str, Any]) -> tuple[Part, ...]:
     bars = Picture(
         tables.results_bars(results),
-        f"Average mAP over tIoU {results['tious'][0]:g} to {results['tious'][-1]:g}. Compare within "
-        "one source of classes: shared and oracle judge localization alone; own also judges what an "
-        "encoder still knows about classes, for which the loss of joint training has no term.",
+        f"Average mAP over tIoU {results['tious'][0]:g} to {results['tious'][-1]:g}. Compare "
+        "within one source of classes: shared and oracle judge localization; own also judges what "
+        "an encoder still knows about classes, for which the paper's joint loss has no term.",
         "Grouped bars of average mAP for each encoder under shared, own and oracle classes",
     )
     notes = (
