@@ -5,6 +5,7 @@ code of G-TAD or TSM, [ours] are our choices where both are silent (reasons in t
 """
 
 import dataclasses
+import types
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -36,11 +37,11 @@ class DataConfig:
 
 
 @dataclass(frozen=True)
-class HeadConfig:
-    """The localization head; the defaults are G-TAD as released for ActivityNet [spec]."""
+class GTADConfig:
+    """G-TAD; the defaults are those released for ActivityNet [spec]."""
 
-    kind: Literal["gtad", "bmn"] = "gtad"
-    variant: str = "anet"
+    kind: Literal["gtad"] = "gtad"
+    variant: Literal["anet", "thumos"] = "anet"
     durations: int = 0  # D, rows of the map; 0 = as many as snippets
     hidden: int = 256
     paths: int = 32
@@ -48,6 +49,18 @@ class HeadConfig:
     resolution: int = 32  # samples inside an anchor (SGAlign)
     context_resolution: int = 4  # samples of the semantic context
     best_anchor: bool = False  # an instance's best anchor is positive when none exceeds 0.9 [ours]
+
+
+@dataclass(frozen=True)
+class BMNConfig:
+    """BMN as in the public code that LoFi compares with [spec]."""
+
+    kind: Literal["bmn"] = "bmn"
+    durations: int = 0  # D, rows of the map; 0 = as many as snippets
+    best_anchor: bool = False  # as in `GTADConfig`
+
+
+HeadConfig = GTADConfig | BMNConfig  # a head is chosen by its kind
 
 
 @dataclass(frozen=True)
@@ -95,9 +108,7 @@ class Mode:
     fold: bool = False
 
     def __post_init__(self) -> None:
-        known = get_args(get_type_hints(Mode)["name"])
-        if self.name not in known:
-            raise ValueError(f"unknown mode {self.name!r}; known: {', '.join(known)}")
+        _check_choices(self)
         if self.chunk < 1 or not 0 < self.ratio <= 1:
             found = f"chunk {self.chunk}, ratio {self.ratio}"
             raise ValueError(f"{found}: expected chunk of at least 1 and ratio in (0, 1]")
@@ -136,18 +147,59 @@ class LoFiConfig:
 
 
 @dataclass(frozen=True)
-class DetectConfig:
-    """From maps to detections."""
+class PostProcessing:
+    """Everything between a head's outputs and detections that changes a number.
 
-    rule: str = "gtad"
-    score: str = "cls*reg"  # released score fusion [spec]
-    suppression: str = "gaussian"  # soft-NMS: gaussian | bmn
+    The default is the LoFi paper's: G-TAD's rule with sigma 0.84, 100 proposals x 2 classes.
+    `bmn()` and `thumos14()` are the released settings of the other two.
+    """
+
+    rule: Literal["gtad", "thumos", "bmn"] = "gtad"  # which cells of a map are proposals
+    score: str = "cls*reg"  # product of cls, reg, start, end: released score fusion [spec]
+    suppression: Literal["gaussian", "bmn"] = "gaussian"  # soft-NMS
     sigma: float = 0.84  # of the Gaussian [paper]; alpha of the bmn form
-    top_k: int = 100  # proposals a video [paper]
-    class_rule: str = "anet"  # how class scores join: anet | hacs | thumos (and its protocol)
+    top_k: int = 100  # proposals a video that survive [paper]
+    class_rule: Literal["anet", "hacs", "thumos"] = "anet"  # how class scores join
     classes_per_video: int = 2  # [spec]
     include_video_end: bool = False  # released code cannot propose up to the last snippet [spec]
     shared_classes: str = ""  # external score file, or the method whose features give the classes
+
+    def __post_init__(self) -> None:
+        _check_choices(self)
+        for term in self.score.split("*"):
+            if term.strip() not in ("cls", "reg", "start", "end"):
+                raise ValueError(
+                    f"score {self.score!r}: unknown term {term.strip()!r}; use cls, reg, start, end"
+                )
+        if not self.sigma > 0 or self.top_k < 1 or self.classes_per_video < 1:
+            raise ValueError(
+                f"sigma {self.sigma}, top_k {self.top_k}, classes_per_video "
+                f"{self.classes_per_video}; expected all > 0"
+            )
+
+    @staticmethod
+    def bmn() -> "PostProcessing":
+        """BMN as released."""
+        return PostProcessing("bmn", "start*end*cls*reg", "bmn", 0.4)
+
+    @staticmethod
+    def thumos14() -> "PostProcessing":
+        """G-TAD on THUMOS14 as released."""
+        return PostProcessing("thumos", sigma=0.46, top_k=200, class_rule="thumos")
+
+    def to_json(self) -> dict[str, Any]:
+        """What changes a number, for files and reports."""
+        record = dataclasses.asdict(self)
+        del record["shared_classes"]
+        return record
+
+    def __str__(self) -> str:
+        end = ", video end allowed" if self.include_video_end else ""
+        return (
+            f"{self.rule} proposals scored {self.score}{end}; {self.suppression} soft-NMS "
+            f"{self.sigma:g}, top {self.top_k}; classes {self.class_rule} x "
+            f"{1 if self.class_rule == 'hacs' else self.classes_per_video}"
+        )
 
 
 @dataclass(frozen=True)
@@ -170,10 +222,10 @@ class Config:
     arrow_head: Literal["tcam", "avg"] = "tcam"
     concat_norm: Literal["none", "l2", "standardise"] = "standardise"  # method acp+arrow, … [ours]
     lofi: LoFiConfig = field(default_factory=LoFiConfig)
-    head: HeadConfig = field(default_factory=HeadConfig)
+    head: HeadConfig = field(default_factory=GTADConfig)
     head_training: Optimisation = field(default_factory=Optimisation)
     standardise: bool = False  # per-channel input of the head, statistics of the training set
-    detect: DetectConfig = field(default_factory=DetectConfig)
+    detect: PostProcessing = field(default_factory=PostProcessing)
     checkpoint_every: int = 100  # iterations
 
 
@@ -182,9 +234,11 @@ def to_dict(config: Any) -> dict[str, Any]:
     return dataclasses.asdict(config)
 
 
-def from_dict(cls: type, values: dict[str, Any], where: str = "config") -> Any:
+def from_dict(cls: type, values: dict[str, Any], where: str = "config", base: Any = None) -> Any:
     """Build a config dataclass from a plain dictionary.
 
+    Args:
+        base: what is not in `values` is taken from it; None: from the defaults.
     Raises:
         ValueError: an unknown key (the known ones are listed) or a value of the wrong type; `where`
             names the place.
@@ -195,14 +249,34 @@ def from_dict(cls: type, values: dict[str, Any], where: str = "config") -> Any:
     unknown = sorted(set(values) - set(hints))
     if unknown:
         raise ValueError(f"{where}: unknown setting {unknown[0]!r}; known: {', '.join(hints)}")
-    return cls(
-        **{key: _typed(hints[key], value, f"{where}.{key}") for key, value in values.items()}
-    )
+    base = cls() if base is None else base
+    changes = {
+        key: _typed(hints[key], value, f"{where}.{key}", getattr(base, key))
+        for key, value in values.items()
+    }
+    return dataclasses.replace(base, **changes)
 
 
-def _typed(hint: Any, value: Any, where: str) -> Any:
+def _check_choices(settings: Any) -> None:
+    """ValueError where a `Literal` field of a dataclass holds something else."""
+    for name, hint in get_type_hints(type(settings)).items():
+        value = getattr(settings, name)
+        if get_origin(hint) is Literal and value not in get_args(hint):
+            known = ", ".join(get_args(hint))
+            raise ValueError(f"unknown {name} {value!r}; choose one of {known}")
+
+
+def _typed(hint: Any, value: Any, where: str, base: Any) -> Any:
+    if isinstance(hint, types.UnionType) and isinstance(value, dict):  # one dataclass a kind
+        kinds = {get_type_hints(member)["kind"].__args__[0]: member for member in get_args(hint)}
+        kind = value.get("kind", base.kind)
+        if kind not in kinds:
+            raise ValueError(f"{where}.kind: {kind!r} is not one of {', '.join(kinds)}")
+        hint, base = kinds[kind], base if base.kind == kind else None
+    if isinstance(hint, types.UnionType):
+        return value
     if dataclasses.is_dataclass(hint):
-        return value if isinstance(value, hint) else from_dict(hint, value, where)
+        return value if isinstance(value, hint) else from_dict(hint, value, where, base)
     if get_origin(hint) is Literal:
         if value not in get_args(hint):
             raise ValueError(f"{where}: {value!r} is not one of {', '.join(get_args(hint))}")
@@ -211,7 +285,7 @@ def _typed(hint: Any, value: Any, where: str) -> Any:
         kinds = get_args(hint)
         if not isinstance(value, (list, tuple)) or len(value) != len(kinds):
             raise ValueError(f"{where}: expected {len(kinds)} values, got {value!r}")
-        return tuple(_typed(kind, item, where) for kind, item in zip(kinds, value))
+        return tuple(_typed(kind, item, where, None) for kind, item in zip(kinds, value))
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if not isinstance(value, hint) or (hint is not bool and isinstance(value, bool)):

@@ -7,7 +7,7 @@ our choices where both are silent.
 import types
 from dataclasses import replace
 
-from lofi.config import Config, DataConfig, DetectConfig, HeadConfig, LoFiConfig, Optimisation
+from lofi.config import Config, DataConfig, PostProcessing, GTADConfig, LoFiConfig, Optimisation
 from lofi.fidelity import Fidelity
 
 # The paper's own setting: everything is the dataclasses' default except what is listed.
@@ -34,10 +34,10 @@ _PAPER = Config(
     head_training=Optimisation(
         epochs=10, batch=16, optimizer="adam", lr=0.004, decay_every=5, decay=0.1, augment="none"
     ),
-    detect=DetectConfig(shared_classes="acp+"),
+    detect=PostProcessing(shared_classes="acp+"),
 )
 
-_TOY_HEAD = HeadConfig(
+_TOY_HEAD = GTADConfig(
     hidden=64, paths=8, map_hidden=(64, 32), resolution=8, context_resolution=4, best_anchor=True
 )
 _TOY_ACP = Optimisation(
@@ -67,7 +67,7 @@ _TOY = Config(
         epochs=10, batch=16, optimizer="adam", lr=0.002, decay_every=7, decay=0.1, augment="none"
     ),
     standardise=True,
-    detect=DetectConfig(shared_classes="acp+"),
+    detect=PostProcessing(shared_classes="acp+"),
 )  # fmt: skip
 _TINY = replace(
     _TOY,
@@ -81,7 +81,7 @@ _TINY = replace(
     acp_plus=replace(_TOY.acp_plus, epochs=8, batch=16),
     lofi=replace(_TOY.lofi, training=replace(_TOY.lofi.training, epochs=24)),
     head_training=replace(_TOY.head_training, epochs=15, batch=8, decay_every=10),
-    detect=DetectConfig(shared_classes="acp"),
+    detect=PostProcessing(shared_classes="acp"),
 )
 
 PRESETS: types.MappingProxyType[str, Config] = types.MappingProxyType(

@@ -1,0 +1,115 @@
+"""What every localization head is: features in, its own targets, losses and proposals out.
+
+Everything behind a head (joint training, stage 3, detection, the memory budget, reports) knows only
+what stands here, so a new kind of head is one module and one branch in `build_head`.
+B videos, C channels, T steps of a feature sequence, N proposals, K classes.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from lofi.config import PostProcessing
+from lofi.data.annotations import Video
+from lofi.data.grid import Grid
+
+
+class Proposals(NamedTuple):
+    """Candidate segments of one video, N rows.
+
+    `cells`, `steps` and `parts` are given by heads with an anchor grid: equal segments in all
+    videos make suppression several times faster, and notebooks look at what a score is made of.
+    """
+
+    segments_s: np.ndarray  # (N, 2) float64 seconds of the video, [start, end)
+    scores: np.ndarray  # (N,) float64; (N, K) from heads that score K classes
+    labels: np.ndarray | None = None  # (N,) class indices where each row is of one class
+    cells: np.ndarray | None = None  # (N, 2) int64 grid lines, 0 <= start < end <= steps
+    steps: int = 0
+    parts: dict[str, np.ndarray] | None = None  # (N,) float32 factors of the score, by name
+
+
+class Head(nn.Module):
+    """Base of all heads; `forward` and the methods that raise here are what a new head writes.
+
+    Targets and outputs are NamedTuples of tensors, with a leading batch dimension after `collate`
+    and `forward`. Losses of parts of a batch add up to those of the whole: every count that they
+    divide by is in `statistics`, which is summed over all processes first.
+
+    Attributes:
+        channels: C.
+        resizes: True where whole videos are resized to a fixed number of steps; False where the
+            head takes sequences of any length, padded and masked.
+    """
+
+    channels: int
+    resizes: bool = True
+
+    def forward(self, features: Tensor, mask: Tensor | None = None) -> tuple:
+        """(B, C, T) features, (B, T) bool mask of real steps (None: all) → outputs."""
+        raise NotImplementedError
+
+    def targets(self, video: Video, grid: Grid) -> tuple:
+        """What the head should answer for a video whose times count from the grid's beginning."""
+        raise NotImplementedError
+
+    def collate(self, targets: Sequence[tuple]) -> tuple:
+        """Stack the targets of several videos; the default needs equal shapes."""
+        if not targets:
+            raise ValueError("no targets to collate, expected at least one video")
+        parts = list(zip(*targets, strict=True))
+        for name, part in zip(type(targets[0])._fields, parts):
+            if len({tuple(t.shape) for t in part}) > 1:
+                shapes = sorted({tuple(t.shape) for t in part})
+                raise ValueError(f"targets {name} have shapes {shapes}, expected equal ones")
+        return type(targets[0])(*(torch.stack(part) for part in parts))
+
+    def draws(self, videos: int, targets: tuple, generator: torch.Generator) -> Tensor:
+        """(videos, …) random numbers that the losses of a whole batch use; the default has none.
+
+        Args:
+            videos: of the logical batch, of which `targets` are collated ones of any part.
+        """
+        return torch.zeros(videos, 0)
+
+    def statistics(
+        self, targets: tuple, draws: Tensor, reduce: Callable[[Tensor], Tensor] | None = None
+    ) -> tuple:
+        """Sums over a logical batch that `losses` divide by.
+
+        Args:
+            targets, draws: of this process's share.
+            reduce: sums a tensor over all processes; every process has to make the same calls.
+        """
+        raise NotImplementedError
+
+    def losses(
+        self, outputs: tuple, targets: tuple, statistics: tuple, draws: Tensor
+    ) -> dict[str, Tensor]:
+        """Named scalars of some videos of the batch; "loss" is what is minimised."""
+        raise NotImplementedError
+
+    def decode(self, outputs: tuple, grid: Grid, post: PostProcessing) -> Proposals:
+        """Candidate segments of one video (a batch of one), before any suppression.
+
+        Args:
+            grid: of the features that gave the outputs; proposals are in seconds of its video.
+        """
+        raise NotImplementedError
+
+    def published(self, state_dict: dict[str, Any]) -> dict[str, Any]:
+        """Our state dict from a released one; the default has the same names and layouts."""
+        return dict(state_dict)
+
+
+def part_of(batch: tuple, part: Any) -> tuple:
+    """The videos `part` (a slice or a list of rows) of collated targets or outputs."""
+    return type(batch)(*(tensor[part] for tensor in batch))
+
+
+def to_device(batch: tuple, device: torch.device | str) -> tuple:
+    """Collated targets or statistics on a device."""
+    return type(batch)(*(tensor.to(device) for tensor in batch))
