@@ -1,7 +1,7 @@
 """The `lofi` command: finds the subcommand, turns bad input into one line and a status."""
 
+import difflib
 import errno
-import functools
 import inspect
 import logging
 import sys
@@ -10,9 +10,8 @@ from collections.abc import Callable
 
 import tyro
 
-from lofi import commands, launch
+from lofi import __version__, commands, launch
 from lofi import config as configs
-from lofi.config import Config
 
 NAMES = ("toy", "check", "cache", "train", "features", "detect", "evaluate", "diagnose", "recall",
          "memory", "plan", "compare", "course", "tables")  # fmt: skip
@@ -28,6 +27,9 @@ def main() -> None:
     arguments = [a for a in arguments if a != "--debug"]
     logging.basicConfig(format="%(message)s", stream=sys.stderr)
     logging.getLogger().handlers[0].setLevel(logging.WARNING)  # log.txt keeps more
+    if arguments == ["--version"]:
+        print(__version__)
+        return
     if not arguments or arguments[0] in ("-h", "--help") or arguments[0] not in COMMANDS:
         unknown = bool(arguments) and arguments[0] not in ("-h", "--help")
         print(_overview(arguments[0] if unknown else ""), file=sys.stderr if unknown else None)
@@ -52,28 +54,21 @@ def _run(name: str, arguments: list[str]) -> None:
     processes, words = _taken(arguments, "--processes", "1")
     if command in TOGETHER and processes.isdigit() and processes != "1" and not launch.launched():
         return launch.run([name, *words], int(processes))
-    if command in CONFIGURED:
+    if command in CONFIGURED:  # preset < file < options; the head's kind decides which it has
         path, arguments = _taken(arguments, "--config", "")
-        preset, _ = _taken(arguments, "--preset", "tiny")
-        command = _with_default(command, configs.load(path) if path else configs.preset(preset))
+        preset, _ = _taken(arguments, "--preset", "")
+        base = configs.layered(preset, path)
+        kind, arguments = _taken(arguments, "--head.kind", base.head.kind)
+        base = configs.override(base, {"head.kind": kind})
+        signature = inspect.signature(command)
+        ordered = [
+            p.replace(default=base) if p.name == "config" else p
+            for p in signature.parameters.values()
+        ]
+        ordered.sort(key=lambda p: (p.kind, p.default is not inspect.Parameter.empty))
+        command.__signature__ = signature.replace(parameters=ordered)  # type: ignore[attr-defined]
     warnings.filterwarnings("ignore", module="tyro")
-    tyro.cli(command, args=arguments, prog=f"lofi {name}")
-
-
-def _with_default(command: Callable, base: Config) -> Callable:
-    """`command` with the preset as the default of its `config` argument."""
-    signature = inspect.signature(command)
-    parameters = [
-        p.replace(default=base) if p.name == "config" else p for p in signature.parameters.values()
-    ]
-
-    @functools.wraps(command)
-    def wrapped(*args, **kwargs):
-        return command(*args, **kwargs)
-
-    ordered = sorted(parameters, key=lambda p: (p.kind, p.default is not inspect.Parameter.empty))
-    wrapped.__signature__ = signature.replace(parameters=ordered)  # type: ignore[attr-defined]
-    return wrapped
+    tyro.cli(command, args=arguments, prog=f"lofi {name}", config=(tyro.conf.AvoidSubcommands,))
 
 
 def _taken(arguments: list[str], option: str, default: str) -> tuple[str, list[str]]:
@@ -87,7 +82,9 @@ def _taken(arguments: list[str], option: str, default: str) -> tuple[str, list[s
 
 
 def _overview(unknown: str) -> str:
-    head = f"lofi: no command {unknown!r}\n" if unknown else ""
+    near = difflib.get_close_matches(unknown, COMMANDS, n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    head = f"lofi: no command {unknown!r}{hint}\n" if unknown else ""
     lines = [f"  {name:<9} {(f.__doc__ or '').splitlines()[0]}" for name, f in COMMANDS.items()]
     usage = "usage: lofi COMMAND …      lofi COMMAND --help      (--debug shows tracebacks)"
     return head + usage + "\n" + "\n".join(lines)

@@ -15,12 +15,26 @@ from lofi.files import read_json, write_json
 
 
 @dataclass(frozen=True)
+class PublishedFeatures:
+    """Features that others extracted: row i is centred at (i · stride + window / 2) / fps seconds."""
+
+    folder: str = ""  # one file a video, or one .h5 file; "" = features are extracted from videos
+    stride: int = 0  # frames between rows; 0 = the rows divide the annotated duration evenly
+    window: int = 0  # frames that a row has seen
+    fps: float = 0.0  # frames a second that the two count; 0 = as annotated for each video
+    width: int = 0  # channels, tells (T, C) from (C, T); 0 = (T, C)
+    prefix: str = ""  # of file names before the video id, such as v_
+    kind: str = ""  # npy | npz | pt | csv; "" = any
+    allow_missing: bool = False  # leave out videos without features instead of refusing the folder
+
+
+@dataclass(frozen=True)
 class DataConfig:
     """Where videos and annotations are and how snippets are cut from them."""
 
     world: str = ""  # folder of a toy world; "" = <run>/world, rendered when absent
-    preset: str = "toy"  # which toy world is rendered; "" = real data, the paths below
-    annotations: str = ""  # ActivityNet, HACS, THUMOS14 or CSV file
+    preset: str = "toy"  # which toy world is rendered when no annotations are given; "" = none
+    annotations: str = ""  # ActivityNet, HACS, THUMOS14 or CSV file; wins over the toy world
     videos: str = ""  # folder with the untrimmed videos
     source: str = ""  # list of trimmed clips for ACP; "segments" = those of the training videos
     train_subset: str = "training"
@@ -28,6 +42,7 @@ class DataConfig:
     frame_stride: int = 8  # frames between two frames of a snippet [paper]
     rule: str = "centred"  # how frames sit in a snippet: centred | tile | bsp
     window_stride: int = 0  # frames between snippets of sliding windows; 0 = whole videos
+    features: PublishedFeatures = field(default_factory=PublishedFeatures)
     resample_fps: float = 0.0  # cut snippets as if videos had this rate; 0 = as decoded [ours]
     jitter: bool = False  # training: each snippet's middle anywhere in its interval [ours]
     crop_ratio: float = 0.875  # crop side / short side, 224/256 [spec]
@@ -299,24 +314,50 @@ def save(config: Config, path: str | Path) -> None:
 
 
 def load(path: str | Path) -> Config:
-    """Read a config written by `save`; unknown keys and wrong types raise ValueError."""
-    return from_dict(Config, read_json(path, "a saved configuration"), str(path))
+    """Read a config file, whole or partial: it lies over the preset that it names.
+
+    Raises:
+        ValueError: unknown keys, wrong types, or an unknown preset.
+    """
+    return layered(path=path)
+
+
+def layered(preset_name: str = "", path: str | Path = "") -> Config:
+    """A preset, and over it the settings of a file; what the file leaves out is the preset's.
+
+    Args:
+        preset_name: "" = the file's own, or "tiny".
+        path: JSON, whole (the config.json of a run) or partial; "" = none.
+    Raises:
+        ValueError: the file names another preset.
+    """
+    values = read_json(path, "a saved configuration") if path else {}
+    if not isinstance(values, dict):
+        raise ValueError(f"{path}: expected an object with settings, got {type(values).__name__}")
+    named = values.get("preset", preset_name or "tiny")
+    if preset_name and named != preset_name:
+        raise ValueError(
+            f"{path} is a configuration of preset {named!r}, but --preset {preset_name} was given; "
+            "leave one of them out"
+        )
+    return from_dict(Config, values, str(path) if path else "config", preset(named))
 
 
 def override(config: Config, changes: dict[str, Any]) -> Config:
     """Change settings by dotted name, for instance {"lofi.training.lr": 0.05, "seed": 3}."""
-    values = to_dict(config)
     for name, value in changes.items():
         *parents, leaf = name.split(".")
-        place = values
+        place: Any = config
         for parent in parents:
-            if not isinstance(place.get(parent), dict):
-                raise ValueError(f"unknown setting {name!r}; known here: {', '.join(place)}")
-            place = place[parent]
-        if leaf not in place:
-            raise ValueError(f"unknown setting {name!r}; known here: {', '.join(place)}")
-        place[leaf] = value
-    return from_dict(Config, values)
+            if not dataclasses.is_dataclass(place := getattr(place, parent, None)):
+                raise ValueError(f"unknown setting {name!r}; known: {', '.join(to_dict(config))}")
+        if leaf != "kind" and not hasattr(place, leaf):
+            raise ValueError(f"unknown setting {name!r}; known here: {', '.join(to_dict(place))}")
+        values: Any = value
+        for key in reversed((*parents, leaf)):
+            values = {key: values}
+        config = from_dict(Config, values, base=config)
+    return config
 
 
 def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:

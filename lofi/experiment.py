@@ -1,32 +1,78 @@
-"""The whole procedure for several encoders side by side, and the results it leaves.
+"""The stages of the procedure in one table, and the whole of it for several encoders and seeds.
 
 results.json: {"rows": [{"method", "classes", "average_map", "map", …}], "seconds", "protocol", …}
 """
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from lofi.config import Config
 from lofi.data.datasets import Datasets
-from lofi.detection.detector import CLASSES, detect_stage
+from lofi.detection.detector import CLASSES, detect_stage, detections_dir, train_classifier
 from lofi.detection.labels import is_class_file
 from lofi.detection.results import read_detections
 from lofi.evaluation import detection_map
 from lofi.files import read_json, write_json
 from lofi.training.distributed import barrier, is_first
-from lofi.training.full_fidelity import extract_features, train_head
+from lofi.training.head import extract_features, train_head
 from lofi.training.joint import train_lofi
 from lofi.training.loop import OnStep
-from lofi.training.models import components, method_config, run_data, write_run_config
+from lofi.training.methods import (
+    command,
+    components,
+    default_method,
+    method_config,
+    run_data,
+    write_run_config,
+)
 from lofi.training.pretext import train_arrow, train_speed
 from lofi.training.pretraining import train_acp, train_acp_plus, train_icp
 
 log = logging.getLogger(__name__)
 METHODS = ("random", "acp", "acp+", "c-lofi")
+UNTRAINED = ("random", "weights", "published")
+
+
+def evaluate_stage(
+    config: Config, run_dir: str | Path, method: str = "", *, variant: str = ""
+) -> dict[str, Any]:
+    """Stage `evaluate`: average mAP of a method's detections; <method>/metrics holds the rest.
+
+    Returns:
+        {source of the classes: average mAP, …, "protocol", "tious", "videos"}.
+    """
+    method = method or default_method(config)
+    rows = evaluate_method(config, run_dir, method, variant)
+    first = rows[0]["report"]
+    found = {row["classes"]: round(row["average_map"], 4) for row in rows}
+    return found | {key: first[key] for key in ("protocol", "tious", "videos")}
+
+
+class Stage(NamedTuple):
+    """A step of the procedure: run(config, run_dir, …) → what it found."""
+
+    run: Callable[..., dict[str, Any]]
+    needs: str
+    leaves: str  # below the method's folder
+
+
+STAGES = {
+    "acp": Stage(train_acp, "trimmed clips (data.source)", "encoder"),
+    "acp+": Stage(train_acp_plus, "videos, acp", "encoder"),
+    "icp": Stage(train_icp, "weights", "encoder"),
+    "arrow": Stage(train_arrow, "trimmed clips", "encoder"),
+    "speed": Stage(train_speed, "trimmed clips", "encoder"),
+    "lofi": Stage(train_lofi, "videos, the encoder of lofi.start", "encoder"),
+    "features": Stage(extract_features, "videos, an encoder", "features"),
+    "head": Stage(train_head, "features", "head"),
+    "classes": Stage(train_classifier, "features", "classifier.safetensors"),
+    "detect": Stage(detect_stage, "features, head", "detections"),
+    "evaluate": Stage(evaluate_stage, "detections", "metrics"),
+}
 
 
 def train_encoder(config: Config, run_dir: str | Path, method: str, **options: Any) -> None:
@@ -35,19 +81,14 @@ def train_encoder(config: Config, run_dir: str | Path, method: str, **options: A
     if len(parts) > 1:  # "acp+arrow": two encoders side by side
         for part in parts:
             train_encoder(config, run_dir, part, **options)
-    elif method in STAGE_ONE:
-        STAGE_ONE[method](config, run_dir, **options)
-    elif method == "acp+":
-        train_encoder(config, run_dir, config.acp_plus_start, **options)
-        train_acp_plus(config, run_dir, **options)
+    elif method in STAGES and method not in ("lofi", "features", "head"):
+        if method == "acp+":
+            train_encoder(config, run_dir, config.acp_plus_start, **options)
+        STAGES[method].run(config, run_dir, **options)
     elif method not in UNTRAINED:
         config = method_config(config, method)
         train_encoder(config, run_dir, config.lofi.start, **options)
         train_lofi(config, run_dir, **options)
-
-
-STAGE_ONE = {"acp": train_acp, "icp": train_icp, "arrow": train_arrow, "speed": train_speed}
-UNTRAINED = ("random", "weights")
 
 
 def localize(
@@ -60,36 +101,40 @@ def localize(
     device: str = "cpu",
 ) -> None:
     """Features and stage 3 of one method whose encoder is trained."""
-    extract_features(config, run_dir, method, resume=resume, device=device)
+    if method != "published":
+        extract_features(config, run_dir, method, resume=resume, device=device)
     train_head(config, run_dir, method, resume=resume, on_step=on_step, device=device)
     write_run_config(config, run_dir)
 
 
-def evaluate_method(config: Config, run_dir: str | Path, method: str) -> list[dict[str, Any]]:
-    """Detect and evaluate one method; one row for each source of classes, and metrics files.
+def evaluate_method(
+    config: Config, run_dir: str | Path, method: str, variant: str = ""
+) -> list[dict[str, Any]]:
+    """Evaluate the detections of one method; one row for each source of classes, metrics files.
 
     Class rule "thumos" goes with THUMOS14's protocol (tIoU 0.3 to 0.7), the others with
     ActivityNet's.
+
+    Raises:
+        FileNotFoundError: there are no detections; names the command that makes them.
     """
     protocol = "thumos14" if config.detect.class_rule == "thumos" else "activitynet"
     data = run_data(config, run_dir)
-    rows = []
-    for kind, path in detect_stage(config, run_dir, method, data).items():
-        found = _known_classes(path, data)
+    folder, rows = detections_dir(run_dir, method, variant), []
+    for kind in CLASSES:
+        if not (folder / f"{kind}.json").is_file():
+            continue
+        found = _known_classes(folder / f"{kind}.json", data)
         subset = config.data.test_subset
-        result = detection_map(data.annotations, found, subset=subset, protocol=protocol)
-        report = result.to_json()
+        report = detection_map(data.annotations, found, subset=subset, protocol=protocol).to_json()
         if is_first():
-            write_json(Path(run_dir) / method / "metrics" / f"{kind}.json", report)
-        rows.append(
-            {
-                "method": method,
-                "classes": kind,
-                "average_map": report["average_map"],
-                "map": report["map"],
-                "seed": config.seed,
-            }
-        )
+            write_json(Path(run_dir) / method / "metrics" / variant / f"{kind}.json", report)
+        row = {"method": method, "classes": kind, "seed": config.seed, "report": report}
+        rows.append(row | {key: report[key] for key in ("average_map", "map")})
+    if not rows:
+        more = f" --variant {variant}" if variant else ""
+        cure = command("detect", config, run_dir, method, more)
+        raise FileNotFoundError(f"{folder}: no detections; run: {cure}")
     return rows
 
 
@@ -124,10 +169,10 @@ def run_procedure(
         train_encoder(config, run_dir, method, on_step=on_step, device=device)
         localize(config, run_dir, method, on_step=on_step, device=device)
     source = config.detect.shared_classes
-    if source not in methods and not is_class_file(source):  # its features name the classes
+    if source and source not in methods and not is_class_file(source):  # it names the classes
         train_encoder(config, run_dir, source, on_step=on_step, device=device)
         extract_features(config, run_dir, source, device=device)
-    return write_results(config, run_dir, methods, time.perf_counter() - began)
+    return write_results(config, run_dir, methods, time.perf_counter() - began, device)
 
 
 def compare_seeds(
@@ -159,24 +204,26 @@ def compare_seeds(
 
 
 def write_results(
-    config: Config, run_dir: str | Path, methods: Sequence[str], seconds: float
+    config: Config,
+    run_dir: str | Path,
+    methods: Sequence[str],
+    seconds: float,
+    device: str = "cpu",
 ) -> dict[str, Any]:
-    """Evaluate the methods of a finished run and write results.json."""
+    """Detect with and evaluate the methods of a finished run; writes results.json."""
     rows = []
     for method in methods:
+        detect_stage(config, run_dir, method, device=device)
         rows += evaluate_method(config, run_dir, method)
     barrier()
-    first = read_json(Path(run_dir) / methods[0] / "metrics" / "shared.json", "metrics")
+    reports = [row.pop("report") for row in rows]
+    about = ("protocol", "subset", "tious", "videos", "instances")
     results = {
         "rows": rows,
         "seconds": round(seconds, 1),
         "preset": config.preset,
         "seeds": [config.seed],
-        "protocol": first["protocol"],
-        "subset": first["subset"],
-        "tious": first["tious"],
-        "videos": first["videos"],
-        "instances": first["instances"],
+        **{key: reports[0][key] for key in about},
         "classes": list(CLASSES),
     }
     if is_first():

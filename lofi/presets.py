@@ -6,8 +6,17 @@ our choices where both are silent.
 
 import types
 from dataclasses import replace
+from typing import Any
 
-from lofi.config import Config, DataConfig, PostProcessing, GTADConfig, LoFiConfig, Optimisation
+from lofi.config import (
+    Config,
+    DataConfig,
+    GTADConfig,
+    LoFiConfig,
+    Optimisation,
+    PostProcessing,
+    PublishedFeatures,
+)
 from lofi.fidelity import Fidelity
 
 # The paper's own setting: everything is the dataclasses' default except what is listed.
@@ -84,6 +93,24 @@ _TINY = replace(
     detect=PostProcessing(shared_classes="acp"),
 )
 
+_THUMOS14 = replace(  # G-TAD as released for THUMOS14 [spec]
+    _PAPER,
+    preset="thumos14",
+    full=Fidelity(256, 8, 224),
+    data=replace(_PAPER.data, train_subset="train", test_subset="test", window_stride=5),
+    head=replace(_PAPER.head, variant="thumos", durations=64, resolution=16, context_resolution=16),
+    head_training=replace(_PAPER.head_training, lr=4e-5, batch=8, clip=1.0),
+    detect=replace(_PAPER.detect, rule="thumos", sigma=0.46, top_k=200, class_rule="thumos"),
+)
+
+
+def _published(base: Config, preset: str, **features: Any) -> Config:
+    """`base` on features that others published; data.features.folder is left to the user."""
+    stride = features["stride"] if base.data.window_stride else 0
+    data = replace(base.data, features=PublishedFeatures(**features), window_stride=stride)
+    return replace(base, preset=preset, data=data, detect=replace(base.detect, shared_classes=""))
+
+
 PRESETS: types.MappingProxyType[str, Config] = types.MappingProxyType(
     {
         "tiny": _TINY,
@@ -104,18 +131,18 @@ PRESETS: types.MappingProxyType[str, Config] = types.MappingProxyType(
             head_training=replace(_PAPER.head_training, lr=5e-4, batch=32),
             detect=replace(_PAPER.detect, class_rule="hacs"),
         ),
-        "thumos14": replace(  # G-TAD as released for THUMOS14 [spec]
-            _PAPER,
-            preset="thumos14",
-            full=Fidelity(256, 8, 224),
-            data=replace(_PAPER.data, train_subset="train", test_subset="test", window_stride=5),
-            head=replace(
-                _PAPER.head, variant="thumos", durations=64, resolution=16, context_resolution=16
-            ),
-            head_training=replace(_PAPER.head_training, lr=4e-5, batch=8, clip=1.0),
-            detect=replace(
-                _PAPER.detect, rule="thumos", sigma=0.46, top_k=200, class_rule="thumos"
-            ),
+        "thumos14": _THUMOS14,
+        "thumos14-i3d": _published(
+            _THUMOS14, "thumos14-i3d", stride=4, window=16, fps=30.0, width=2048
+        ),
+        "thumos14-videomae": _published(
+            _THUMOS14, "thumos14-videomae", stride=4, window=16, width=1408
+        ),
+        "activitynet-tsp": _published(
+            _PAPER, "activitynet-tsp", stride=16, window=16, fps=15.0, width=512, prefix="v_"
+        ),
+        "activitynet-i3d": _published(
+            _PAPER, "activitynet-i3d", stride=16, window=16, fps=25.0, width=2048, prefix="v_"
         ),
     }
 )

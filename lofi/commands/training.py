@@ -2,6 +2,7 @@
 
 import os
 import sys
+from inspect import signature
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -11,15 +12,23 @@ from lofi.commands.progress import also_tensorboard, progress_lines
 from lofi.config import Config
 from lofi.files import atomic_path
 
-Method = Annotated[str, arg(help="whose encoder: random, acp, acp+, c-lofi, s-lofi, …")]
+Method = Annotated[
+    str, arg(help="whose encoder (random, acp, acp+, c-lofi, …); default: what is configured")
+]
+Variant = Annotated[
+    str, arg(help="changes for this head alone, kept beside others: lr=0.001,seed=3,kind=bmn")
+]
+StageName = Literal["acp", "acp+", "icp", "arrow", "speed", "lofi", "features", "head", "classes",
+                    "detect", "evaluate"]  # fmt: skip
 
 
 def train(
-    stage: Positional[Literal["acp", "acp+", "icp", "arrow", "speed", "lofi", "features", "head"]],
+    stage: Positional[StageName],
     /,
     out: Path,
     config: Annotated[Config, arg(name="")],
-    method: Method = "c-lofi",
+    method: Method = "",
+    variant: Variant = "",
     resume: bool = True,
     device: str = "cpu",
     processes: int = 1,
@@ -28,8 +37,9 @@ def train(
     """Run one stage of the procedure in the run folder OUT; finished stages return at once.
 
     Stages: acp, acp+, icp (classification), arrow, speed (without labels), lofi (joint, low
-    fidelity), features (frozen encoder), head. Settings start from --preset NAME, or from
-    --config FILE (the config.json of another run).
+    fidelity), features (frozen encoder), head, classes (video classifier), detect (the test
+    videos), evaluate (mAP). Settings: --preset NAME < --config FILE, whole or partial (such as the
+    config.json of another run) < options.
 
     Args:
         out: run folder; every method gets a folder in it.
@@ -39,40 +49,29 @@ def train(
             several machines start torchrun on each (README). The result does not depend on it.
         tensorboard: also write losses for TensorBoard to OUT/tensorboard (extra "gpu" or "dev").
     """
+    from lofi.experiment import STAGES
     from lofi.training.distributed import is_first, joined
-    from lofi.training.models import write_run_config
+    from lofi.training.methods import write_run_config
 
     one_thread_for_small_work(config)
     on_step = progress_lines(stage)
+    run = STAGES[stage].run
     with joined(device) as device:
         if tensorboard and is_first():
             on_step = also_tensorboard(on_step, out / "tensorboard" / stage)
-        common = {"on_step": on_step, "device": device, "resume": resume}
-        result = _run_stage(stage, config, out, method, common)
+        given = {"method": method, "variant": variant}
+        given |= {"resume": resume, "on_step": on_step, "device": device}
+        taken = {key: value for key, value in given.items() if key in signature(run).parameters}
+        for option in ("method", "variant"):
+            if given[option] and option not in taken:
+                raise ValueError(f"stage {stage} has no --{option}; leave it out")
+        result = run(config, out, **taken)
         write_run_config(config, out)  # not earlier: a refused run leaves the old one in place
         if is_first():
             shown = [key for key in result if key not in ("classes", "skipped")]
             print(" ".join(f"{key}={result[key]}" for key in shown))
             if result.get("skipped"):
                 print(f"{len(result['skipped'])} items could not be read; see skipped.jsonl")
-
-
-def _run_stage(stage: str, config: Config, out: Path, method: str, common: dict) -> dict:
-    from lofi.training import full_fidelity, joint, pretext, pretraining
-
-    if stage == "features":
-        return {"features": full_fidelity.extract_features(config, out, method, **common)}
-    if stage == "head":
-        return full_fidelity.train_head(config, out, method, **common)
-    run = {
-        "acp": pretraining.train_acp,
-        "acp+": pretraining.train_acp_plus,
-        "icp": pretraining.train_icp,
-        "arrow": pretext.train_arrow,
-        "speed": pretext.train_speed,
-        "lofi": joint.train_lofi,
-    }[stage]
-    return run(config, out, **common)
 
 
 def one_thread_for_small_work(config: Config) -> None:
@@ -86,7 +85,7 @@ def one_thread_for_small_work(config: Config) -> None:
 def features(
     out: Path,
     config: Annotated[Config, arg(name="")],
-    method: Method = "c-lofi",
+    method: Method = "",
     device: str = "cpu",
     processes: int = 1,
 ) -> None:
@@ -100,6 +99,7 @@ def detect(
     model: Path,
     out: Path = Path("detections"),
     method: str = "",
+    variant: Variant = "",
     top: int = 10,
     device: str = "cpu",
     processes: int = 1,
@@ -117,7 +117,7 @@ def detect(
     from lofi.training.distributed import gather, joined, share
 
     with joined(device) as device:
-        detector = Detector.load(model, method=method, device=device)
+        detector = Detector.load(model, method, device, variant)
         failed = []
         for i in share(len(videos)):
             try:

@@ -16,7 +16,11 @@ from lofi.data.annotations import (
     read_clip_list,
     segments_as_clips,
 )
-from lofi.data.reading import ClipReader
+from lofi.data.grid import Grid
+from lofi.data.reading import ClipReader, ClipRequest
+from lofi.data.snippets import Augmentation, resampled_frames
+from lofi.data.video import VideoInfo
+from lofi.fidelity import Fidelity
 
 log = logging.getLogger(__name__)
 
@@ -25,8 +29,9 @@ log = logging.getLogger(__name__)
 class Datasets:
     """What a run trains and tests on.
 
-    `train` and `test` hold videos whose file is present; `missing` names the others. `clips` are
-    the trimmed source clips, `annotations` the file that `lofi evaluate` reads.
+    `train` and `test` are annotated videos, with or without a file: features and evaluation need
+    none. `missing` names those without one, `clips` are the trimmed source clips, `annotations` is
+    the file that `lofi evaluate` reads.
     """
 
     train: tuple[Video, ...]
@@ -41,17 +46,35 @@ class Datasets:
         """The labelled segments of the training videos as trimmed clips (ACP+)."""
         return tuple(segments_as_clips(self.train))
 
+    def with_files(self, videos: Sequence[Video]) -> list[Video]:
+        """Those of the videos that have a media file; the others are counted.
+
+        Raises:
+            ValueError: none has one.
+        """
+        found = [video for video in videos if video.path is not None]
+        if not found:
+            raise ValueError(
+                f"none of {len(videos)} videos of {self.annotations} has a file; set data.videos "
+                "to their folder"
+            )
+        if len(found) < len(videos):
+            log.warning(
+                "%d of %d videos have no file (first: %s); they are left out here and count as "
+                "missed in evaluation",
+                len(videos) - len(found), len(videos), self.missing[0],
+            )  # fmt: skip
+        return found
+
 
 def open_datasets(data: DataConfig, seed: int, run_dir: str | Path) -> Datasets:
     """Read (or, for a toy world, first render) the data of a run.
 
     Raises:
-        ValueError, FileNotFoundError: a path is missing or a file unreadable; says which setting.
+        ValueError, FileNotFoundError: a path is missing, a file unreadable, or settings contradict
+            each other; says which setting.
     """
-    if data.preset:
-        data = _with_world(data, seed, Path(run_dir))
-    if not data.annotations:
-        raise ValueError("data.annotations is not set: give the annotation file of your data set")
+    data = _with_world(data, seed, Path(run_dir))
     videos = read_annotations(data.annotations, video_dir=data.videos or None)
     if all(video.subset is None for video in videos):
         videos = _hold_out(videos, data)
@@ -62,23 +85,15 @@ def open_datasets(data: DataConfig, seed: int, run_dir: str | Path) -> Datasets:
             f"{data.annotations}: no video in subset {data.train_subset!r} or "
             f"{data.test_subset!r}; found: {found}. Set data.train_subset and data.test_subset"
         )
-    missing = tuple(v.id for v in used if v.path is None)
-    if missing:
-        log.warning(
-            "%d of %d videos are not in %s (first: %s); they are left out of training and count "
-            "as missed in evaluation",
-            len(missing), len(used), data.videos, missing[0],
-        )  # fmt: skip
-    present = [v for v in used if v.path is not None]
-    train = tuple(v for v in present if v.subset == data.train_subset and v.segments)
+    train = tuple(v for v in used if v.subset == data.train_subset and v.segments)
     if data.source == "segments":
         clips = tuple(segments_as_clips(train))
     else:
         clips = tuple(read_clip_list(data.source)) if data.source else ()
     return Datasets(
         train=train,
-        test=tuple(v for v in present if v.subset == data.test_subset),
-        missing=missing,
+        test=tuple(v for v in used if v.subset == data.test_subset),
+        missing=tuple(v.id for v in used if v.path is None),
         clips=clips,
         annotations=Path(data.annotations),
         classes=tuple(class_names(used)),
@@ -96,6 +111,21 @@ def _hold_out(videos: Sequence[Video], data: DataConfig) -> list[Video]:
 
 
 def _with_world(data: DataConfig, seed: int, run_dir: Path) -> DataConfig:
+    """The paths of given annotations, else of the toy world, which is rendered when absent."""
+    if data.annotations:
+        if data.world:
+            raise ValueError(
+                f"data.annotations {data.annotations} and data.world {data.world} contradict each "
+                "other; give one of them"
+            )
+        return data
+    own = [name for name in ("videos", "source") if getattr(data, name)]
+    own += ["features.folder"] * bool(data.features.folder)
+    if not data.preset or (own and not data.world):
+        given = f", but data.{own[0]} is" if own else ""
+        raise ValueError(
+            f"data.annotations is not set{given}: give the annotation file of your data set"
+        )
     from lofi.data.toyworld import TINY, TOY, write_world
 
     folder = Path(data.world) if data.world else run_dir / "world"
@@ -104,11 +134,9 @@ def _with_world(data: DataConfig, seed: int, run_dir: Path) -> DataConfig:
         raise ValueError(f"unknown toy world {data.preset!r}; known: {', '.join(worlds)}")
     if not (data.world and (folder / "manifest.json").exists()):
         write_world(folder, worlds[data.preset], seed)
+    found = {"annotations": "annotations.json", "videos": "videos", "source": "source.csv"}
     return replace(
-        data,
-        annotations=str(folder / "annotations.json"),
-        videos=str(folder / "videos"),
-        source=str(folder / "source.csv"),
+        data, **{key: getattr(data, key) or str(folder / name) for key, name in found.items()}
     )
 
 
@@ -120,13 +148,40 @@ def open_reader(data: DataConfig) -> ClipReader:
     return ClipReader(workers, cache_bytes=int(data.cache_gib * 2**30))
 
 
+def video_grid(data: DataConfig, info: VideoInfo, snippets: int) -> Grid:
+    """Where the snippets of one video lie: `snippets` of a whole one, else every few frames."""
+    if not data.window_stride:
+        return Grid.whole(snippets, info.duration_s)
+    count, fps = info.num_frames, info.fps
+    if data.resample_fps:
+        count = len(resampled_frames(info.num_frames, info.fps, data.resample_fps))
+        fps = count / info.duration_s
+    return Grid.strided(-(-count // data.window_stride), data.window_stride, fps, count)
+
+
+def video_request(
+    data: DataConfig,
+    path: str | Path,
+    fidelity: Fidelity,
+    augmentation: Augmentation | None = None,
+    grid: Grid | None = None,
+) -> ClipRequest:
+    """How the configuration cuts the snippets of one video, or of the window that is `grid`."""
+    span = None
+    if grid is not None and grid.stride:
+        span = grid.first_frame, grid.first_frame + round(grid.length_s * grid.fps)
+    return ClipRequest(
+        path, fidelity, data.frame_stride, data.rule, data.crop_ratio, augmentation,
+        data.resample_fps, span,
+    )  # fmt: skip
+
+
 def fingerprint(items: Sequence[Video | TrimmedClip]) -> str:
     """Hash of what is trained on (names, labels, times), independent of where the files lie."""
     rows = []
     for item in items:
         if isinstance(item, Video):
             rows.append([item.id, [[s.start_s, s.end_s, s.label] for s in item.segments]])
-            rows[-1] += [item.span] if item.span else []
         else:
             rows.append([item.path.name, item.label, item.start_s, item.end_s])
     return hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:12]

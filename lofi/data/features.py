@@ -1,21 +1,34 @@
-"""Snippet features on disk: one safetensors file a video, with a header that says what made it.
+"""Snippet features on disk: what made them, where their steps lie in time, and who may use them.
 
-A head trained on features of another encoder, fidelity or frame rule gives numbers that look
-plausible and mean nothing, so a header that differs from what the reader expects is an error.
+A head trained on features of another encoder, fidelity, frame rate or video gives numbers that look
+plausible and mean nothing. So a file of ours carries what made it, a folder that others published
+is described by the configuration, and a `FeatureStore` refuses what does not fit.
+C channels, T steps of a video.
 """
 
 import hashlib
-import math
+import json
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.nn import functional
 
-from lofi.files import save_tensors
+from lofi.config import PublishedFeatures
+from lofi.data.annotations import Video
+from lofi.data.grid import Grid
+from lofi.data.snippets import resampled_frames
+from lofi.files import read_json, save_tensors
 
+log = logging.getLogger(__name__)
 FORMAT = "lofi-features-1"
+KINDS = (".npy", ".npz", ".pt", ".csv", ".safetensors")  # one file a video; .h5 holds many
+TOLERANCE = 0.05  # share of a duration by which features may end early or late
 
 
 @dataclass(frozen=True)
@@ -23,20 +36,23 @@ class FeatureHeader:
     """What features were made of; None in an expected header means "any".
 
     Args:
-        encoder_sha256: of the encoder's weights file.
-        snippets, frames, pixels: the fidelity L, F, S.
+        encoder_sha256: of the encoder, see `lofi.encoders.encoder_hash`.
+        snippets: T of this file.
+        frames, pixels: F and S of the fidelity.
         frame_stride, rule: see `lofi.data.snippets.frame_indices`.
         encoder: name of the architecture.
         crop_ratio: see `lofi.data.snippets.crop_of`.
         num_frames: decoded frames of this video.
         fps: of this video.
-        resample_fps: see `lofi.data.snippets.resampled_frames`; absent in older files.
+        resample_fps: see `lofi.data.snippets.resampled_frames`.
+        window_stride: frames between two snippets; 0 = the snippets divide the whole video.
+        video: id. Files from before it was kept have none, and may be of any video.
     """
 
-    encoder_sha256: str | None
-    snippets: int | None
-    frames: int | None
-    pixels: int | None
+    encoder_sha256: str | None = None
+    snippets: int | None = None
+    frames: int | None = None
+    pixels: int | None = None
     frame_stride: int | None = None
     rule: str | None = None
     encoder: str | None = None
@@ -44,20 +60,34 @@ class FeatureHeader:
     num_frames: int | None = None
     fps: float | None = None
     resample_fps: float | None = None
+    window_stride: int | None = None
+    video: str | None = None
 
-    @property
-    def duration_s(self) -> float | None:
-        """Decoded length of the video in seconds."""
-        return self.num_frames / self.fps if self.num_frames and self.fps else None
+    def differences(self, found: "FeatureHeader") -> list[str]:
+        """One text for every field that `self` demands and `found` has otherwise."""
+        return [
+            f"{field.name} is {getattr(found, field.name)}, expected {wanted}"
+            for field in fields(self)
+            if (wanted := getattr(self, field.name)) is not None
+            and getattr(found, field.name) != wanted
+        ]
+
+    def grid(self) -> Grid:
+        """Where the T steps lie: in frames at the decoded (or resampled) rate, or evenly."""
+        duration_s = self.num_frames / self.fps
+        if not self.window_stride:
+            return Grid.whole(self.snippets, duration_s)
+        frames = len(resampled_frames(self.num_frames, self.fps, self.resample_fps or 0.0))
+        fps = frames / duration_s if self.resample_fps else self.fps
+        return Grid.strided(self.snippets, self.window_stride, fps, frames)
 
 
-def write_features(path: str | Path, features: torch.Tensor, header: FeatureHeader) -> None:
+def write_features(path: str | Path, features: Tensor, header: FeatureHeader) -> None:
     """Write the features of one video, atomically.
 
     Args:
-        path: ends in .safetensors by custom.
-        features: (C, L), stored as float32.
-        header: its `snippets` must be L.
+        features: (C, T), stored as float32.
+        header: its `snippets` must be T.
     Raises:
         ValueError: wrong shape, or values that are not finite.
     """
@@ -69,14 +99,14 @@ def write_features(path: str | Path, features: torch.Tensor, header: FeatureHead
     if not torch.isfinite(data).all():
         raise ValueError(f"{path}: features hold NaN or infinity; check the encoder's weights")
     known = {key: str(value) for key, value in asdict(header).items() if value is not None}
-    metadata = {"format": FORMAT, **known, "data_sha256": _data_sha256(data)}
-    if header.duration_s is not None:
-        metadata["duration_s"] = repr(header.duration_s)
-    save_tensors(path, {"features": data}, metadata)
+    digest = hashlib.sha256(data.numpy().tobytes()).hexdigest()
+    save_tensors(path, {"features": data}, {"format": FORMAT, **known, "data_sha256": digest})
 
 
-def read_features(path: str | Path, expect: FeatureHeader | None = None) -> torch.Tensor:
-    """Read the features of one video: (C, L) float32.
+def read_features(
+    path: str | Path, expect: FeatureHeader | None = None
+) -> tuple[Tensor, FeatureHeader]:
+    """The features of one video, (C, T) float32, and what made them.
 
     Args:
         path: written by `write_features`.
@@ -86,28 +116,6 @@ def read_features(path: str | Path, expect: FeatureHeader | None = None) -> torc
         ValueError: damaged, not a feature file, or made otherwise than expected; names every
             field that differs with both values.
     """
-    header, data = _load(path)
-    if expect is not None:
-        differing = [
-            f"{field.name} is {getattr(header, field.name)}, expected {wanted}"
-            for field in fields(FeatureHeader)
-            if (wanted := getattr(expect, field.name)) is not None
-            and getattr(header, field.name) != wanted
-        ]
-        if differing:
-            raise ValueError(
-                f"{path}: made with other settings ({'; '.join(differing)}); "
-                "extract the features again"
-            )
-    return data
-
-
-def read_feature_header(path: str | Path) -> FeatureHeader:
-    """The header of a feature file; raises as `read_features`."""
-    return _load(path)[0]
-
-
-def _load(path: str | Path) -> tuple[FeatureHeader, torch.Tensor]:
     from safetensors import SafetensorError, safe_open
 
     if not Path(path).is_file():
@@ -122,48 +130,195 @@ def _load(path: str | Path) -> tuple[FeatureHeader, torch.Tensor]:
         ) from None
     if metadata.get("format") != FORMAT:
         raise ValueError(
-            f"{path}: format {metadata.get('format')!r} (expected {FORMAT!r}); published features "
-            "are read with read_published_features, others are extracted again"
+            f"{path}: format {metadata.get('format')!r} (expected {FORMAT!r}); features made by "
+            "others are named with data.features.folder"
         )
-    if metadata.get("data_sha256") != _data_sha256(data):
+    if metadata.get("data_sha256") != hashlib.sha256(data.numpy().tobytes()).hexdigest():
         raise ValueError(f"{path}: the checksum does not match; extract the features again")
-    kinds = {"snippets": int, "frames": int, "pixels": int, "frame_stride": int}
-    kinds |= {"num_frames": int, "fps": float, "crop_ratio": float, "resample_fps": float}
-    values = {
-        field.name: kinds.get(field.name, str)(metadata[field.name])
-        if field.name in metadata
-        else None
-        for field in fields(FeatureHeader)
-    }
-    return FeatureHeader(**values), data
+    kinds = {"int | None": int, "float | None": float, "str | None": str}
+    known = [field for field in fields(FeatureHeader) if field.name in metadata]
+    header = FeatureHeader(**{f.name: kinds[str(f.type)](metadata[f.name]) for f in known})
+    if expect is not None and (differing := expect.differences(header)):
+        raise ValueError(
+            f"{path}: made with other settings ({'; '.join(differing)}); extract the features again"
+        )
+    return data, header
 
 
-def _data_sha256(data: torch.Tensor) -> str:
-    return hashlib.sha256(data.numpy().tobytes()).hexdigest()
+def resize_features(features: Tensor, steps: int) -> Tensor:
+    """Bring (C, T) features to (C, `steps`) by linear interpolation with half-pixel centres.
 
-
-def resize_features(features: torch.Tensor, snippets: int) -> torch.Tensor:
-    """Bring (C, T) features to (C, L) by linear interpolation with half-pixel centres.
-
-    Source: the rule of G-TAD's data loader. T = L is the identity.
+    Source: the rule of G-TAD's data loader. T = `steps` is the identity.
     """
-    return functional.interpolate(
-        features[None], size=snippets, mode="linear", align_corners=False
-    )[0]
+    return functional.interpolate(features[None], size=steps, mode="linear", align_corners=False)[0]
 
 
-def read_published_features(
-    path: str | Path, snippets: int | None = None, video_id: str | None = None
-) -> torch.Tensor:
-    """Read features that others extracted, one row a time step: (C, L) float32.
+class Features(NamedTuple):
+    """Features of one video, (C, T) float32, and the grid of their T steps."""
+
+    values: Tensor
+    grid: Grid
+
+
+@dataclass(frozen=True)
+class FeatureStore:
+    """The features of a data set: `store[video id]` → `Features`.
+
+    Attributes:
+        folder: where they lie, for messages.
+        identity: hash of what made them; enters the settings of every stage that uses them.
+        ids: videos that have features.
+        absent: videos that cannot have any and why, {id: reason}, as the extraction found.
+        cure: what to do when features are missing.
+    """
+
+    folder: Path
+    identity: str
+    ids: frozenset[str]
+    absent: Mapping[str, str]
+    cure: str
+    _read: Callable[[str], Features]
+
+    def __getitem__(self, video_id: str) -> Features:
+        """Raises ValueError, FileNotFoundError: no features, or not those that are expected."""
+        if video_id not in self.ids:
+            raise FileNotFoundError(f"{self.folder}: no features of video {video_id}; {self.cure}")
+        return self._read(video_id)
+
+    def __contains__(self, video_id: str) -> bool:
+        return video_id in self.ids
+
+    def require(self, videos: Iterable[Video]) -> list[Video]:
+        """The videos that have features; those that cannot have any are counted and left out.
+
+        Raises:
+            FileNotFoundError: the set is incomplete, or of other videos; says what is missing.
+        """
+        videos = list(videos)
+        wanted = [video for video in videos if video.id not in self.absent]
+        missing = sorted(video.id for video in wanted if video.id not in self.ids)
+        if missing or not wanted:
+            shown = ", ".join(missing[:3]) + ", …" * (len(missing) > 3)
+            raise FileNotFoundError(
+                f"{self.folder}: features of {len(wanted) - len(missing)} of {len(videos)} videos"
+                f"{f' (missing: {shown})' if missing else ''}; {self.cure}"
+            )
+        if len(wanted) < len(videos):
+            log.warning(
+                "%d of %d videos have no features and are left out (%s: %s)",
+                len(videos) - len(wanted), len(videos), *next(iter(self.absent.items())),
+            )  # fmt: skip
+        return wanted
+
+    @staticmethod
+    def extracted(folder: str | Path, expect: FeatureHeader, cure: str) -> "FeatureStore":
+        """What `lofi train features` left in a folder.
+
+        Args:
+            expect: made by which encoder, at which fidelity and sampling; checked file by file.
+            cure: the command that makes these features.
+        Raises:
+            FileNotFoundError: nothing there. ValueError: the extraction was not finished.
+        """
+        folder = Path(folder)
+        if not folder.is_dir():
+            raise FileNotFoundError(f"{folder}: no features yet; {cure}")
+        files = {path.stem: path for path in folder.glob("[!.]*.safetensors")}
+        if not (folder / "result.json").is_file():
+            raise ValueError(
+                f"{folder}: incomplete, features of {len(files)} videos were written before the "
+                f"extraction was interrupted; {cure}"
+            )
+        result = read_json(folder / "result.json", "the result of the extraction")
+        absent = {row["item"]: row["reason"] for row in result["skipped"]}
+
+        def read(video_id: str) -> Features:
+            data, header = read_features(files[video_id], expect)
+            if header.video not in (None, video_id):
+                raise ValueError(
+                    f"{files[video_id]}: holds the features of video {header.video}; {cure}"
+                )
+            return Features(data, header.grid())
+
+        return FeatureStore(
+            folder, _hash(asdict(expect)), frozenset(files), absent, cure, read
+        )  # fmt: skip
+
+    @staticmethod
+    def published(setting: PublishedFeatures, videos: Sequence[Video]) -> "FeatureStore":
+        """A folder (or .h5 file) of features that others extracted; see `PublishedFeatures`.
+
+        Args:
+            videos: annotated ones; they give durations, and frame rates where `setting.fps` is 0.
+        Raises:
+            FileNotFoundError: no such folder. ValueError: nothing usable in it.
+        """
+        folder = Path(setting.folder)
+        names = _published_names(folder, setting)
+        annotated = {video.id: video for video in videos}
+        known = {id for id in annotated if id in names}
+        if not known:
+            shown = ", ".join(sorted(names)[:3])
+            raise ValueError(
+                f"{folder}: features of none of {len(annotated)} annotated videos (found {shown}, "
+                "…); set data.features.prefix or data.features.kind"
+            )
+        absent: dict[str, str] = {}
+        if setting.allow_missing:
+            absent = {id: f"no features in {folder}" for id in annotated if id not in names}
+        cure = "complete the folder, or set data.features.allow_missing to leave videos out"
+        sizes = {id: names[id].stat().st_size for id in sorted(known)}
+        identity = _hash({**asdict(setting), "folder": folder.name, "files": sizes})
+
+        def read(video_id: str) -> Features:
+            values = read_published(names[video_id], setting, video_id)
+            grid = published_grid(values.shape[1], setting, annotated[video_id])
+            return Features(values, grid)
+
+        return FeatureStore(folder, identity, frozenset(known), absent, cure, read)
+
+    @staticmethod
+    def frames(folder: str | Path, videos: Sequence[Video], stride: int = 1, **options: Any):
+        """Features of single frames, every `stride` frames, as image and text encoders give."""
+        setting = PublishedFeatures(str(folder), stride=stride, window=1, **options)
+        return FeatureStore.published(setting, videos)
+
+
+def published_grid(rows: int, setting: PublishedFeatures, video: Video) -> Grid:
+    """Where T rows lie: row i is centred at (i · stride + window / 2) / fps seconds.
+
+    Raises:
+        ValueError: no frame rate or duration is known, or the rows end elsewhere than the video.
+    """
+    fps = setting.fps or video.fps
+    if not setting.stride:  # rows divide the video evenly, whatever its rate
+        if not video.duration_s:
+            raise ValueError(f"video {video.id}: its duration is not annotated; add duration_s")
+        return Grid.whole(rows, video.duration_s)
+    if not fps:
+        raise ValueError(f"video {video.id}: frame rate unknown; set data.features.fps")
+    covered_s = ((rows - 1) * setting.stride + setting.window) / fps
+    duration_s = video.duration_s or covered_s
+    allowed = TOLERANCE * duration_s + 2 * max(setting.window, setting.stride) / fps
+    if abs(covered_s - duration_s) > allowed:
+        raise ValueError(
+            f"video {video.id}: {rows} rows, {setting.stride} frames apart at {fps:g} frames a "
+            f"second, cover {covered_s:.1f} s, but {duration_s:.1f} s are annotated; correct "
+            "data.features.stride, .fps, or the annotation"
+        )
+    offset_s = (setting.window - setting.stride) / 2 / fps
+    return Grid.strided(rows, setting.stride, fps, round(duration_s * fps), offset_s)
+
+
+def read_published(path: str | Path, setting: PublishedFeatures, video_id: str = "") -> Tensor:
+    """Features that others extracted, (C, T) float32.
 
     Args:
-        path: .npy (T, C); .csv with a header line and one row a time step; .h5 or .hdf5 with one
-            (T, C) data set per video (needs h5py).
-        snippets: L to resize to (`resize_features`), None keeps T.
-        video_id: data set in an .h5 file, with or without `v_`.
+        path: .npy, .npz (key `feats` or the only one), .pt (a tensor, loaded weights-only), .csv
+            with a header line, or .h5 / .hdf5 with one data set a video (needs h5py).
+        setting: `width` tells (T, C) from (C, T); 0 takes the rows as steps.
     Raises:
-        FileNotFoundError, ValueError: missing, unreadable, not (T, C), unknown video.
+        FileNotFoundError, ValueError: missing, unreadable, not finite numbers of this width.
     """
     path = Path(path)
     if not path.is_file():
@@ -172,31 +327,73 @@ def read_published_features(
     try:
         if kind == ".npy":
             rows = np.load(path, allow_pickle=False)
+        elif kind == ".npz":
+            with np.load(path, allow_pickle=False) as file:
+                names = list(file)
+                if "feats" not in names and len(names) != 1:
+                    raise ValueError(f"holds {', '.join(names)}, expected feats")
+                rows = file["feats" if "feats" in names else names[0]]
+        elif kind == ".pt":
+            rows = torch.load(path, map_location="cpu", weights_only=True)
+            rows = rows.float().numpy() if isinstance(rows, Tensor) else rows
         elif kind == ".csv":
             rows = np.loadtxt(path, delimiter=",", skiprows=1, ndmin=2, dtype=np.float32)
+        elif kind == ".safetensors":
+            rows = read_features(path)[0].T.numpy()
         elif kind in (".h5", ".hdf5"):
-            rows = _read_h5(path, video_id)
+            rows = _h5_rows(path, video_id, setting.prefix)
         else:
-            raise ValueError(f"unknown kind {kind!r}; known: .npy, .csv, .h5, .hdf5")
+            raise ValueError(f"unknown kind {kind!r}; known: {', '.join(KINDS)}, .h5, .hdf5")
         data = torch.from_numpy(np.asarray(rows, dtype=np.float32))
-    except (ValueError, OSError) as error:
+    except Exception as error:  # every library raises its own kinds for a damaged file
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(f"{path}: cannot be read as features: {reason}") from None
-    if data.ndim != 2 or not math.prod(data.shape) or not torch.isfinite(data).all():
-        raise ValueError(f"{path}: expected finite numbers (T, C), got shape {tuple(data.shape)}")
-    data = data.T.contiguous()
-    return data if snippets is None else resize_features(data, snippets)
+    shape, width = tuple(data.shape), setting.width
+    if data.ndim == 3 and data.shape[0] == 1:
+        data = data[0]
+    if data.ndim != 2 or not data.numel() or not torch.isfinite(data).all():
+        raise ValueError(f"{path}: expected finite numbers (T, C), got shape {shape}")
+    if width and width not in data.shape:
+        raise ValueError(
+            f"{path}: shape {shape}, but neither side is {width} channels; correct "
+            "data.features.width"
+        )
+    if width and data.shape[0] == data.shape[1]:
+        raise ValueError(
+            f"{path}: shape {shape}, steps and channels cannot be told apart; resample the file to "
+            "another number of steps, or leave this video out"
+        )
+    return (data if data.shape[0] == width else data.T).contiguous()
 
 
-def _read_h5(path: Path, video_id: str | None) -> np.ndarray:
+def _published_names(folder: Path, setting: PublishedFeatures) -> dict[str, Path]:
+    """{video id: file}; of an .h5 file every data set."""
+    if folder.is_file():
+        with _open_h5(folder) as file:
+            return {name.removeprefix(setting.prefix): folder for name in file}
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder}: no such folder (expected published features)")
+    kinds = (f".{setting.kind}",) if setting.kind else KINDS
+    files = [path for path in sorted(folder.iterdir()) if path.suffix.lower() in kinds]
+    return {path.stem.removeprefix(setting.prefix): path for path in files}
+
+
+def _open_h5(path: Path) -> Any:
     try:
         import h5py
     except ImportError:
-        raise ValueError("reading .h5 needs h5py; run `pip install h5py`") from None
-    if not video_id:
-        raise ValueError("an .h5 file holds many videos; pass video_id")
-    with h5py.File(path, "r") as file:
-        for name in (video_id, f"v_{video_id}", video_id.removeprefix("v_")):
-            if name in file and isinstance(file[name], h5py.Dataset):
+        raise ValueError(f"{path}: needs h5py; run `pip install h5py`") from None
+    return h5py.File(path, "r")
+
+
+def _h5_rows(path: Path, video_id: str, prefix: str) -> np.ndarray:
+    with _open_h5(path) as file:
+        for name in (prefix + video_id, video_id):
+            if name in file:
                 return file[name][()]
-        raise ValueError(f"no data set for video {video_id!r} among {len(file)} entries")
+        raise ValueError(f"no data set for video {video_id!r} among {len(file)}")
+
+
+def _hash(values: Mapping[str, Any]) -> str:
+    text = json.dumps(values, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -1,6 +1,11 @@
-"""Where the steps of a feature sequence lie in their video; every head labels and decodes on one."""
+"""Where the steps of a feature sequence lie in their video."""
 
 from dataclasses import dataclass, replace
+
+import numpy as np
+
+from lofi.data.annotations import Segment, Video
+from lofi.data.windows import training_windows
 
 
 @dataclass(frozen=True)
@@ -54,8 +59,40 @@ class Grid:
         """Seconds a step."""
         return self.length_s / self.steps
 
+    @property
+    def covered_s(self) -> float:
+        """Seconds from the beginning of the first step's window to the end of the last one's."""
+        return self.length_s + 2 * self.offset_s
+
+    def inside(self) -> np.ndarray:
+        """(T,) bool: steps that begin before the end of the video."""
+        if not self.stride:
+            return np.ones(self.steps, bool)
+        frames = round(self.length_s * self.fps)  # at low fidelity steps are longer than `stride`
+        return self.first_frame + np.arange(self.steps) * frames / self.steps < self.num_frames
+
     def window(self, first: int, steps: int) -> "Grid":
         """Steps [first, first + steps) of a strided grid; they may reach beyond its end."""
         frame = self.first_frame + first * self.stride
         length_s = steps * self.stride / self.fps
         return replace(self, steps=steps, length_s=length_s, first_frame=frame)
+
+
+def training_parts(video: Video, grid: Grid, steps: int) -> list[tuple[Video, Grid]]:
+    """What is trained on of one video: itself, or of a strided grid the windows worth it.
+
+    A window is worth it when it holds 90 % of some segment; its video's segments are those that it
+    touches, in seconds from its beginning (they may begin before it or end behind it).
+    """
+    if not grid.stride:
+        return [(video, grid)]
+    given = [s for s in video.segments if s.end_s > s.start_s]
+    times = [(s.start_s * grid.fps, s.end_s * grid.fps) for s in given]
+    parts = []
+    for window in training_windows(grid.steps * grid.stride, times, steps, grid.stride):
+        part = grid.window(window.first_frame // grid.stride, steps)
+        at = part.start_s
+        inside = (given[row] for row in window.rows)
+        moved = tuple(Segment(s.start_s - at, s.end_s - at, s.label) for s in inside)
+        parts.append((replace(video, segments=moved), part))
+    return parts

@@ -1,21 +1,17 @@
-"""A trained run as one object: video file in, detections out; and the `detect` stage."""
+"""A trained run as one object, video file in, detections out; the stages `classes` and `detect`."""
 
 import logging
-import math
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
-from functools import partial
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import torch
-from torch import nn
 
 from lofi import config as configs
-from lofi.config import Config, DetectConfig
-from lofi.data import VideoInfo, probe
+from lofi.config import Config
 from lofi.data.datasets import Datasets
-from lofi.data.windows import frame_grid
+from lofi.data.features import Features
 from lofi.detection.labels import (
     VideoClasses,
     VideoClassifier,
@@ -25,31 +21,34 @@ from lofi.detection.labels import (
     train_video_classifier,
     true_classes,
 )
-from lofi.detection.nms import GridSoftNMS
-from lofi.detection.pipeline import (
-    PostProcessing,
-    detect_video,
-    detect_windows,
-    with_classes,
-)
-from lofi.detection.proposals import proposals
+from lofi.detection.proposals import detections, suppress
 from lofi.detection.results import Detection, write_csv, write_detections, write_srt
+from lofi.encoders import Encoder
 from lofi.files import write_json
+from lofi.heads.base import Proposals
+from lofi.heads.scaled import ScaledHead
 from lofi.training.distributed import barrier, gather, is_first, share
-from lofi.training.full_fidelity import head_inputs, load_features, video_features
-from lofi.training.models import load_encoder, load_head
+from lofi.training.head import head_inputs, open_features, video_features
+from lofi.training.loop import OnStep
+from lofi.training.methods import command, default_method, load_encoder, load_head, run_data
 
 log = logging.getLogger(__name__)
-LONGEST = 60  # snippets: 300 frames at stride 5, from where G-TAD scores 0 on THUMOS14
 CLASSES = ("shared", "own", "oracle")
 BEST_FIRST = ("c-lofi", "short-c-lofi", "st-lofi", "t-lofi", "s-lofi", "low-lofi", "acp+", "acp")
 
 
-def post_processing(setting: DetectConfig) -> PostProcessing:
-    """The post-processing object of a configuration."""
-    fields = asdict(setting)
-    del fields["shared_classes"]
-    return PostProcessing(**fields)
+@torch.no_grad()
+def propose(config: Config, head: ScaledHead, features: Features) -> Proposals:
+    """The proposals of one video after suppression, windows of it joined."""
+    device = head.standardise.mean.device
+    windows = [
+        head.head.decode(head(part.values[None].to(device)), part.grid, config.detect)
+        for part in head_inputs(config, features)
+    ]
+    return suppress(windows, config.detect, joined=config.data.window_stride > 0)
+
+
+# --------------------------------------------------------------------------------- one video file
 
 
 @dataclass
@@ -57,25 +56,28 @@ class Detector:
     """Encoder, head and video classifier of one method of a run.
 
     Attributes:
-        head: standardisation and head, (B, C, L) features → Maps.
+        head: input statistics and head.
         classifier: gives the classes; trained on this encoder's features.
     """
 
     config: Config
     method: str
-    encoder: nn.Module
-    head: nn.Module
+    encoder: Encoder
+    head: ScaledHead
     classifier: VideoClassifier
 
     @staticmethod
-    def load(run_dir: str | Path, method: str = "", device: str = "cpu") -> "Detector":
+    def load(
+        run_dir: str | Path, method: str = "", device: str = "cpu", variant: str = ""
+    ) -> "Detector":
         """Load a run; `run_dir` may also be a method's own folder inside it.
 
         Args:
             method: "" takes the best trained method in the order of the paper's results.
+            variant: of the head, see `lofi.training.methods.head_variant`.
         Raises:
             FileNotFoundError: no run here, or a stage is missing; names the command that makes it.
-            ValueError: a file belongs to another encoder or head.
+            ValueError: a file belongs to another encoder or head, or the run has none of its own.
         """
         run_dir = Path(run_dir)
         if not (run_dir / "config.json").is_file() or (run_dir / "head").is_dir():
@@ -87,19 +89,21 @@ class Detector:
                     "make one with: make demo"
                 )
         config = configs.load(run_dir / "config.json")
-        method = method or _best_method(run_dir)
+        method = method or best_method(config, run_dir)
+        if method == "published":
+            raise ValueError(
+                f"{run_dir}: trained on published features, whose encoder is not ours: it cannot "
+                f"see videos. Detect in its test videos with: "
+                f"{command('detect', config, run_dir, method)}"
+            )
         encoder, _ = load_encoder(config, run_dir, method)
-        head_path = run_dir / method / "head" / "head.safetensors"
-        head = load_head(config, head_path, encoder.channels)
-        classifier = VideoClassifier.load(classifier_path(run_dir, method))
+        head = load_head(config, run_dir, method, variant)
+        path = classifier_path(run_dir, method)
+        if not path.is_file():
+            cure = command("classes", config, run_dir, method)
+            raise FileNotFoundError(f"{path}: no video classifier; run: {cure}")
+        classifier = VideoClassifier.load(path)
         return Detector(config, method, encoder.to(device).eval(), head.to(device), classifier)
-
-    @torch.no_grad()
-    def maps(self, features: torch.Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Confidence (2, D, L), start (L,) and end (L,) of one video's (C, L) features."""
-        device = next(self.encoder.parameters()).device
-        confidence, start, end = self.head(features[None].to(device))
-        return confidence[0].cpu().numpy(), start[0].cpu().numpy(), end[0].cpu().numpy()
 
     def detect(self, path: str | Path) -> list[Detection]:
         """All detections of one video file, best first.
@@ -108,43 +112,20 @@ class Detector:
             FileNotFoundError, ValueError: the file is missing or not a readable video.
         """
         features, info = video_features(self.config, self.encoder, path)
-        post = post_processing(self.config.detect)
-        classes = self.classifier.predict(features), self.classifier.names
-        if self.config.data.window_stride:
-            agnostic = detect_in_windows(self.config, self.maps, features, info, post)
-            found = with_classes(agnostic, *classes, post)
-        else:
-            found = detect_video(self.maps(features), info.duration_s, *classes, post)
+        classes = self.classifier.predict(features.values), self.classifier.names
+        kept = propose(self.config, self.head, features)
+        found = detections(kept, info.duration_s, self.config.detect, *classes)
         return sorted(found, key=lambda detection: -detection.score)
 
 
-def detect_in_windows(
-    config: Config, maps_of: Callable, features: torch.Tensor, info: VideoInfo, post: PostProcessing
-) -> list[Detection]:
-    """Class-agnostic detections of one video that is cut into windows (`data.window_stride`).
-
-    Args:
-        maps_of: (C, L) features of a window → (confidence (2, D, L), start (L,), end (L,)).
-        features: (C, T) of the whole video, see `video_features`.
-    Raises:
-        ValueError: a suppression other than "gaussian", which joins windows.
-    """
-    if post.suppression != "gaussian":
-        raise ValueError(
-            f"detect.suppression is {post.suppression!r}, but windows are joined by soft-NMS; set "
-            "it to gaussian, or data.window_stride to 0"
-        )
-    stride = config.data.window_stride
-    count, fps = frame_grid(config.data, info)
-    seconds = config.full.snippets * stride / fps
-    found = []
-    for first, part in head_inputs(config, features):
-        table = proposals(maps_of(part), seconds, post.rule, post.include_video_end, post.score)
-        frames = table.frames(first, stride)
-        inside = frames[:, 0] < count  # a window may reach beyond the end
-        found.append((frames[inside], table.scores[inside]))
-    longest = LONGEST * stride if post.rule == "thumos" else math.inf
-    return detect_windows(found, count, fps, None, post=post, max_frames=longest)
+def best_method(config: Config, run_dir: Path) -> str:
+    """The best method with a trained head in the order of the paper's results, else any."""
+    trained = [path.parent.parent.name for path in run_dir.glob("*/head/head.safetensors")]
+    for method in (*BEST_FIRST, *sorted(trained)):
+        if method in trained:
+            return method
+    cure = command("head", config, run_dir, default_method(config))
+    raise FileNotFoundError(f"{run_dir}: no method with a trained head; run: {cure}")
 
 
 def detect(video_path: str | Path, run_dir: str | Path, method: str = "", device: str = "cpu"):
@@ -163,9 +144,8 @@ def write_results(
     """Write <name>.json, .csv and .srt of one video; returns their paths."""
     name, out_dir = Path(path).stem, Path(out_dir)
     files = [out_dir / f"{name}{suffix}" for suffix in (".json", ".csv", ".srt")]
-    config = detector.config
-    source = _source(config, detector.method, "own")
-    write_detections(files[0], {name: list(found)}, post_processing(config.detect), source=source)
+    source = _source(detector.config, detector.method, "own")
+    write_detections(files[0], {name: list(found)}, detector.config.detect, source=source)
     write_csv(files[1], {name: list(found)})
     write_srt(files[2], subtitles(found))
     return files
@@ -182,21 +162,29 @@ def subtitles(found: Sequence[Detection], share: float = 0.5) -> list[Detection]
     return sorted(chosen, key=lambda d: d.start_s)
 
 
+# --------------------------------------------------------------------------- the test set of a run
+
+
 def classifier_path(run_dir: str | Path, method: str) -> Path:
     """Where a method's video classifier lies."""
     return Path(run_dir) / method / "classifier.safetensors"
 
 
-def train_classifier(run_dir: str | Path, method: str, data: Datasets) -> VideoClassifier:
-    """Fit and save the video classifier on a method's features of the training videos.
+def train_classifier(config: Config, run_dir: str | Path, method: str = "") -> dict[str, Any]:
+    """Stage `classes`: a video classifier on a method's features of the training videos.
 
     Convex and without randomness, so it is simply fitted again whenever it is asked for.
     """
-    features = load_features(run_dir, method, data.train)
+    method = method or default_method(config)
+    data = run_data(config, run_dir)
+    store = open_features(config, run_dir, method, data)
+    features = {video.id: store[video.id].values for video in store.require(data.train)}
     classifier = train_video_classifier(features, main_labels(data.train))
+    path = classifier_path(run_dir, method)
     if is_first():
-        classifier.save(classifier_path(run_dir, method))
-    return classifier
+        classifier.save(path)
+    barrier()
+    return {"classifier": str(path), **classifier.record}
 
 
 def video_classes(
@@ -213,53 +201,72 @@ def video_classes(
     source = config.detect.shared_classes if kind == "shared" else method
     if kind == "shared" and is_class_file(source):
         return read_video_classes(source)
-    classifier = train_classifier(run_dir, source, data)
-    return classifier.video_classes(load_features(run_dir, source, data.test))
+    train_classifier(config, run_dir, source)
+    store = open_features(config, run_dir, source, data)
+    classifier = VideoClassifier.load(classifier_path(run_dir, source))
+    return classifier.video_classes({v.id: store[v.id].values for v in store.require(data.test)})
+
+
+def detections_dir(run_dir: str | Path, method: str, variant: str = "") -> Path:
+    """Where the detections of a method's test videos lie."""
+    return Path(run_dir) / method / "detections" / variant
 
 
 def detect_stage(
     config: Config,
     run_dir: str | Path,
-    method: str,
-    data: Datasets,
-    on_step: Callable[[int, int, dict[str, float]], None] | None = None,
-) -> dict[str, Path]:
-    """Detections of all test videos under each source of classes; {"shared": JSON path, …}.
+    method: str = "",
+    *,
+    variant: str = "",
+    on_step: OnStep | None = None,
+    device: str = "cpu",
+) -> dict[str, Any]:
+    """Stage `detect`: detections of all test videos under each source of classes.
 
-    Writes <run>/<method>/detections/{shared,own,oracle}.{json,csv} and srt/<video>.srt (shared);
-    several processes share the videos.
+    Writes <run>/<method>/detections/{shared,own,oracle}.{json,csv} and srt/<video>.srt; several
+    processes share the videos. Shared classes need the features of another method, or a score file:
+    where neither is there they are left out, with a warning that says how to get them.
     """
-    folder = Path(run_dir) / method / "detections"
-    features = load_features(run_dir, method, data.test)
-    channels = next(iter(features.values())).shape[0]
-    head = load_head(config, Path(run_dir) / method / "head" / "head.safetensors", channels)
-    post = post_processing(config.detect)
-    snippets, windowed = config.full.snippets, config.data.window_stride > 0
-    grid = None if windowed else GridSoftNMS(snippets, snippets, post.sigma)
-    keys = list(features)
-    mine = [keys[i] for i in share(len(keys))]
-    infos = {v.id: probe(v.path) for v in data.test if v.id in features}
-
-    def detections_in(key: str) -> Callable[[np.ndarray, Sequence[str]], list[Detection]]:
-        """What gives the detections of a video for class scores and their names."""
-        maps_of, seconds = partial(_maps, head), infos[key].duration_s
-        if windowed:
-            found = detect_in_windows(config, maps_of, features[key], infos[key], post)
-            return partial(with_classes, found, post=post)
-        return partial(detect_video, maps_of(features[key]), seconds, post=post, grid=grid)
-
-    find = {key: detections_in(key) for key in mine}
-    written: dict[str, Path] = {}
-    for i, kind in enumerate(CLASSES):
-        classes = video_classes(config, run_dir, method, kind, data)
-        share_found = {key: find[key](classes.of(key), classes.names) for key in mine}
-        together = {key: d for part in gather(share_found) for key, d in part.items()}
-        written[kind] = folder / f"{kind}.json"
+    method = method or default_method(config)
+    data = run_data(config, run_dir)
+    store = open_features(config, run_dir, method, data)
+    head = load_head(config, run_dir, method, variant).to(device)
+    keys = [video.id for video in store.require(data.test)]
+    kept, seconds = {}, {}
+    for done, i in enumerate(mine := share(len(keys))):
+        features = store[keys[i]]
+        kept[keys[i]] = propose(config, head, features)
+        seconds[keys[i]] = features.grid.duration_s
+        if on_step and is_first():
+            on_step(done, len(mine), {})
+    folder, written = detections_dir(run_dir, method, variant), {}
+    classes = {kind: video_classes(config, run_dir, method, kind, data) for kind in CLASSES[1:]}
+    try:
+        classes["shared"] = video_classes(config, run_dir, method, "shared", data)
+    except FileNotFoundError as error:
+        log.warning("no detections with shared classes (detect.shared_classes): %s", error)
+    for kind in (kind for kind in CLASSES if kind in classes):
+        found, filled = {}, 0
+        for key, proposals in kept.items():
+            source = classes[kind]
+            if key not in source.scores:  # an external file may lack videos
+                source, filled = classes["own"], filled + 1
+            scores = source.of(key), source.names
+            found[key] = detections(proposals, seconds[key], config.detect, *scores)
+        together = {key: d for part in gather(found) for key, d in part.items()}
+        if filled := sum(gather(filled)):
+            log.warning("%d of %d videos are not in %s and got the classes of the method's own "
+                        "classifier", filled, len(keys), classes[kind].source)  # fmt: skip
+        written[kind] = str(folder / f"{kind}.json")
         if is_first():
-            source = _source(config, method, kind)
-            _write_stage(folder, kind, {key: together[key] for key in keys}, post, source)
-            if on_step:
-                on_step(i, len(CLASSES), {})
+            source = _source(config, method, kind) | ({"variant": variant} if variant else {})
+            together = {key: together[key] for key in keys}
+            write_detections(folder / f"{kind}.json", together, config.detect, source=source)
+            write_csv(folder / f"{kind}.csv", together)
+            for key, listed in together.items() if len(written) == 1 else ():
+                write_srt(folder / "srt" / f"{key}.srt", subtitles(listed))
+    if is_first():
+        write_json(folder / "post_processing.json", config.detect.to_json())
     barrier()  # the others may read what rank 0 has written
     return written
 
@@ -268,26 +275,3 @@ def _source(config: Config, method: str, classes: str) -> dict:
     """Where detections come from, kept in their file and beside every number made from it."""
     source = {"method": method, "encoder": config.encoder, "seed": config.seed}
     return source | {"preset": config.preset, "classes": classes}
-
-
-def _write_stage(folder: Path, kind: str, found: dict, post, source: dict) -> None:
-    write_detections(folder / f"{kind}.json", found, post, source=source)
-    write_csv(folder / f"{kind}.csv", found)
-    write_json(folder / "post_processing.json", post.to_json())
-    if kind == "shared":
-        for key, detections in found.items():
-            write_srt(folder / "srt" / f"{key}.srt", subtitles(detections))
-
-
-@torch.no_grad()
-def _maps(head: nn.Module, features: torch.Tensor):
-    return tuple(part[0].numpy() for part in head(features[None]))
-
-
-def _best_method(run_dir: Path) -> str:
-    for method in BEST_FIRST:
-        if (run_dir / method / "head" / "head.safetensors").is_file():
-            return method
-    raise FileNotFoundError(
-        f"{run_dir}: no method with a trained head; finish the run (lofi course --run {run_dir})"
-    )

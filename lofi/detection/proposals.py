@@ -1,177 +1,104 @@
-"""From the maps of a head to a table of candidate segments.
+"""From the proposals of a head to the detections of a video: soft-NMS, windows joined, classes.
 
-Sources: the released inference rules of G-TAD (Xu et al., CVPR 2020; `gtad` is its ActivityNet and
-HACS rule, `thumos` its THUMOS14 rule) and BMN (Lin et al., ICCV 2019).  A map has D durations and
-L snippets; cell (d, s) is the segment from grid line s to grid line s + d + 1, in units of 1/L of
-the video (or of the window).
-
-What the released rules do and a reader would not expect:
-  * the segment's end must be < L, so no proposal reaches the last grid line (`include_video_end`
-    lifts that; the score of grid line L is then the one of the last snippet, L - 1);
-  * the end score is read at s + d + 1, one snippet behind the last one inside the segment;
-  * G-TAD uses start and end scores only to pick candidates, BMN only to score them.
+Sources: released post-processing of G-TAD (ActivityNet, HACS; sliding windows of THUMOS14) and BMN.
 """
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from functools import lru_cache
 
 import numpy as np
 
-from lofi.detection.nms import soft_nms
-
-RULES = ("gtad", "thumos", "bmn")
-DEFAULT_SCORE = {"gtad": "cls*reg", "thumos": "cls*reg", "bmn": "start*end*cls*reg"}
-
-
-class Proposals(NamedTuple):
-    """Candidates of one video, N rows in the order of the released tables."""
-
-    segments: np.ndarray  # (N, 2) float64, seconds, [start, end)
-    scores: np.ndarray  # (N,) float64
-    cells: np.ndarray  # (N, 2) int64, grid lines (start, end) with 0 <= start < end <= L
-    snippets: int  # L
-    parts: dict[str, np.ndarray]  # cls, reg, start, end: (N,) float32, what the score is made of
-
-    @property
-    def unit_segments(self) -> np.ndarray:
-        """(N, 2) segments as fractions of the video: suppression works on these."""
-        return self.cells / self.snippets
-
-    def frames(self, first_frame: int, frame_stride: int) -> np.ndarray:
-        """(N, 2) segments in frames, for maps of a window that starts at `first_frame`."""
-        return (first_frame + frame_stride * self.cells).astype(np.float64)
+from lofi.config import PostProcessing
+from lofi.detection.labels import add_classes
+from lofi.detection.nms import GridSoftNMS, soft_nms, soft_nms_bmn
+from lofi.detection.results import Detection
+from lofi.heads.base import Proposals
 
 
-def proposals(
-    maps: Any,
-    duration_s: float,
-    rule: str = "gtad",
-    include_video_end: bool = False,
-    score: str | None = None,
-) -> Proposals:
-    """List the candidate segments of one video with their scores.
+def suppress(windows: Sequence[Proposals], post: PostProcessing, joined: bool = False) -> Proposals:
+    """Soft-NMS over the proposals of one video, best first.
 
     Args:
-        maps: (confidence (2, D, L), start (L,), end (L,)), tensors or arrays, a leading batch
-            dimension of 1 allowed; channel 0 of confidence is regression, 1 classification.
-        duration_s: length of the video in seconds.
-        rule: `gtad` (start and end must be candidates), `thumos` or `bmn` (all cells).
-        include_video_end: also list segments that end at the very end of the video.
-        score: product of `cls`, `reg`, `start`, `end` joined by `*`; None = the rule's own.
-    Returns:
-        Row order: by duration then start (`gtad`, `thumos`), by start then end (`bmn`). Scores are
-        products in float64, in float32 for `bmn`, as released.
+        windows: the proposals of a whole video, or of each of its sliding windows.
+        joined: they are windows: suppression runs inside each, then over their union.
     Raises:
-        ValueError: unknown rule or score term, maps of the wrong shape, non-positive duration.
+        ValueError: no proposal at all, or windows with another suppression than "gaussian".
     """
-    if rule not in RULES:
-        raise ValueError(f"rule {rule!r} is unknown; choose one of {', '.join(RULES)}")
-    if not duration_s > 0:
-        raise ValueError(f"duration_s is {duration_s}; expected the video's length, > 0 seconds")
-    terms = score_terms(score or DEFAULT_SCORE[rule])
-    confidence, start, end = _one_video(maps)
-    durations, snippets = confidence.shape[1:]
-    ends = snippets + 1 if include_video_end else snippets  # exclusive
-    valid = np.add.outer(np.arange(durations), np.arange(snippets)) + 1 < ends
-    if rule == "gtad":
-        valid &= _candidate_pairs(start, end, durations)
-    if rule == "bmn":
-        s, d = np.nonzero(valid.T)
-    else:
-        d, s = np.nonzero(valid)
-    e = s + d + 1
-    parts = {
-        "cls": confidence[1, d, s],
-        "reg": confidence[0, d, s],
-        "start": start[s],
-        "end": end[np.minimum(e, snippets - 1)],
-    }
-    dtype = np.float32 if rule == "bmn" else np.float64
-    scores = np.ones(len(s), dtype)
-    for term in terms:
-        scores = scores * parts[term].astype(dtype)
-    cells = np.stack([s, e], axis=1)
-    return Proposals(
-        cells / snippets * duration_s, scores.astype(np.float64), cells, snippets, parts
-    )
-
-
-def score_terms(score: str) -> list[str]:
-    """Split `cls*reg` and the like into its terms; ValueError names an unknown one."""
-    terms = [term.strip() for term in score.split("*")]
-    for term in terms:
-        if term not in ("cls", "reg", "start", "end"):
-            raise ValueError(f"score {score!r}: unknown term {term!r}; use cls, reg, start, end")
-    return terms
-
-
-def boundary_candidates(score: np.ndarray) -> np.ndarray:
-    """(L,) bool: strict local maxima and values above half the maximum, among snippets 1..L-2."""
-    inner = score[1:-1]
-    peak = (inner > score[:-2]) & (inner > score[2:])
-    found = np.zeros(len(score), bool)
-    found[1:-1] = peak | (inner > 0.5 * score.max())
-    return found
-
-
-def _candidate_pairs(start: np.ndarray, end: np.ndarray, durations: int) -> np.ndarray:
-    """(D, L) bool: both ends of the cell are candidates (G-TAD)."""
-    snippets = len(start)
-    starts = boundary_candidates(start)
-    starts[0] = True
-    ends = np.zeros(snippets + durations + 1, bool)  # beyond L: only reached when invalid
-    ends[:snippets] = boundary_candidates(end)
-    ends[[snippets - 1, snippets]] = True
-    line = np.add.outer(np.arange(durations), np.arange(snippets)) + 1
-    return starts[None, :] & ends[line]
-
-
-def _one_video(maps: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Check shapes and bring the three maps to float32 arrays without batch dimension."""
-    confidence, start, end = (_array(part) for part in maps)
-    if confidence.ndim == 4 and confidence.shape[0] == 1:
-        confidence = confidence[0]
-        start, end = start.reshape(start.shape[-1]), end.reshape(end.shape[-1])
-    snippets = confidence.shape[-1]
-    good = confidence.ndim == 3 and confidence.shape[0] == 2 and snippets >= 2
-    if not good or start.shape != (snippets,) or end.shape != (snippets,):
-        raise ValueError(
-            f"maps have shapes {confidence.shape}, {start.shape}, {end.shape}; expected (2, D, L), "
-            "(L,), (L,) of one video: pass one element of the batch"
+    if joined:
+        if post.suppression != "gaussian":
+            raise ValueError(
+                f"detect.suppression is {post.suppression!r}, but windows are joined by soft-NMS; "
+                "set it to gaussian, or data.window_stride to 0"
+            )
+        tables = [(window.segments_s, window.scores) for window in windows]
+        return Proposals(*join_windows(tables, post.sigma, post.top_k))
+    (table,) = windows
+    if not len(table.scores):
+        raise ValueError("no cell of the maps is a proposal; use more snippets")
+    if post.suppression == "bmn":  # its limits count in shares of the video
+        found, scores = soft_nms_bmn(
+            table.cells / table.steps, table.scores, post.sigma, top_k=post.top_k
         )
-    if not (np.isfinite(start).all() and np.isfinite(end).all() and np.isfinite(confidence).all()):
-        raise ValueError("maps contain NaN or infinite values; check the head and its input")
-    return confidence, start, end
+        row_of = {cell: row for row, cell in enumerate(map(tuple, table.cells))}
+        cells = np.rint(found * table.steps).astype(int)
+        rows = np.array([row_of[tuple(cell)] for cell in cells], int)
+    elif table.cells is not None:
+        rows, scores = _grid(table.steps, post.sigma)(table.cells, table.scores, post.top_k)
+    else:
+        return Proposals(*soft_nms(table.segments_s, table.scores, post.sigma, post.top_k))
+    return Proposals(table.segments_s[rows], scores, cells=table.cells[rows], steps=table.steps)
 
 
-def _array(part: Any) -> np.ndarray:
-    if hasattr(part, "detach"):
-        part = part.detach().float().cpu().numpy()
-    return np.asarray(part, np.float32)
+@lru_cache(maxsize=4)
+def _grid(steps: int, sigma: float) -> GridSoftNMS:
+    """The same segments in every video: factors are computed once a process."""
+    return GridSoftNMS(steps, steps, sigma)
 
 
 def join_windows(
     windows: Sequence[tuple[np.ndarray, np.ndarray]],
     sigma: float = 0.46,
     top_k: int = 200,
-    max_frames: int = 300,
+    longest: float = np.inf,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Merge the proposals of one video's sliding windows (G-TAD, THUMOS14).
 
-    Suppression runs inside every window, then over the union. Segments of `max_frames` or more
-    get score 0 before each pass.
-
     Args:
-        windows: per window segments (N, 2) in frames of the video and scores (N,).
+        windows: per window segments (N, 2) in any unit of the video's time, and scores (N,).
+        longest: segments of this length or more get score 0 before each pass.
     Returns:
-        segments (K, 2) in frames and scores (K,), K <= top_k, best first.
+        segments (K, 2) and scores (K,), K <= top_k, best first.
     """
 
-    def suppress(segments: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        too_long = segments[:, 1] - segments[:, 0] >= max_frames
+    def once(segments: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        too_long = segments[:, 1] - segments[:, 0] >= longest
         return soft_nms(segments, np.where(too_long, 0.0, scores), sigma, top_k)
 
-    kept = [suppress(np.asarray(seg, np.float64), np.asarray(sc)) for seg, sc in windows]
+    kept = [once(np.asarray(seg, np.float64), np.asarray(sc)) for seg, sc in windows]
     if not kept:
         return np.zeros((0, 2)), np.zeros(0)
-    return suppress(np.concatenate([k[0] for k in kept]), np.concatenate([k[1] for k in kept]))
+    return once(np.concatenate([k[0] for k in kept]), np.concatenate([k[1] for k in kept]))
+
+
+def detections(
+    kept: Proposals,
+    duration_s: float,
+    post: PostProcessing,
+    class_scores: np.ndarray | None = None,
+    names: Sequence[str] = (),
+) -> list[Detection]:
+    """What is left after suppression, cut at the ends of the video, with classes.
+
+    Args:
+        class_scores: (C,) of the video; None = class-agnostic, label "".
+        names: C class names.
+    """
+    segments = np.clip(kept.segments_s, 0.0, duration_s)
+    if class_scores is None:
+        pairs = zip(segments.tolist(), kept.scores.tolist())
+        return [Detection(start, end, "", score) for (start, end), score in pairs]
+    if len(class_scores) != len(names):
+        raise ValueError(f"{len(class_scores)} class scores for {len(names)} names; expected equal")
+    return add_classes(
+        segments, kept.scores, class_scores, names, post.class_rule, post.classes_per_video
+    )

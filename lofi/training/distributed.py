@@ -125,56 +125,17 @@ def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
     """Replace every gradient by its sum over all processes.
 
     A parameter without gradient counts as zero; without one on any process it stays without.
-    Gradients that one process has banked come back as well.
     """
-    parameters = list(parameters)
-    is_banked = any(hasattr(parameter, "banked") for parameter in parameters)
-    if not _active() and not is_banked:
+    if not _active():
         return
-    is_banked = any(gather(is_banked))
-    parts = [getattr(p, "banked", None) if is_banked else p.grad for p in parameters]
-    kind = torch.int64 if is_banked else parameters[0].dtype
-    empty = [torch.zeros_like(p, dtype=kind) if g is None else g for p, g in zip(parameters, parts)]
-    present = torch.tensor([g is not None for g in parts]).to(empty[0])
-    vector = reduce_sum(torch.cat([present, *(part.reshape(-1) for part in empty)]))
+    parameters = list(parameters)
+    present = torch.tensor([p.grad is not None for p in parameters]).to(parameters[0])
+    parts = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+    vector = reduce_sum(torch.cat([present, *(part.reshape(-1) for part in parts)]))
     present, values = vector[: len(parameters)].tolist(), vector[len(parameters) :]
     sizes = [parameter.numel() for parameter in parameters]
     for parameter, found, part in zip(parameters, present, values.split(sizes)):
-        if is_banked:
-            part = part.double() * RESOLUTION
-        total = part.view_as(parameter).to(parameter.dtype, copy=True)
-        parameter.grad = total if found else None
-        parameter.__dict__.pop("banked", None)
-
-
-RESOLUTION = 2.0**-40  # of banked gradients: sums of up to 2^23 fit into 64 bits
-LARGEST = 2.0**18
-
-
-@torch.no_grad()
-def bank_gradients(parameters: Iterable[nn.Parameter]) -> None:
-    """Move every gradient to a sum in whole numbers, which does not depend on the order.
-
-    Sums of floats do: 1e-8 that comes from another grouping of the videos decides sooner or later
-    the sign of a ReLU's input, and then two runs part. Gradients of one video at a time, banked,
-    make the weights the same to the last bit for any number of processes.
-
-    Raises:
-        FloatingPointError: a gradient is not finite, or too large to be summed in this way.
-    """
-    found = [parameter for parameter in parameters if parameter.grad is not None]
-    if not found:
-        return
-    largest = float(torch.stack([p.grad.abs().max() for p in found]).max())
-    if not largest < LARGEST:
-        raise FloatingPointError(
-            f"the largest gradient is {largest}; lower the learning rate or set a gradient clip"
-        )
-    for parameter in found:
-        whole = (parameter.grad.double() / RESOLUTION).round().long()
-        banked = getattr(parameter, "banked", None)
-        parameter.banked = whole if banked is None else banked + whole
-        parameter.grad = None
+        parameter.grad = part.view_as(parameter).clone() if found else None
 
 
 def _active() -> bool:

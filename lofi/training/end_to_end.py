@@ -22,7 +22,6 @@ from torch.nn.modules.dropout import _DropoutNd
 
 from lofi.config import Mode
 from lofi.encoders import Encoder, freeze_until, normalise
-from lofi.training.distributed import bank_gradients
 
 log = logging.getLogger(__name__)
 TOLERANCE = 1e-3  # of verify_exact; float32 rounding is about 1e-6, a broken set-up above 0.1
@@ -66,9 +65,6 @@ class EndToEnd:
         parameters: everything that is trained; their gradients are accumulated.
         amp: "fp32", or "bf16" for autocast (both passes of the chunked modes alike).
         micro_batch: videos whose graph is held at once; 0 = the whole share.
-        bank: after each micro-batch bank the gradients for `sum_gradients`, instead of leaving
-            them in the parameters; with micro-batches of 1 the weights are then the same bits for
-            any number of processes. All processes have to choose alike.
     Raises:
         ValueError: the mode would not be exact for this encoder: live batch statistics.
     """
@@ -81,13 +77,12 @@ class EndToEnd:
         *,
         amp: str = "fp32",
         micro_batch: int = 0,
-        bank: bool = False,
         watch: Watch | None = None,
     ):
         if amp not in ("fp32", "bf16"):
             raise ValueError(f"unknown precision {amp!r}; known: fp32, bf16")
         self.encoder, self.mode, self.amp = encoder, mode, amp
-        self.chunk, self.micro_batch, self.bank = mode.chunk, micro_batch, bank
+        self.chunk, self.micro_batch = mode.chunk, micro_batch
         self.parameters = list(parameters)
         self.watch = watch or Watch()
         encoder.recompute = mode.recompute
@@ -123,33 +118,23 @@ class EndToEnd:
             sampled: (B, k) snippets of each video that get a gradient, mode "sampled" only.
         """
         self.refuse_live_statistics()
+        run = self._in_chunks if self.mode.chunked else self._one_graph
         while True:
+            size = self.micro_batch or len(clips)
+            total: dict[str, Tensor] = {}
             try:
-                return self._all_parts(clips, losses_of, sampled)
+                for start in range(0, len(clips), size):
+                    part = slice(start, min(start + size, len(clips)))
+                    chosen = None if sampled is None else sampled[part]
+                    for name, value in run(clips[part], losses_of, part, chosen).items():
+                        total[name] = total.get(name, 0) + value.detach()
+                return total
             except RuntimeError as error:
                 if not is_out_of_memory(error):
                     raise
                 self._halve(len(clips), error)
-            self.forget()
-
-    def _all_parts(self, clips, losses_of, sampled) -> dict[str, Tensor]:
-        size = self.micro_batch or len(clips)
-        total: dict[str, Tensor] = {}
-        for start in range(0, len(clips), size):
-            part = slice(start, min(start + size, len(clips)))
-            run = self._in_chunks if self.mode.chunked else self._one_graph
-            chosen = None if sampled is None else sampled[part]
-            for name, value in run(clips[part], losses_of, part, chosen).items():
-                total[name] = total[name] + value.detach() if name in total else value.detach()
-            if self.bank:
-                bank_gradients(self.parameters)
-        return total
-
-    def forget(self) -> None:
-        """Drop the gradients of an unfinished step."""
-        for parameter in self.parameters:
-            parameter.grad = None
-            parameter.__dict__.pop("banked", None)
+            for parameter in self.parameters:  # gradients of the unfinished step
+                parameter.grad = None
 
     def _one_graph(self, clips, losses_of, part, _) -> dict[str, Tensor]:
         frames = self._frames(clips.flatten(0, 1))

@@ -12,13 +12,13 @@ import hashlib
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lofi.config import Optimisation
 from lofi.training.distributed import gather, is_first, sum_gradients
@@ -82,25 +82,6 @@ def learning_rate(setting: Optimisation, step: int, per_epoch: int) -> float:
     return setting.lr * 0.5 * (1 + math.cos(math.pi * progress))
 
 
-def make_optimizer(parameters: Sequence, setting: Optimisation):
-    """The optimiser of a stage; weight decay on every parameter that is given."""
-    if setting.optimizer == "sgd":
-        return torch.optim.SGD(
-            parameters,
-            lr=setting.lr,
-            momentum=setting.momentum,
-            nesterov=setting.nesterov,
-            weight_decay=setting.weight_decay,
-        )
-    kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[setting.optimizer]
-    return kind(parameters, lr=setting.lr, weight_decay=setting.weight_decay)
-
-
-def prefetch_depth(workers: int) -> int:
-    """Batches to prepare ahead: one beside the computation, two where several workers decode."""
-    return min(workers, 2)
-
-
 def prefetched(load: Callable[[int], Item], start: int, stop: int, workers: int) -> Iterator[Item]:
     """Yield load(start) … load(stop - 1) in order, the next ones being prepared in threads."""
     if workers < 1:
@@ -120,17 +101,19 @@ OnStep = Callable[[int, int, dict[str, float]], None]
 
 @dataclass
 class Training:
-    """What `fit` needs: what is trained, on what, and how one step computes its loss.
+    """What `fit` needs: what is trained, on what, and what one step does.
 
     Args:
         modules: by name; everything that a checkpoint must hold.
         setting: optimiser, schedule, clipping.
         batches: the order of the items.
         load: step → batch; runs in a thread, must depend on the step alone.
-        losses: (batch, step) → named losses; "loss" is back-propagated, unless it has no graph
-            because that has been done. None: no item of the batch could be read. With several
-            processes each returns the losses of its share, normalised by the whole batch, so that
-            they add up; it is called on every process at every step.
+        step: (batch, step) → record of numbers with at least "loss"; goes forward *and* backward,
+            so that gradients are in the parameters afterwards (`backward` is all that a single
+            graph needs). None: no item of the batch could be read. With several processes each
+            handles its share, normalised by the whole batch, so that gradients and records add up;
+            it is called on every process at every step.
+        workers: batches prepared ahead, in as many threads.
         rates: factor on the learning rate by name of the module, 1 for the others.
     """
 
@@ -138,11 +121,32 @@ class Training:
     setting: Optimisation
     batches: Batches
     load: Callable[[int], Any]
-    losses: Callable[[Any, int], dict[str, torch.Tensor] | None]
+    step: Callable[[Any, int], dict[str, float] | None]
     workers: int = 1
     checkpoint_every: int = 100
     describe: Callable[[int], str] = field(default=lambda step: "")
     rates: dict[str, float] = field(default_factory=dict)
+
+    def optimizer(self) -> torch.optim.Optimizer:
+        """One parameter group for every factor of the learning rate; weight decay on all."""
+        groups: dict[float, list[nn.Parameter]] = {}
+        for name, module in self.modules.items():
+            chosen = groups.setdefault(self.rates.get(name, 1.0), [])
+            chosen += [p for p in module.parameters() if p.requires_grad]
+        options = {"lr": self.setting.lr, "weight_decay": self.setting.weight_decay}
+        if self.setting.optimizer == "sgd":
+            options |= {"momentum": self.setting.momentum, "nesterov": self.setting.nesterov}
+        kinds = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
+        given = [{"params": params, "factor": f} for f, params in groups.items() if params]
+        return kinds[self.setting.optimizer](given, **options)
+
+
+def backward(losses: dict[str, Tensor]) -> dict[str, float]:
+    """Back-propagate "loss" unless it is not finite, which `fit` reports; returns the numbers."""
+    record = {name: float(value.detach()) for name, value in losses.items()}
+    if math.isfinite(record["loss"]):
+        losses["loss"].backward()
+    return record
 
 
 def fit(training: Training, run: RunFolder, on_step: OnStep | None = None) -> None:
@@ -153,81 +157,54 @@ def fit(training: Training, run: RunFolder, on_step: OnStep | None = None) -> No
     Raises:
         FloatingPointError: a loss is not finite; names the step and its items. The checkpoint
             before it stays.
+        RuntimeError: a step left no gradient on any trained parameter.
+        ValueError: not one item of an epoch could be read.
     """
+    modules, batches, setting = training.modules, training.batches, training.setting
     with run.logging():
-        _fit(training, run, on_step)
+        optimizer = training.optimizer()
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        start, trained = _restore(modules, optimizer, run), False
+        log.info(
+            "settings %s: steps %d to %d of %d items", run.hash, start, batches.steps, batches.items
+        )
+        run.keep_metrics_before(start)
+        keep_freed_memory()
+        loaded = prefetched(training.load, start, batches.steps, training.workers)
+        for step, batch in zip(range(start, batches.steps), loaded):
+            began = time.perf_counter()
+            rate = learning_rate(setting, step, batches.per_epoch)
+            for group in optimizer.param_groups:
+                group["lr"] = rate * group["factor"]
+            optimizer.zero_grad(set_to_none=True)
+            found = training.step(batch, step)
+            record = _together(training, found, step, parameters)
+            if record is not None:
+                if setting.clip:
+                    norm = nn.utils.clip_grad_norm_(parameters, setting.clip)
+                    record["grad_norm"] = float(norm)
+                optimizer.step()
+                record |= {"lr": rate, "seconds": round(time.perf_counter() - began, 4)}
+                record = {"step": step, "epoch": step // batches.per_epoch, **record}
+                run.log_metrics(record)
+                trained = True
+                if on_step and is_first():
+                    on_step(step, batches.steps, record)
+            elif step >= start + batches.per_epoch - 1 and not trained:
+                raise ValueError(
+                    f"{run.folder}: not one of {batches.items} items could be read; "
+                    "see skipped.jsonl there for the reasons (lofi check finds broken videos)"
+                )
+            done = step + 1
+            if done % training.checkpoint_every == 0 or done == batches.steps:
+                weights = {name: module.state_dict() for name, module in modules.items()}
+                state = {"step": done, "modules": weights, "optimizer": optimizer.state_dict()}
+                run.save_checkpoint(state)
+        log.info("settings %s: trained", run.hash)
 
 
-def _fit(training: Training, run: RunFolder, on_step: OnStep | None) -> None:
-    modules, setting, batches = training.modules, training.setting, training.batches
-    parameters = [p for module in modules.values() for p in module.parameters() if p.requires_grad]
-    optimizer = make_optimizer(_groups(training), setting)
-    start = _restore(modules, optimizer, run)
-    log.info(
-        "settings %s: steps %d to %d of %d items", run.hash, start, batches.steps, batches.items
-    )
-    run.keep_metrics_before(start)
-    trained = False
-    keep_freed_memory()
-    loaded = prefetched(training.load, start, batches.steps, training.workers)
-    for step, batch in zip(range(start, batches.steps), loaded):
-        began = time.perf_counter()
-        rate = learning_rate(setting, step, batches.per_epoch)
-        for group in optimizer.param_groups:
-            group["lr"] = rate * group["factor"]
-        record = _optimise(training, batch, step, parameters, optimizer)
-        if record is not None:
-            record |= {"lr": rate, "seconds": round(time.perf_counter() - began, 4)}
-            record = {"step": step, "epoch": step // batches.per_epoch, **record}
-            run.log_metrics(record)
-            trained = True
-            if on_step and is_first():
-                on_step(step, batches.steps, record)
-        elif step >= start + batches.per_epoch - 1 and not trained:
-            raise ValueError(
-                f"{run.folder}: not one of {batches.items} items could be read; "
-                "see skipped.jsonl there for the reasons (lofi check finds broken videos)"
-            )
-        done = step + 1
-        if done % training.checkpoint_every == 0 and done < batches.steps:
-            run.save_checkpoint(_state(modules, optimizer, done))
-    run.save_checkpoint(_state(modules, optimizer, batches.steps))
-    log.info("settings %s: trained", run.hash)
-
-
-def _groups(training: Training) -> list[dict[str, Any]]:
-    """Parameter groups by factor of the learning rate, in the order of the modules."""
-    groups: dict[float, list[nn.Parameter]] = {}
-    for name, module in training.modules.items():
-        chosen = groups.setdefault(training.rates.get(name, 1.0), [])
-        chosen += [p for p in module.parameters() if p.requires_grad]
-    return [{"params": params, "factor": factor} for factor, params in groups.items() if params]
-
-
-def keep_freed_memory(size: int = 2**30) -> None:
-    """Ask glibc to keep up to `size` freed bytes for the next step instead of returning them.
-
-    Activations of a few megabytes are allocated and freed at every layer; without this the kernel
-    zeroes their pages again each time, up to a third of a CPU step. No effect elsewhere.
-    """
-    with contextlib.suppress(OSError, AttributeError):
-        libc = ctypes.CDLL("libc.so.6")
-        libc.mallopt(_M_TRIM_THRESHOLD, size)
-        libc.mallopt(_M_MMAP_THRESHOLD, size)
-
-
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
-
-
-def _optimise(training: Training, batch, step: int, parameters, optimizer) -> dict | None:
-    """One step of the optimiser; the losses of all processes, None when nothing could be read."""
-    optimizer.zero_grad(set_to_none=True)
-    losses = training.losses(batch, step)
-    found = None
-    if losses is not None:
-        found = {name: float(value.detach()) for name, value in losses.items()}
-        if losses["loss"].requires_grad and math.isfinite(found["loss"]):
-            losses["loss"].backward()
+def _together(training: Training, found: dict | None, step: int, parameters: list) -> dict | None:
+    """Sum records and gradients over all processes; None when nothing could be read anywhere."""
     records = [record for record in gather(found) if record is not None]
     if not records:
         return None
@@ -238,19 +215,29 @@ def _optimise(training: Training, batch, step: int, parameters, optimizer) -> di
             "lower the learning rate or set a gradient clip, then resume"
         )
     sum_gradients(parameters)
-    if training.setting.clip:
-        norm = nn.utils.clip_grad_norm_(parameters, training.setting.clip)
-        record["grad_norm"] = float(norm)
-    optimizer.step()
+    if all(parameter.grad is None for parameter in parameters):
+        raise RuntimeError(
+            f"step {step} left no gradient on any of {len(parameters)} trained parameters: its "
+            "loss was detached, or backward() was not called"
+        )
     return record
 
 
-def _state(modules: dict[str, nn.Module], optimizer, step: int) -> dict[str, Any]:
-    weights = {name: module.state_dict() for name, module in modules.items()}
-    return {"step": step, "modules": weights, "optimizer": optimizer.state_dict()}
+def keep_freed_memory(size: int = 2**30) -> None:
+    """Ask glibc to keep up to `size` freed bytes for the next step instead of returning them.
+
+    Activations of a few megabytes are allocated and freed at every layer; without this the kernel
+    zeroes their pages again each time, up to a third of a CPU step. No effect elsewhere.
+    """
+    trim, mmap = -1, -3  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD of malloc.h
+    with contextlib.suppress(OSError, AttributeError):
+        libc = ctypes.CDLL("libc.so.6")
+        libc.mallopt(trim, size)
+        libc.mallopt(mmap, size)
 
 
 def _restore(modules: dict[str, nn.Module], optimizer, run: RunFolder) -> int:
+    """Load the checkpoint, if there is one; returns the number of finished steps."""
     state = run.load_checkpoint()
     starts = gather(0 if state is None else state["step"])
     if len(set(starts)) > 1:

@@ -33,7 +33,7 @@ from lofi.training.augmentation import (
 )
 from lofi.training.distributed import share
 from lofi.training.loop import OnStep, generator_for
-from lofi.training.models import start_encoder
+from lofi.training.methods import start_encoder
 from lofi.training.pretraining import (
     Batch,
     ClipSource,

@@ -24,9 +24,9 @@ from lofi.encoders import encoder_hash, normalise
 from lofi.encoders.base import Encoder
 from lofi.training.augmentation import draw_colour, draw_geometry, recolour
 from lofi.training.distributed import rank, reduce_sum, share, size
-from lofi.training.loop import Batches, OnStep, Training, fit, generator_for, prefetch_depth
-from lofi.training.models import (
-    common_settings,
+from lofi.training.loop import Batches, OnStep, Training, backward, fit, generator_for
+from lofi.training.methods import (
+    clip_settings,
     load_encoder,
     run_data,
     save_stage_encoder,
@@ -207,7 +207,7 @@ def pretrain(
     The loss is the cross-entropy, a mean over all items of the logical batch that could be read.
     """
     stage, encoder = task.stage, task.encoder
-    settings = {"stage": stage, **settings, **common_settings(config), **task.settings}
+    settings = {"stage": stage, **settings, **clip_settings(config), **task.settings}
     settings |= {"training": asdict(task.setting)}
     run = RunFolder(Path(run_dir) / stage / "encoder", settings, resume)
     if (done := run.result()) is not None:
@@ -233,17 +233,17 @@ def _training(config: Config, task: Task, read: Read, device: str) -> Training:
         clips = [task.kept[i] for i in batches.at(step)]
         return read(clips, (*address, step), setting.augment)
 
-    def losses(batch: Batch, step: int):
+    def step(batch: Batch, number: int):
         mine = 0.0 if batch is None else float(len(batch[1]))
         count = float(reduce_sum(torch.tensor(mine, device=device)))
         if batch is None:
             return None
-        torch.manual_seed(generator_for(*address, step, "dropout", rank()).initial_seed())
+        torch.manual_seed(generator_for(*address, number, "dropout", rank()).initial_seed())
         loss, right = _scores(task, batch, device)
-        return {"loss": loss / count, "accuracy": right / count}
+        return backward({"loss": loss / count, "accuracy": right / count})
 
-    ahead = prefetch_depth(config.data.workers)
-    return Training(modules, setting, batches, load, losses, ahead, config.checkpoint_every)
+    ahead = min(config.data.workers, 2)
+    return Training(modules, setting, batches, load, step, ahead, config.checkpoint_every)
 
 
 @torch.no_grad()

@@ -20,7 +20,7 @@ from lofi.files import atomic_path, read_json, write_json, write_text
 from lofi.training.distributed import barrier, first_alone, is_first, restarted
 
 log = logging.getLogger(__name__)
-INPUTS = ("start", "encoder_sha256")  # settings that are hashes of what an earlier stage made
+INPUTS = ("start", "encoder_sha256", "features", "videos", "clips")  # hashes of what went in
 
 
 class RunFolder:
@@ -66,10 +66,10 @@ class RunFolder:
         lines = [line for line in lines if line.split(":")[0] not in free]
         if lines:
             shown = "; ".join(lines[:4]) + (f" (+{len(lines) - 4} more)" if lines[4:] else "")
-            raise ValueError(
-                f"{self.folder}: holds a run with other settings: {shown}. "
-                "Use another --out folder, or remove this one"
-            )
+            cure = "Use another --out folder, or remove this one"
+            if all(line.split(":")[0] in INPUTS for line in lines):
+                cure = "What it was made from has changed since: --no-resume makes it anew"
+            raise ValueError(f"{self.folder}: holds a run with other settings: {shown}. {cure}")
 
     def _forget(self) -> None:
         shutil.rmtree(self.folder / "checkpoints", ignore_errors=True)
@@ -122,6 +122,12 @@ class RunFolder:
         log.log(level, "skipped %s: %s", item, reason)
         with open(self.folder / "skipped.jsonl", "a", encoding="utf-8") as file:
             file.write(json.dumps({"item": item, "reason": str(reason)}) + "\n")
+
+    def forget_skipped(self) -> None:
+        """Empty the list: items that could not be read are tried again, they may be mended."""
+        self._skipped = set()
+        if is_first():
+            (self.folder / "skipped.jsonl").unlink(missing_ok=True)
 
     def log_metrics(self, record: dict[str, Any]) -> None:
         """Append one line to metrics.jsonl."""

@@ -1,8 +1,13 @@
-"""Encoders and heads on their way between stages: building, saving, loading, input statistics."""
+"""Encoders and heads on their way between stages: which method is what, saving, loading, settings.
+
+A method is a way to train the encoder ("random", "acp", "acp+", "c-lofi", "exact", …, or two side
+by side, "acp+arrow"); "published" are features whose encoder is not ours. Each has a folder in the
+run: <run>/<method>/{encoder,features,head,detections,metrics}.
+"""
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -11,12 +16,12 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from lofi.config import Config, HeadConfig
+from lofi.config import Config, from_dict
 from lofi.data.datasets import Datasets, open_datasets
 from lofi.encoders import ENCODERS, build_encoder, encoder_hash, load_weights, save_encoder
 from lofi.encoders.base import Encoder
-from lofi.files import save_tensors, sha256, write_json
-from lofi.heads import BMN, GTAD
+from lofi.files import sha256, write_json
+from lofi.heads.scaled import ScaledHead
 from lofi.training.distributed import first_alone, is_first
 from lofi.training.run_folder import RunFolder
 
@@ -28,6 +33,7 @@ LOFI_METHODS = {
 }  # fmt: skip
 
 
+FIRST_LESSONS = ("acp", "acp+", "icp", "arrow", "speed")  # stage 1
 FULL_METHODS = ("full", "exact", "sampled", "partial", "frozen")  # modes at full fidelity
 
 
@@ -79,88 +85,82 @@ def method_config(config: Config, method: str) -> Config:
     return replace(config, lofi=replace(config.lofi, schedule=schedule, mode=mode))
 
 
+def default_method(config: Config) -> str:
+    """The method that a configuration trains: published features, or stage 2's."""
+    return "published" if config.data.features.folder else lofi_method(config)
+
+
+def command(
+    stage: str, config: Config, run_dir: str | Path, method: str = "", more: str = ""
+) -> str:
+    """The command line that runs a stage of this run, for messages that send the user there."""
+    saved = Path(run_dir) / "config.json"
+    words = f"--config {saved}" if saved.is_file() else f"--preset {config.preset}"
+    if stage == "lofi" and method not in ("", lofi_method(config)):
+        wanted = method_config(config, method).lofi
+        words += f" --lofi.schedule {wanted.schedule} --lofi.mode.name {wanted.mode.name}"
+    elif method and method != stage:
+        words += f" --method {method}"
+    return f"lofi train {stage} {words} --out {run_dir}{more}"
+
+
+def head_dir(run_dir: str | Path, method: str, variant: str = "") -> Path:
+    """Where a head of stage 3 lies; see `head_variant`."""
+    return Path(run_dir) / method / "head" / variant
+
+
+def head_variant(config: Config, variant: str) -> Config:
+    """`config` with the changes that a variant's name lists, "lr=0.001,seed=3,kind=bmn".
+
+    Names are fields of `head_training` and of the head's own settings, or `seed`. Variants of stage
+    3 share encoder and features, and lie side by side in <method>/head/<variant>.
+
+    Raises:
+        ValueError: no such setting (the known ones are listed), or a value of another type.
+    """
+    for change in filter(None, variant.split(",")):
+        name, _, text = change.partition("=")
+        value: Any = text
+        if text not in ("", "true", "false") and name != "kind":
+            try:
+                value = json.loads(text)
+            except json.JSONDecodeError:
+                value = text
+        training, head = asdict(config.head_training), asdict(config.head)
+        if name == "seed":
+            values: dict[str, Any] = {"seed": value}
+        elif name in training:
+            values = {"head_training": {name: value}}
+        elif name in head:
+            values = {"head": {name: value}}
+        else:
+            known = ", ".join(["seed", *training, *head])
+            raise ValueError(f"variant {change!r}: no such setting of stage 3; known: {known}")
+        config = from_dict(Config, values, f"variant {change}", config)
+    return config
+
+
+def load_head(config: Config, run_dir: str | Path, method: str, variant: str = "") -> ScaledHead:
+    """Input statistics and head as stage 3 trained them, in eval mode.
+
+    Raises:
+        FileNotFoundError, ValueError: not trained, or of other settings; name the command.
+    """
+    more = f" --variant {variant}" if variant else ""
+    path = head_dir(run_dir, method, variant) / "head.safetensors"
+    if not path.is_file():
+        cure = command("head", config, run_dir, method, more)
+        raise FileNotFoundError(f"{path}: no trained head; run: {cure}")
+    try:
+        return ScaledHead.load(path, head_variant(config, variant).head)
+    except ValueError as error:
+        cure = command("head", config, run_dir, method, f"{more} --no-resume")
+        raise ValueError(f"{error}; to train it anew: {cure}") from None
+
+
 def encoder_path(run_dir: str | Path, method: str) -> Path:
     """Where a method's encoder lies."""
     return Path(run_dir) / method / "encoder" / "encoder.safetensors"
-
-
-class Standardise(nn.Module):
-    """(x − mean) / std for every channel, fixed statistics; identity before `fit_to`."""
-
-    def __init__(self, channels: int):
-        super().__init__()
-        self.register_buffer("mean", torch.zeros(channels, 1))
-        self.register_buffer("std", torch.ones(channels, 1))
-
-    def fit_to(self, features: Sequence[torch.Tensor]) -> None:
-        """Take the statistics of (C, L) feature tensors over videos and time."""
-        stacked = torch.cat(list(features), dim=1).double()
-        self.mean.copy_(stacked.mean(1, keepdim=True))
-        self.std.copy_(stacked.std(1, keepdim=True).clamp_min(1e-6))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return (x - self.mean) / self.std
-
-
-def label_rule(head: HeadConfig) -> str:
-    """Which windows the start and end labels of a head use; see `lofi.heads.targets`."""
-    return "bmn" if head.kind == "bmn" else head.variant
-
-
-def build_head(head: HeadConfig, channels: int, snippets: int, seed: int) -> nn.Module:
-    """A freshly initialised head; framework-default initialisation from the seed."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        if head.kind == "bmn":
-            return BMN(channels, snippets, head.durations or None)
-        return GTAD(
-            channels,
-            snippets,
-            head.durations or None,
-            variant=head.variant,
-            context_resolution=head.context_resolution,
-            resolution=head.resolution,
-            hidden=head.hidden,
-            paths=head.paths,
-            map_hidden=head.map_hidden,
-        )
-
-
-def save_head(
-    path: Path, head: nn.Module, config: HeadConfig, standardise: Standardise | None
-) -> None:
-    """Write a head and its input statistics as one safetensors file."""
-    parts = {f"head.{k}": v for k, v in head.state_dict().items()}
-    if standardise is not None:
-        parts |= {f"standardise.{k}": v for k, v in standardise.state_dict().items()}
-    metadata = {"format": "lofi-head-1", "head": json.dumps(asdict(config))}
-    save_tensors(path, parts, metadata)
-
-
-def load_head(config: Config, path: str | Path, channels: int) -> nn.Sequential:
-    """Standardise → head as trained by stage 3, in eval mode.
-
-    Raises:
-        FileNotFoundError: stage 3 has not run. ValueError: the file belongs to another head.
-    """
-    from safetensors.torch import load_file
-
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"{path}: no trained head; run: lofi train head first")
-    try:
-        tensors = load_file(path)
-        standardise = Standardise(channels)
-        head = build_head(config.head, channels, config.full.snippets, seed=0)
-        standardise.load_state_dict(_part(tensors, "standardise.") or standardise.state_dict())
-        head.load_state_dict(_part(tensors, "head."))
-    except Exception as error:  # safetensors and torch raise their own kinds
-        first = str(error).splitlines()[-1].strip()
-        raise ValueError(f"{path}: does not fit this head ({first}); retrain stage head") from error
-    return nn.Sequential(standardise, head).eval()
-
-
-def _part(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
-    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
 
 
 def components(method: str) -> tuple[str, ...]:
@@ -278,15 +278,20 @@ def load_encoder(config: Config, run_dir: str | Path, method: str) -> tuple[Enco
 
 def _trained_encoder(config: Config, run_dir: str | Path, method: str) -> Encoder:
     path = encoder_path(run_dir, method)
+    stage = "lofi" if is_joint(method) else method
+    if method not in FIRST_LESSONS:
+        method_config(config, method)  # refuses a misspelling
     if not path.is_file():
-        stage = "lofi" if is_joint(method) else method
-        raise FileNotFoundError(
-            f"{path}: no {method} encoder in this run; train it first: "
-            f"lofi train {stage} --preset {config.preset} --out {run_dir}"
-        )
+        cure = command(stage, config, run_dir, method)
+        raise FileNotFoundError(f"{path}: no {method} encoder in this run; train it first: {cure}")
     still = method == "icp" or (is_joint(method) and config.lofi.start == "icp")
     encoder = build_encoder(unshifted(config.encoder) if still else config.encoder, config.seed)
-    encoder.origin = _origins(load_weights(encoder, path).origin)
+    try:
+        report = load_weights(encoder, path)
+    except ValueError as error:
+        cure = command(stage, config, run_dir, method, " --no-resume")
+        raise ValueError(f"{error}; to train it anew: {cure}") from None
+    encoder.origin = _origins(report.origin)
     return encoder
 
 
@@ -298,18 +303,17 @@ def save_stage_encoder(config: Config, run: RunFolder, encoder, method: str) -> 
     return {"encoder": "encoder.safetensors", "sha256": encoder_hash(encoder), **encoder.origin}
 
 
-def common_settings(config: Config) -> dict[str, Any]:
-    """Settings on which every stage's result depends; speed settings and paths are left out."""
-    data = asdict(config.data)
-    sampling = {key: data[key] for key in ("frame_stride", "rule", "crop_ratio", "resample_fps")}
-    if config.data.window_stride:
-        sampling["window_stride"] = config.data.window_stride
-    return {
-        "seed": config.seed,
-        "encoder": config.encoder,
-        "full": asdict(config.full),
-        "sampling": sampling,
-    }
+def clip_settings(config: Config) -> dict[str, Any]:
+    """What every encoder depends on: architecture, seed, and how clips are cut from videos."""
+    data = config.data
+    sampling = {key: getattr(data, key) for key in ("frame_stride", "crop_ratio", "resample_fps")}
+    return {"seed": config.seed, "encoder": config.encoder, "pixels": config.full.pixels} | sampling
+
+
+def video_settings(config: Config) -> dict[str, Any]:
+    """What features of whole videos depend on: clips, and where their snippets lie."""
+    where = {"rule": config.data.rule, "window_stride": config.data.window_stride}
+    return clip_settings(config) | where | {"full": asdict(config.full)}
 
 
 def run_data(config: Config, run_dir: str | Path) -> Datasets:
