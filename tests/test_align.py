@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from lofi.heads import align, project
-from lofi.heads.plain import align_plain, bmn_weights
+from lofi.heads import anchors as align
+from plain_tmp import align_plain, bmn_weights
 
 
 def dense(entries: align.Entries) -> np.ndarray:

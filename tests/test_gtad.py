@@ -17,7 +17,7 @@ from reference_networks import (
 
 from lofi.heads import GTAD, Targets, load_published, loss, published_state_dict, valid_mask
 from lofi.heads.gtad import nearest_snippets
-from lofi.heads.plain import PlainGTAD
+from plain_tmp import PlainGTAD
 
 NETWORKS = [
     "gtad_anet_f400_L100",

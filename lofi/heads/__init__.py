@@ -3,12 +3,28 @@
 import torch
 
 from lofi.config import HeadConfig
-from lofi.heads.base import Head, Proposals, part_of, to_device
+from lofi.heads.base import (
+    Head,
+    Proposals,
+    collate_targets,
+    load_published,
+    part_of,
+    published_state_dict,
+    to_device,
+)
 from lofi.heads.bmn import BMN
-from lofi.heads.gtad import GTAD, Maps
-from lofi.heads.losses import Losses, LossStatistics, draw, loss, loss_statistics
-from lofi.heads.published import load_published, published_state_dict
-from lofi.heads.targets import Targets, collate_targets, targets, valid_mask
+from lofi.heads.gtad import GTAD
+from lofi.heads.maps import (
+    Losses,
+    LossStatistics,
+    Maps,
+    Targets,
+    draw,
+    loss,
+    loss_statistics,
+    targets,
+    valid_mask,
+)
 
 __all__ = [
     "BMN",

@@ -10,14 +10,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lofi.heads import align, project
-from lofi.heads.gtad import Maps, probabilities, score_map
+from lofi.heads import anchors
+from lofi.heads.maps import MapHead, Maps
 
 HIDDEN = 256
 MAP_HIDDEN = (512, 128)
 
 
-class BMN(nn.Module):
+class BMN(MapHead):
     """BMN head: (B, C, L) snippet features -> `Maps`; no weight depends on L or D.
 
     Args:
@@ -42,6 +42,7 @@ class BMN(nn.Module):
         *,
         boundary_ratio: float = 0.5,
         variant: str = "master",
+        best_anchor: bool = False,
     ) -> None:
         super().__init__()
         if channels % 4:
@@ -50,11 +51,12 @@ class BMN(nn.Module):
             raise ValueError(
                 f"samples and samples_per_bin are {samples}, {samples_per_bin}, expected at least 1"
             )
-        if variant not in align.BMN_VARIANTS:
-            raise ValueError(f"variant is {variant!r}, expected {' or '.join(align.BMN_VARIANTS)}")
-        align.num_durations(snippets, durations)
+        if variant not in anchors.BMN_VARIANTS:
+            raise ValueError(f"variant is {variant!r}, expected {' or '.join(anchors.BMN_VARIANTS)}")
+        anchors.num_durations(snippets, durations)
         self.channels, self.snippets, self.durations = channels, snippets, durations
-        self.variant = variant
+        self.variant, self.best_anchor = variant, best_anchor
+        self.label_rule = "bmn"
         self.sampling = (samples, samples_per_bin, boundary_ratio, variant)
         wide, narrow = MAP_HIDDEN
         self.x_1d_b = nn.Sequential(
@@ -66,7 +68,7 @@ class BMN(nn.Module):
         self.x_1d_s, self.x_1d_e = _boundary_head(), _boundary_head()
         self.x_1d_p = nn.Sequential(nn.Conv1d(HIDDEN, HIDDEN, 3, padding=1), nn.ReLU())
         released = (wide, HIDDEN, samples, 1, 1)
-        self.x_3d_p = nn.Sequential(project.SampledLinear(HIDDEN, samples, wide, released))
+        self.x_3d_p = nn.Sequential(anchors.SampledLinear(HIDDEN, samples, 0, wide, released))
         self.x_2d_p = nn.Sequential(
             nn.Conv2d(wide, narrow, 1),
             nn.ReLU(),
@@ -78,20 +80,25 @@ class BMN(nn.Module):
             nn.Sigmoid(),
         )
 
-    def forward(self, features: Tensor) -> Maps:
-        """(B, C, L) float -> maps of L columns and min(durations, L) rows."""
-        align.check_features(features, self.channels)
+    def forward(self, features: Tensor, mask: Tensor | None = None) -> Maps:
+        """(B, C, L) float -> maps of L columns and min(durations, L) rows.
+
+        The mask is not used: as released, features behind the end of a video are zeros.
+        """
+        anchors.check_features(features, self.channels)
         base = F.relu_(self.x_1d_b[2](F.relu_(self.x_1d_b[0](features))))
         start, end = (_boundary(head, base) for head in (self.x_1d_s, self.x_1d_e))
         x = F.relu_(self.x_1d_p[0](base)).transpose(1, 2)
         snippets = x.shape[1]
-        sampler = align.Sampler(align.bmn_entries, (snippets, *self.sampling))
-        rows = self.x_3d_p[0](x, None, sampler, self.x_2d_p[0])
-        grid = project.grid_for(align.bmn_cells, (snippets, self.variant), rows)
-        scores = score_map(rows, [self.x_2d_p[i] for i in (2, 4, 6)], grid)
+        sampler = anchors.Sampler(anchors.bmn_entries, (snippets, *self.sampling))
+        cells = anchors.Sampler(
+            anchors.cell_entries, (anchors.bmn_cells, snippets, self.variant)
+        )
+        convolutions = [self.x_2d_p[i] for i in (0, 2, 4, 6)]
+        scores = anchors.anchor_scores(x, None, self.x_3d_p[0], convolutions, sampler, cells)
         if self.variant == "master":
             scores = duration_start(scores)
-        durations = align.num_durations(snippets, self.durations)
+        durations = anchors.num_durations(snippets, self.durations)
         return Maps(scores[:, :, :durations], start, end)
 
 
@@ -143,4 +150,4 @@ def _boundary_head() -> nn.Sequential:
 
 
 def _boundary(head: nn.Sequential, x: Tensor) -> Tensor:
-    return probabilities(head[2](F.relu_(head[0](x))))[:, 0]
+    return anchors.probabilities(head[2](F.relu_(head[0](x))))[:, 0]

@@ -13,21 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lofi.heads import align, project
-
-
-class Maps(NamedTuple):
-    """What a head says about B videos; all values are probabilities in (0, 1).
-
-    Cell (d, s) of `confidence` is the anchor that starts at snippet s and lasts d + 1 snippets,
-    that is [s / L, (s + d + 1) / L) of the video; it means something only where s + d < L.
-    """
-
-    confidence: (
-        Tensor  # (B, 2, D, L); channel 0 regression (the tIoU), 1 classification (is it high)
-    )
-    start: Tensor  # (B, L)
-    end: Tensor  # (B, L)
+from lofi.heads import anchors
+from lofi.heads.maps import MapHead, Maps
 
 
 class _Variant(NamedTuple):
@@ -49,8 +36,9 @@ def nearest_snippets(x: Tensor, neighbours: int) -> Tensor:
 
     K = min(neighbours, L). Distances are float32 or better in any autocast mode.
     """
-    if project.autocast_is_on(x):
-        with torch.autocast(x.device.type, enabled=False):
+    kind = x.device.type
+    if kind != "meta" and torch.is_autocast_enabled(kind):
+        with torch.autocast(kind, enabled=False):
             return nearest_snippets(x, neighbours)
     x = x if x.dtype == torch.float64 else x.float()
     x = x - x.mean(1, keepdim=True)  # the same distances, less rounding
@@ -172,7 +160,7 @@ class GraphFeatures(NamedTuple):
 # --------------------------------------------------------------------------------------------- head
 
 
-class GTAD(nn.Module):
+class GTAD(MapHead):
     """G-TAD head: (B, C, L) snippet features -> `Maps`; no weight depends on L or D.
 
     Args:
@@ -209,15 +197,18 @@ class GTAD(nn.Module):
         neighbours: int = 3,
         context: str = "neighbours",
         samples_per_bin: int = 0,
+        best_anchor: bool = False,
     ) -> None:
         super().__init__()
         own = _own_options(variant, resolution, context_resolution, head_kernel, context)
         if channels % 4 or hidden % 4:
             raise ValueError(f"channels and hidden are {channels}, {hidden}: not multiples of 4")
-        align.num_durations(snippets, durations)
+        anchors.num_durations(snippets, durations)
         self.channels, self.snippets, self.durations = channels, snippets, durations
         self.options, self.context = own, context
         self.neighbours, self.samples_per_bin = neighbours, samples_per_bin
+        self.label_rule = self.loss_rule = variant
+        self.best_anchor = best_anchor
         wide, narrow = map_hidden
         positions = own.resolution + own.context_resolution
         kernel = {"kernel_size": own.head_kernel, "padding": own.head_kernel // 2}
@@ -228,7 +219,10 @@ class GTAD(nn.Module):
         self.regu_e = nn.Sequential(GCNeXt(hidden, paths), nn.Conv1d(hidden, 1, 1), nn.Sigmoid())
         self.backbone2 = nn.Sequential(GCNeXt(hidden, paths))
         self.localization = nn.Sequential(
-            project.SampledLinear(hidden, positions, wide, (wide, hidden * positions, 1, 1)),
+            anchors.SampledLinear(
+                hidden, own.resolution, own.context_resolution, wide,
+                (wide, hidden * positions, 1, 1),
+            ),  # fmt: skip
             nn.Identity(),  # the ReLU is part of the sampled convolution; numbering as released
             nn.Conv2d(wide, narrow, 1),
             nn.ReLU(),
@@ -240,9 +234,12 @@ class GTAD(nn.Module):
             nn.Sigmoid(),
         )
 
-    def forward(self, features: Tensor) -> Maps:
-        """(B, C, L) float -> maps of L columns and min(durations, L) rows."""
-        align.check_features(features, self.channels)
+    def forward(self, features: Tensor, mask: Tensor | None = None) -> Maps:
+        """(B, C, L) float -> maps of L columns and min(durations, L) rows.
+
+        The mask is not used: as released, features behind the end of a video are zeros.
+        """
+        anchors.check_features(features, self.channels)
         trunk = self.trunk(features)
         graph = trunk.graphs[1]  # made from what both boundary heads read
         start = self._boundary(self.regu_s, trunk.base, graph)
@@ -268,17 +265,17 @@ class GTAD(nn.Module):
         return pick(trunk.refined, graph).mean(2)
 
     def _boundary(self, head: nn.Sequential, x: Tensor, graph: Tensor) -> Tensor:
-        return probabilities(pointwise(head[0](x, graph), head[1]))[..., 0]
+        return anchors.probabilities(pointwise(head[0](x, graph), head[1]))[..., 0]
 
     def _localize(self, trunk: GraphFeatures) -> Tensor:
         x, own, layers = trunk.refined, self.options, self.localization
         snippets = x.shape[1]
-        durations = align.num_durations(snippets, self.durations)
+        durations = anchors.num_durations(snippets, self.durations)
         sizes = (own.resolution, own.context_resolution, self.samples_per_bin)
-        sampler = align.Sampler(align.gtad_entries, (snippets, durations, *sizes))
-        rows = layers[0](x, self.context_features(trunk), sampler, layers[2])
-        grid = project.grid_for(align.valid_cells, (snippets, durations), rows)
-        return score_map(rows, [layers[i] for i in (4, 6, 8)], grid)
+        sampler = anchors.Sampler(anchors.gtad_entries, (snippets, durations, *sizes))
+        cells = anchors.Sampler(anchors.cell_entries, (anchors.valid_cells, snippets, durations))
+        context, convolutions = self.context_features(trunk), [layers[i] for i in (2, 4, 6, 8)]
+        return anchors.anchor_scores(x, context, layers[0], convolutions, sampler, cells)
 
 
 def _own_options(variant, resolution, context_resolution, head_kernel, context) -> _Variant:
@@ -295,19 +292,3 @@ def _own_options(variant, resolution, context_resolution, head_kernel, context) 
         "head_kernel": head_kernel,
     }
     return VARIANTS[variant]._replace(**{k: v for k, v in given.items() if v is not None})
-
-
-def score_map(rows: Tensor, convolutions: list[nn.Conv2d], grid: project.Grid) -> Tensor:
-    """ReLU and convolution in turn, then a sigmoid: (B, rows, H) -> (B, 2, height, width).
-
-    1x1 convolutions act on rows; the map is filled in before the first 3x3 one, or at the very end.
-    """
-    scores = probabilities(project.map_layers(F.relu_(rows), convolutions, grid))
-    if scores.ndim == 3:
-        scores = project.spread(scores, grid).unflatten(1, grid.shape)
-    return scores.permute(0, 3, 1, 2)
-
-
-def probabilities(logits: Tensor) -> Tensor:
-    """Sigmoid in float32 or better: losses take logarithms of both sides."""
-    return torch.sigmoid(logits if logits.dtype == torch.float64 else logits.float())

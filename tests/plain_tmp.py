@@ -15,8 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lofi.heads.bmn import BMN, duration_start
-from lofi.heads.gtad import GTAD, GCNeXt, Maps
-from lofi.heads.published import published_state_dict
+from lofi.heads.gtad import GTAD, GCNeXt
+from lofi.heads.maps import Maps
+from lofi.heads import published_state_dict
 
 
 class _Points(NamedTuple):
