@@ -16,7 +16,7 @@ from lofi.files import read_json, write_json
 
 @dataclass(frozen=True)
 class PublishedFeatures:
-    """Features that others extracted: row i is centred at (i · stride + window / 2) / fps seconds."""
+    """Features that others extracted; row i is centred at (i · stride + window / 2) / fps s."""
 
     folder: str = ""  # one file a video, or one .h5 file; "" = features are extracted from videos
     stride: int = 0  # frames between rows; 0 = the rows divide the annotated duration evenly

@@ -16,10 +16,11 @@ from lofi.data import Video, decode_frames, probe, read_features
 from lofi.data.datasets import Datasets, open_datasets
 from lofi.data.windows import frame_grid
 from lofi.detection import Detection, read_detections
+from lofi.encoders.extraction import video_features
 from lofi.figures import curves, maps, tables, timelines
 from lofi.figures.report import Details, Part, Picture, Section, write_report
-from lofi.training.full_fidelity import head_inputs, load_features, video_features
-from lofi.training.models import Standardise, load_head
+from lofi.heads.scaled import Standardise
+from lofi.training.methods import load_head
 from lofi.training.run_folder import read_metrics
 
 NAMES = {

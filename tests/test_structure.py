@@ -4,7 +4,10 @@ import ast
 import subprocess
 import sys
 import tomllib
+import traceback
+from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -19,7 +22,7 @@ LAYERS = [
     ["detection"],
     ["evaluation"],
     ["figures"],
-    ["experiment", "run_report"],
+    ["experiment", "report"],
     ["notebook", "launch"],
     ["course"],
     ["commands"],
@@ -27,42 +30,174 @@ LAYERS = [
 ]
 RANK = {name: i for i, layer in enumerate(LAYERS) for name in layer}
 
+# The code in one afternoon (README), in reading order; PLUMBING is what a first reading may skip.
+SPINE = [
+    *("config", "fidelity", "data.annotations", "data.video", "data.snippets", "data.reading"),
+    *("data.features", "encoders.base", "encoders.tsm", "encoders.extraction"),
+    *("heads.base", "heads.anchors", "heads.maps", "heads.gtad", "heads.scaled"),
+    *("training.loop", "training.end_to_end", "training.joint", "training.head"),
+    *("detection.nms", "detection.proposals"),
+    *("evaluation.columns", "evaluation.matching", "evaluation.detection"),
+]
+PLUMBING is what a first reading may skip.
+SPINE = [
+    "config",
+    "fidelity",
+    "data.annotations",
+    "data.video",
+    "data.snippets",
+    "data.reading",
+    "data.features",
+    "encoders.base",
+    "encoders.tsm",
+    "encoders.extraction",
+    "heads.base",
+    "heads.anchors",
+    "heads.maps",
+    "heads.gtad",
+    "heads.scaled",
+    "training.loop",
+    "training.end_to_end",
+    "training.joint",
+    "training.head",
+    "detection.nms",
+    "detection.proposals",
+    "evaluation.columns",
+    "evaluation.matching",
+    "evaluation.detection",
+]
+PLUMBING = ["files", "data.datasets", "encoders", "heads", "training.augmentation",
+            "training.distributed", "training.methods", "training.run_folder"]  # fmt: skip
+STAGES = ["pretraining", "pretext", "joint", "head"]  # modules of lofi.training that hold stages
 
-def imported_parts(path: Path) -> set[str]:
-    """Names right below `lofi` that a module imports at any depth."""
+
+def imports(path: Path, lazy: bool = True) -> set[str]:
+    """Modules of `lofi` that a module imports, as `data.video`; without `lazy` at its top only."""
+    tree = ast.parse(path.read_text())
     found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        names = []
-        if isinstance(node, ast.ImportFrom) and node.module:
-            names = [node.module]
-            if node.module == "lofi":
-                names = [f"lofi.{alias.name}" for alias in node.names]
+    for node in ast.walk(tree) if lazy else tree.body:
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "lofi":
+            inside = [f"{node.module}.{alias.name}" for alias in node.names]
+            modules = [name for name in inside if file_of(name.removeprefix("lofi."))]
+            found |= set(modules or [node.module])
         elif isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        found |= {n.split(".")[1] for n in names if n.startswith("lofi.")}
-    return found
+            found |= {a.name for a in node.names if a.name.startswith("lofi.")}
+    return {name.removeprefix("lofi.") for name in found} - {"lofi"}
+
+
+def file_of(module: str) -> Path | None:
+    """The file of a module below `lofi`, or None when there is none of that name."""
+    path = ROOT / "lofi" / module.replace(".", "/")
+    for file in (path.with_suffix(".py"), path / "__init__.py"):
+        if file.is_file():
+            return file
+    return None
+
+
+def modules() -> list[str]:
+    files = (path.relative_to(ROOT / "lofi") for path in (ROOT / "lofi").rglob("*.py"))
+    return sorted(".".join(f.with_suffix("").parts).removesuffix(".__init__") for f in files)
 
 
 def test_imports_never_point_up_the_data_flow():
     wrong = []
-    for path in (ROOT / "lofi").rglob("*.py"):
-        part = path.relative_to(ROOT / "lofi").parts[0].removesuffix(".py")
+    for module in modules():
+        part = module.split(".")[0]
         if part == "__init__":  # the package's front door is lazy
             continue
-        assert part in RANK, f"{path.name}: add it to LAYERS"
+        assert part in RANK, f"{module}: add it to LAYERS"
         wrong += [
-            f"{path.relative_to(ROOT)} → {other}"
-            for other in imported_parts(path)
-            if RANK[other] > RANK[part]
+            f"{module} → {other}"
+            for other in imports(file_of(module))
+            if RANK[other.split(".")[0]] > RANK[part]
         ]
     assert wrong == []
+
+
+def test_no_module_imports_itself_around_a_corner():
+    graph = {m: imports(file_of(m), lazy=False) for m in modules() if m != "__init__"}
+
+    def reach(module: str, seen: frozenset[str]) -> None:
+        assert module not in seen, f"circle: {' → '.join([*seen, module])}"
+        package = module.split(".")[0]  # a package's own front door may list its modules
+        for other in graph.get(module, ()):
+            if other != package:
+                reach(other, seen | {module})
+
+    for module in graph:
+        if "." in module or file_of(module).name != "__init__.py":
+            reach(module, frozenset())
+
+
+def test_a_stage_imports_no_other_stage():
+    for stage in STAGES:
+        others = {f"training.{other}" for other in STAGES if other != stage}
+        if stage == "pretext":  # the self-supervised tasks are pre-training with another question
+            others.discard("training.pretraining")
+        assert not imports(file_of(f"training.{stage}")) & others, stage
+
+
+def test_detection_budget_and_evaluation_stand_on_no_stage():
+    for part in ("detection", "budget", "evaluation"):
+        for module in (m for m in modules() if m.split(".")[0] == part):
+            assert not imports(file_of(module)) & {f"training.{stage}" for stage in STAGES}, module
+
+
+def test_the_spine_is_closed_and_readable_in_an_afternoon():
+    allowed = set(SPINE) | set(PLUMBING)
+    for module in SPINE:
+        outside = imports(file_of(module), lazy=False) - allowed
+        outside = {other for other in outside if other != module.split(".")[0]}  # its package
+        assert not outside, f"{module} imports {outside}, which are not in the spine"
+    lines = sum(file_of(module).read_text().count("\n") for module in SPINE)
+    assert lines <= 5400, f"the spine has {lines} lines"
+    readme = (ROOT / "README.md").read_text()
+    names = [f"{m.split('.')[-1]}.py" for m in SPINE]
+    missing = [name for name in names if name not in readme]
+    assert not missing, f"README: the code in one afternoon lacks {missing}"
+
+
+def test_from_the_command_to_the_backward_pass_are_few_doors(tmp_path, monkeypatch):
+    """Traced: `lofi train lofi` passes at most 8 functions of `lofi` in 5 files."""
+    import torch
+
+    from lofi import cli
+    from lofi.data.toyworld import TINY, write_world
+
+    write_world(tmp_path / "world", replace(TINY, source_clips=(8, 4), videos=(4, 1)), seed=0)
+    paths = []
+    original = torch.Tensor.backward
+
+    def traced(tensor, *args, **kwargs):
+        frames = [frame.f_code for frame, _ in traceback.walk_stack(None)]
+        inside = [c for c in frames if Path(c.co_filename).is_relative_to(ROOT / "lofi")]
+        paths.append([(Path(c.co_filename).name, c.co_name) for c in inside])
+        return original(tensor, *args, **kwargs)
+
+    options = ["--data.world", str(tmp_path / "world"), "--preset", "tiny", "--out"]
+    options += [str(tmp_path), "--acp.epochs=1", "--acp.batch=8", "--lofi.training.epochs=1"]
+    for stage in ("acp", "lofi"):
+        if stage == "lofi":
+            monkeypatch.setattr(torch.Tensor, "backward", traced)
+        monkeypatch.setattr(sys, "argv", ["lofi", "train", stage, *options])
+        cli.main()
+    assert paths, "nothing was trained"
+    for path in paths:
+        assert len(path) <= 8 and len({file for file, _ in path}) <= 5, path
+
+
+def test_stage_names_on_the_command_line_are_those_of_the_table():
+    from lofi.commands.training import StageName
+    from lofi.experiment import STAGES as table
+
+    assert list(get_args(StageName)) == list(table)
 
 
 def test_core_parts_import_without_anything_but_torch_and_numpy():
     code = (
         "import sys\n"
         "import lofi.encoders, lofi.heads, lofi.training.loop, lofi.fidelity, lofi.detection\n"
-        "import lofi.training.joint, lofi.training.full_fidelity, lofi.training.pretraining\n"
+        "import lofi.training.joint, lofi.training.head, lofi.training.pretraining\n"
         "heavy = ['matplotlib', 'av', 'decord', 'tyro', 'safetensors', 'papermill', 'h5py']\n"
         "print([name for name in heavy if name in sys.modules])"
     )

@@ -12,14 +12,7 @@ from lofi.data.annotations import (
 )
 from lofi.data.check import DatasetReport, check_dataset
 from lofi.data.encoding import write_video
-from lofi.data.features import (
-    FeatureHeader,
-    read_feature_header,
-    read_features,
-    read_published_features,
-    resize_features,
-    write_features,
-)
+from lofi.data.features import FeatureHeader, FeatureStore, read_features, resize_features
 from lofi.data.frame_cache import FrameCache
 from lofi.data.reading import ClipReader, ClipRequest, TrimmedRequest
 from lofi.data.snippets import (
@@ -41,6 +34,7 @@ __all__ = [
     "Crop",
     "DatasetReport",
     "FeatureHeader",
+    "FeatureStore",
     "FrameCache",
     "Segment",
     "TrimmedClip",
@@ -57,15 +51,12 @@ __all__ = [
     "read_annotations",
     "read_clip",
     "read_clip_list",
-    "read_feature_header",
     "read_features",
-    "read_published_features",
     "read_trimmed_clip",
     "resize_features",
     "seconds_to_snippet",
     "segments_as_clips",
     "snippet_centres",
     "snippet_to_seconds",
-    "write_features",
     "write_video",
 ]

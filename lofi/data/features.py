@@ -10,19 +10,20 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional
+from torch.nn import functional as F
 
 from lofi.config import PublishedFeatures
 from lofi.data.annotations import Video
 from lofi.data.grid import Grid
 from lofi.data.snippets import resampled_frames
+from lofi.data.windows import windows
 from lofi.files import read_json, save_tensors
 
 log = logging.getLogger(__name__)
@@ -150,7 +151,7 @@ def resize_features(features: Tensor, steps: int) -> Tensor:
 
     Source: the rule of G-TAD's data loader. T = `steps` is the identity.
     """
-    return functional.interpolate(features[None], size=steps, mode="linear", align_corners=False)[0]
+    return F.interpolate(features[None], size=steps, mode="linear", align_corners=False)[0]
 
 
 class Features(NamedTuple):
@@ -397,3 +398,34 @@ def _h5_rows(path: Path, video_id: str, prefix: str) -> np.ndarray:
 def _hash(values: Mapping[str, Any]) -> str:
     text = json.dumps(values, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def head_inputs(features: Features, steps: int, stride: int) -> list[Features]:
+    """What a head sees of one video: windows of it, or the whole of it, resized to `steps` steps.
+
+    Args:
+        stride: `data.window_stride`; 0 = whole videos.
+    Raises:
+        ValueError: `stride` is not the distance of these features' steps.
+    """
+    values, grid = features
+    if not stride:
+        whole = replace(grid, steps=steps, stride=0, offset_s=0.0, length_s=grid.covered_s)
+        values = values if values.shape[1] == steps else resize_features(values, steps)
+        return [Features(values, whole)]
+    if grid.stride != stride:
+        raise ValueError(
+            f"data.window_stride is {stride}, but features stand {grid.stride or 'no fixed number'}"
+            f"{' of' * (not grid.stride)} frames apart; set it to that, or to 0 for whole videos"
+        )
+    return [
+        windowed(features, window.first_frame // stride, steps)
+        for window in windows(values.shape[1] * stride, steps, stride)
+    ]
+
+
+def windowed(features: Features, first: int, steps: int) -> Features:
+    """`steps` steps from `first` on; zeros behind the end, as released."""
+    part = features.values[:, first : first + steps]
+    part = F.pad(part, (0, steps - part.shape[1]))
+    return Features(part, features.grid.window(first, steps))

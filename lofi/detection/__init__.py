@@ -1,4 +1,4 @@
-"""Maps -> proposals -> soft-NMS -> labelled detections, and the files they are kept in."""
+"""Proposals -> soft-NMS -> labelled detections, and the files they are kept in."""
 
 from lofi.detection.labels import (
     VideoClasses,
@@ -12,8 +12,7 @@ from lofi.detection.labels import (
     true_classes,
 )
 from lofi.detection.nms import GridSoftNMS, soft_nms, soft_nms_bmn
-from lofi.detection.pipeline import PostProcessing, detect_video, detect_windows
-from lofi.detection.proposals import Proposals, join_windows, proposals
+from lofi.detection.proposals import detections, join_windows, suppress
 from lofi.detection.results import (
     Detection,
     read_detections,
@@ -25,21 +24,18 @@ from lofi.detection.results import (
 __all__ = [
     "Detection",
     "GridSoftNMS",
-    "PostProcessing",
-    "Proposals",
     "VideoClasses",
     "VideoClassifier",
     "add_classes",
-    "detect_video",
-    "detect_windows",
+    "detections",
     "join_windows",
     "main_labels",
-    "proposals",
     "read_detections",
     "read_hacs_top2",
     "read_untrimmednet",
     "read_video_classes",
     "soft_nms",
+    "suppress",
     "soft_nms_bmn",
     "train_video_classifier",
     "true_classes",

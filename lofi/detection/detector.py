@@ -11,7 +11,7 @@ import torch
 from lofi import config as configs
 from lofi.config import Config
 from lofi.data.datasets import Datasets
-from lofi.data.features import Features
+from lofi.data.features import Features, head_inputs
 from lofi.detection.labels import (
     VideoClasses,
     VideoClassifier,
@@ -24,13 +24,20 @@ from lofi.detection.labels import (
 from lofi.detection.proposals import detections, suppress
 from lofi.detection.results import Detection, write_csv, write_detections, write_srt
 from lofi.encoders import Encoder
+from lofi.encoders.extraction import video_features
 from lofi.files import write_json
 from lofi.heads.base import Proposals
 from lofi.heads.scaled import ScaledHead
 from lofi.training.distributed import barrier, gather, is_first, share
-from lofi.training.head import head_inputs, open_features, video_features
 from lofi.training.loop import OnStep
-from lofi.training.methods import command, default_method, load_encoder, load_head, run_data
+from lofi.training.methods import (
+    command,
+    default_method,
+    load_encoder,
+    load_head,
+    open_features,
+    run_data,
+)
 
 log = logging.getLogger(__name__)
 CLASSES = ("shared", "own", "oracle")
@@ -43,7 +50,7 @@ def propose(config: Config, head: ScaledHead, features: Features) -> Proposals:
     device = head.standardise.mean.device
     windows = [
         head.head.decode(head(part.values[None].to(device)), part.grid, config.detect)
-        for part in head_inputs(config, features)
+        for part in head_inputs(features, config.full.snippets, config.data.window_stride)
     ]
     return suppress(windows, config.detect, joined=config.data.window_stride > 0)
 

@@ -52,7 +52,9 @@ class BMN(MapHead):
                 f"samples and samples_per_bin are {samples}, {samples_per_bin}, expected at least 1"
             )
         if variant not in anchors.BMN_VARIANTS:
-            raise ValueError(f"variant is {variant!r}, expected {' or '.join(anchors.BMN_VARIANTS)}")
+            raise ValueError(
+                f"variant is {variant!r}, expected {' or '.join(anchors.BMN_VARIANTS)}"
+            )
         anchors.num_durations(snippets, durations)
         self.channels, self.snippets, self.durations = channels, snippets, durations
         self.variant, self.best_anchor = variant, best_anchor
@@ -91,9 +93,7 @@ class BMN(MapHead):
         x = F.relu_(self.x_1d_p[0](base)).transpose(1, 2)
         snippets = x.shape[1]
         sampler = anchors.Sampler(anchors.bmn_entries, (snippets, *self.sampling))
-        cells = anchors.Sampler(
-            anchors.cell_entries, (anchors.bmn_cells, snippets, self.variant)
-        )
+        cells = anchors.Sampler(anchors.cell_entries, (anchors.bmn_cells, snippets, self.variant))
         convolutions = [self.x_2d_p[i] for i in (0, 2, 4, 6)]
         scores = anchors.anchor_scores(x, None, self.x_3d_p[0], convolutions, sampler, cells)
         if self.variant == "master":

@@ -220,7 +220,10 @@ class GTAD(MapHead):
         self.backbone2 = nn.Sequential(GCNeXt(hidden, paths))
         self.localization = nn.Sequential(
             anchors.SampledLinear(
-                hidden, own.resolution, own.context_resolution, wide,
+                hidden,
+                own.resolution,
+                own.context_resolution,
+                wide,
                 (wide, hidden * positions, 1, 1),
             ),  # fmt: skip
             nn.Identity(),  # the ReLU is part of the sampled convolution; numbering as released

@@ -228,7 +228,9 @@ def targets(
     missed = (peak > 0) & (peak <= np.float32(HIGH_TIOU))
     best.ravel()[flat[missed].argmax(1)] = True
     labels = np.max(overlap, 0, initial=0.0), start, end
-    return Targets(*(torch.from_numpy(a.astype(np.float32)) for a in labels), torch.from_numpy(best))
+    return Targets(
+        *(torch.from_numpy(a.astype(np.float32)) for a in labels), torch.from_numpy(best)
+    )
 
 
 def _anchor_tiou(times: np.ndarray, snippets: int, durations: int) -> np.ndarray:
@@ -291,7 +293,12 @@ def loss_statistics(
             global counts.
     """
     reduce = reduce or (lambda counts: counts)
-    masks = targets.start > 0.5, targets.end > 0.5, *_bands(targets), *_classes(targets, best_anchor)
+    masks = (
+        targets.start > 0.5,
+        targets.end > 0.5,
+        *_bands(targets),
+        *_classes(targets, best_anchor),
+    )
     nodes = torch.tensor(targets.start.numel(), device=targets.start.device)
     counts = reduce(torch.stack([nodes, *(mask.sum() for mask in masks)]).double())
     unfinished = LossStatistics(*counts, counts.new_zeros(()))

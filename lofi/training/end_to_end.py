@@ -46,16 +46,6 @@ class Watch:
         return parts
 
 
-def encode(encoder: nn.Module, clips: Tensor) -> Tensor:
-    """Snippet features of whole videos: (B, L, F, 3, S, S) uint8 → (B, C, L).
-
-    Every snippet passes the encoder as a clip of its own, so the temporal shift never crosses two.
-    """
-    videos, snippets = clips.shape[:2]
-    features = encoder(normalise(clips.flatten(0, 1), encoder))
-    return features.view(videos, snippets, -1).transpose(1, 2)
-
-
 class EndToEnd:
     """Forward and backward of encoder and head over one process's share of a logical batch.
 

@@ -11,32 +11,25 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import Tensor
 
 from lofi.config import Config
-from lofi.data import ClipReader, ClipRequest, Video, VideoError, VideoInfo, probe
-from lofi.data.datasets import Datasets, fingerprint, open_reader, video_grid, video_request
-from lofi.data.features import (
-    FeatureHeader,
-    Features,
-    FeatureStore,
-    resize_features,
-    write_features,
-)
+from lofi.data import ClipReader, ClipRequest, Video, VideoError
+from lofi.data.datasets import fingerprint, open_reader
+from lofi.data.features import Features, head_inputs, windowed, write_features
 from lofi.data.grid import training_parts
-from lofi.data.snippets import windows
+from lofi.encoders.extraction import clip_features, full_requests
 from lofi.heads import part_of, to_device
 from lofi.heads.scaled import ScaledHead
 from lofi.training.distributed import barrier, first_alone, is_first, reduce_sum, restarted, share
-from lofi.training.end_to_end import encode
 from lofi.training.loop import Batches, OnStep, Training, backward, fit, generator_for, prefetched
 from lofi.training.methods import (
-    command,
     default_method,
+    feature_header,
     head_dir,
     head_variant,
     load_encoder,
+    open_features,
     run_data,
     standardises,
     video_settings,
@@ -124,112 +117,6 @@ def _extract(config, encoder, header, videos, run: RunFolder, reader: ClipReader
             on_step(i, len(videos), {})
 
 
-def full_requests(config: Config, path: str | Path) -> list[ClipRequest]:
-    """The clips that make up one video at full fidelity: one, or with windows several.
-
-    With `data.window_stride` a snippet stands every so many frames up to the end of the video; at
-    most `full.snippets` of them are held in memory at a time.
-
-    Raises:
-        VideoError: the frames of a video to be cut into windows cannot be counted.
-    """
-    data, full = config.data, config.full
-    if not data.window_stride:
-        return [video_request(data, path, full)]
-    grid = video_grid(data, probe(path), full.snippets)
-    found = []
-    for first in range(0, grid.steps, full.snippets):
-        piece = grid.window(first, min(full.snippets, grid.steps - first))
-        fidelity = replace(full, snippets=piece.steps)
-        found.append(video_request(data, path, fidelity, grid=piece))
-    return found
-
-
-@torch.no_grad()
-def clip_features(encoder: nn.Module, clip: Tensor, chunk: int = 16) -> Tensor:
-    """(C, L) features of the snippets (L, F, 3, S, S) uint8 of one video, on the CPU.
-
-    `chunk` snippets pass the (eval mode) encoder at a time; the result does not depend on it.
-    """
-    device = next(encoder.parameters()).device
-    parts = [encode(encoder, part[None].to(device))[0].cpu() for part in clip.split(chunk)]
-    return torch.cat(parts, dim=1)
-
-
-def video_features(
-    config: Config, encoder: nn.Module, path: str | Path
-) -> tuple[Features, VideoInfo]:
-    """Features of one video file at full fidelity, and what was found in the file."""
-    requests = full_requests(config, path)
-    values = torch.cat([clip_features(encoder, request.read()) for request in requests], dim=1)
-    info = probe(path)
-    return Features(values, video_grid(config.data, info, config.full.snippets)), info
-
-
-def feature_header(config: Config, encoder: str, sha256: str) -> FeatureHeader:
-    """What features of this encoder and configuration have to have been made of."""
-    data, full = config.data, config.full
-    return FeatureHeader(
-        encoder=encoder,
-        encoder_sha256=sha256,
-        snippets=None if data.window_stride else full.snippets,
-        frames=full.frames,
-        pixels=full.pixels,
-        frame_stride=data.frame_stride,
-        rule=data.rule,
-        crop_ratio=data.crop_ratio,
-        resample_fps=data.resample_fps,
-        window_stride=data.window_stride,
-    )
-
-
-def open_features(config: Config, run_dir: str | Path, method: str, data: Datasets) -> FeatureStore:
-    """The features of a method, its own or published ones, for every stage behind them.
-
-    Raises:
-        FileNotFoundError, ValueError: not extracted, incomplete, or made otherwise; names the
-            command that helps.
-    """
-    if method == "published":
-        if not config.data.features.folder:
-            raise ValueError("method published: set data.features.folder to the features' folder")
-        return FeatureStore.published(config.data.features, [*data.train, *data.test])
-    encoder, sha256 = load_encoder(config, run_dir, method)
-    cure = f"run: {command('features', config, run_dir, method)}"
-    header = feature_header(config, encoder.name, sha256)
-    return FeatureStore.extracted(Path(run_dir) / method / "features", header, cure)
-
-
-def head_inputs(config: Config, features: Features) -> list[Features]:
-    """What the head sees of one video: windows of it, or the whole of it with L steps.
-
-    Raises:
-        ValueError: `data.window_stride` is not the distance of these features' steps.
-    """
-    values, grid = features
-    steps, stride = config.full.snippets, config.data.window_stride
-    if not stride:
-        whole = replace(grid, steps=steps, stride=0, offset_s=0.0, length_s=grid.covered_s)
-        values = values if values.shape[1] == steps else resize_features(values, steps)
-        return [Features(values, whole)]
-    if grid.stride != stride:
-        raise ValueError(
-            f"data.window_stride is {stride}, but features stand {grid.stride or 'no fixed number'}"
-            f"{' of' * (not grid.stride)} frames apart; set it to that, or to 0 for whole videos"
-        )
-    return [
-        windowed(features, window.first_frame // stride, steps)
-        for window in windows(values.shape[1] * stride, steps, stride)
-    ]
-
-
-def windowed(features: Features, first: int, steps: int) -> Features:
-    """`steps` steps from `first` on; zeros behind the end, as released."""
-    part = features.values[:, first : first + steps]
-    part = F.pad(part, (0, steps - part.shape[1]))
-    return Features(part, features.grid.window(first, steps))
-
-
 # ------------------------------------------------------------------------------------------ stage 3
 
 
@@ -306,14 +193,13 @@ def _training_items(
     config: Config, videos: Sequence[Video], features: dict[str, Features]
 ) -> list[tuple[Video, Features]]:
     """Whole videos, or the windows that hold most of an action; segments count from their start."""
-    items = []
+    items, steps, stride = [], config.full.snippets, config.data.window_stride
     for video in (video for video in videos if video.id in features):
         whole = features[video.id]
-        if not config.data.window_stride:
-            items.append((video, head_inputs(config, whole)[0]))
+        if not stride:
+            items.append((video, head_inputs(whole, steps, stride)[0]))
             continue
-        head_inputs(config, whole)  # refuses another distance between the steps
-        steps, stride = config.full.snippets, config.data.window_stride
+        head_inputs(whole, steps, stride)  # refuses another distance between the steps
         for part, grid in training_parts(video, whole.grid, steps):
             items.append((part, windowed(whole, grid.first_frame // stride, steps)))
     if not items:

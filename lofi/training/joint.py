@@ -20,12 +20,13 @@ from lofi.data import ClipReader, Video, VideoError, probe
 from lofi.data.datasets import fingerprint, open_reader, video_grid, video_request
 from lofi.data.grid import Grid, training_parts
 from lofi.encoders import Encoder, freeze_batch_norm
+from lofi.encoders.extraction import encode
 from lofi.fidelity import Fidelity, schedule
 from lofi.heads import part_of, to_device
 from lofi.heads.scaled import ScaledHead
 from lofi.training.augmentation import draw_colour, draw_geometry, recolour
 from lofi.training.distributed import gather, is_first, reduce_sum, share
-from lofi.training.end_to_end import EndToEnd, encode, sampled_snippets, verify_exact
+from lofi.training.end_to_end import EndToEnd, sampled_snippets, verify_exact
 from lofi.training.loop import Batches, OnStep, Training, fit, generator_for
 from lofi.training.methods import (
     load_encoder,

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from lofi.config import Config, from_dict
 from lofi.data.datasets import Datasets, open_datasets
+from lofi.data.features import FeatureHeader, FeatureStore
 from lofi.encoders import ENCODERS, build_encoder, encoder_hash, load_weights, save_encoder
 from lofi.encoders.base import Encoder
 from lofi.files import sha256, write_json
@@ -314,6 +315,40 @@ def video_settings(config: Config) -> dict[str, Any]:
     """What features of whole videos depend on: clips, and where their snippets lie."""
     where = {"rule": config.data.rule, "window_stride": config.data.window_stride}
     return clip_settings(config) | where | {"full": asdict(config.full)}
+
+
+def feature_header(config: Config, encoder: str, sha256: str) -> FeatureHeader:
+    """What features of this encoder and configuration have to have been made of."""
+    data, full = config.data, config.full
+    return FeatureHeader(
+        encoder=encoder,
+        encoder_sha256=sha256,
+        snippets=None if data.window_stride else full.snippets,
+        frames=full.frames,
+        pixels=full.pixels,
+        frame_stride=data.frame_stride,
+        rule=data.rule,
+        crop_ratio=data.crop_ratio,
+        resample_fps=data.resample_fps,
+        window_stride=data.window_stride,
+    )
+
+
+def open_features(config: Config, run_dir: str | Path, method: str, data: Datasets) -> FeatureStore:
+    """The features of a method, its own or published ones, for every stage behind them.
+
+    Raises:
+        FileNotFoundError, ValueError: not extracted, incomplete, or made otherwise; names the
+            command that helps.
+    """
+    if method == "published":
+        if not config.data.features.folder:
+            raise ValueError("method published: set data.features.folder to the features' folder")
+        return FeatureStore.published(config.data.features, [*data.train, *data.test])
+    encoder, sha256 = load_encoder(config, run_dir, method)
+    cure = f"run: {command('features', config, run_dir, method)}"
+    header = feature_header(config, encoder.name, sha256)
+    return FeatureStore.extracted(Path(run_dir) / method / "features", header, cure)
 
 
 def run_data(config: Config, run_dir: str | Path) -> Datasets:
