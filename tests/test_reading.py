@@ -10,8 +10,14 @@ from numbered_video import write_numbered
 
 from lofi.data import isolated, reading
 from lofi.data.annotations import TrimmedClip
-from lofi.data.reading import ClipReader, ClipRequest, TrimmedRequest
-from lofi.data.snippets import Augmentation, read_clip, read_trimmed_clip
+from lofi.data.reading import (
+    ClipReader,
+    ClipRequest,
+    TrimmedRequest,
+    read_clip,
+    read_trimmed_clip,
+)
+from lofi.data.snippets import Augmentation
 from lofi.data.video import VideoError, probe
 from lofi.fidelity import Fidelity
 

@@ -10,13 +10,11 @@ from numbered_video import numbered_frames, read_numbers, write_numbered
 
 from lofi.data.annotations import TrimmedClip
 from lofi.data.encoding import write_video
-from lofi.data.frame_cache import FrameCache
+from lofi.data.reading import FrameCache, read_clip, read_trimmed_clip
 from lofi.data.snippets import (
     Augmentation,
     crop_of,
     frame_indices,
-    read_clip,
-    read_trimmed_clip,
     resampled_frames,
     seconds_to_snippet,
     snippet_centres,

@@ -15,7 +15,7 @@ from lofi import config as configs
 from lofi.config import Config, DetectConfig
 from lofi.data import VideoInfo, probe
 from lofi.data.datasets import Datasets
-from lofi.data.windows import frame_grid
+from lofi.data.reading import frame_grid
 from lofi.detection.labels import (
     VideoClasses,
     VideoClassifier,

@@ -24,7 +24,8 @@ from lofi.data import (
     write_features,
 )
 from lofi.data.datasets import fingerprint, open_reader
-from lofi.data.windows import frame_grid, training_items, windows
+from lofi.data.reading import frame_grid, training_items
+from lofi.data.snippets import windows
 from lofi.heads import Targets, collate_targets
 from lofi.training.distributed import barrier, first_alone, is_first, restarted, share
 from lofi.training.end_to_end import encode

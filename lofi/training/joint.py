@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from lofi.config import Config
 from lofi.data import ClipReader, ClipRequest, Video
 from lofi.data.datasets import fingerprint, open_reader
-from lofi.data.windows import begun, frame_grid, training_items
+from lofi.data.reading import begun, frame_grid, training_items
 from lofi.encoders import freeze_batch_norm
 from lofi.fidelity import Fidelity, schedule
 from lofi.heads import LossStatistics, Targets, collate_targets, loss, loss_statistics, targets
