@@ -347,59 +347,59 @@ def _segments(video: dict[str, Any], where: str) -> tuple[Segment, ...]:
 
 def _read_thumos14(path: Path, text: str, keep_ambiguous: bool) -> list[Video]:
     """G-TAD's tables; the subset is part of the id (video_validation_…, video_test_…)."""
-    segments: dict[str, list[Segment]] = {}
+    videos: dict[str, Video] = {}
     for line, row in _table_rows(path, text, ("video", "type", "start", "end")):
         where = f"{path}: line {line}"
-        of_video = segments.setdefault(row["video"], [])
+        subset = next((s for s in ("validation", "test") if f"_{s}_" in row["video"]), None)
+        video = videos.get(row["video"], Video(row["video"], None, None, None, subset, ()))
         if row["type"] != "Ambiguous" or keep_ambiguous:
             start, end = (_number(row[name], f"{where}: {name}") for name in ("start", "end"))
-            of_video.append(Segment(start, end, row["type"]))
-    videos = []
-    for video_id, found in segments.items():
-        subset = next((s for s in ("validation", "test") if f"_{s}_" in video_id), None)
-        videos.append(Video(video_id, None, None, None, subset, tuple(found)))
-    return videos
+            segments = (*video.segments, Segment(start, end, row["type"]))
+            video = replace(video, segments=segments)
+        videos[video.id] = video
+    return list(videos.values())
 
 
 def _read_csv(path: Path, text: str) -> list[Video]:
     """The own format; `path` of a video is the bare file name where the table gives one."""
-    segments: dict[str, list[Segment]] = {}
-    facts: dict[str, dict[str, Any]] = {}  # what the rows of a video say about all of it
+    videos: dict[str, Video] = {}
     for line, row in _table_rows(path, text, ("video", "start_s", "end_s", "label")):
         where = f"{path}: line {line}"
         name = _check_video_id(row["video"], where)
         stem, suffix = os.path.splitext(name)
         video_id = stem if suffix.lower() in EXTENSIONS else name
-        of_video, known = segments.setdefault(video_id, []), facts.setdefault(video_id, {})
-        if name != video_id and known.setdefault("file", name) != name:
-            raise ValueError(
-                f"{where}: {name!r} and {known['file']!r} would share the id {video_id!r}; "
-                "rename one of the files"
-            )
-        for column in ("subset", "duration_s", "fps"):
-            if not (cell := row.get(column)):
-                continue
-            value = cell if column == "subset" else _number(cell, f"{where}: {column}")
-            if known.setdefault(column, value) != value:
+        video = videos.get(video_id, Video(video_id, None, None, None, None, ()))
+        news: dict[str, Any] = {}  # what this row says about the video
+        if name != video_id:
+            if video.path is not None and video.path.name != name:
                 raise ValueError(
-                    f"{where}: {column} of video {video_id!r} is {value}, an earlier line says "
-                    f"{known[column]}; two videos with one id? correct one of them"
+                    f"{where}: {name!r} and {video.path.name!r} would share the id {video_id!r}; "
+                    "rename one of the files"
                 )
-        if not (row["start_s"] or row["end_s"] or row["label"]):
-            continue  # a video without any action
-        if not row["label"]:
-            raise ValueError(f"{where}: no label; fill it in, or empty start_s and end_s as well")
-        start, end = (_number(row[name], f"{where}: {name}") for name in ("start_s", "end_s"))
-        if start > end:
-            raise ValueError(
-                f"{where}: the segment is reversed (start {start:g} > end {end:g}); swap the times"
-            )
-        of_video.append(Segment(start, end, row["label"]))
-    videos = []
-    for video_id, found in segments.items():
-        file, *about = map(facts[video_id].get, ("file", "duration_s", "fps", "subset"))
-        videos.append(Video(video_id, file and Path(file), *about, tuple(found)))
-    return videos
+            news["path"] = Path(name)
+        for column in ("subset", "duration_s", "fps"):
+            if cell := row.get(column):
+                value = cell if column == "subset" else _number(cell, f"{where}: {column}")
+                if (earlier := getattr(video, column)) not in (None, value):
+                    raise ValueError(
+                        f"{where}: {column} of video {video_id!r} is {value}, an earlier line says "
+                        f"{earlier}; two videos with one id? correct one of them"
+                    )
+                news[column] = value
+        if row["start_s"] or row["end_s"] or row["label"]:  # else a video without any action
+            if not (label := row["label"]):
+                raise ValueError(
+                    f"{where}: no label; fill it in, or empty start_s and end_s as well"
+                )
+            start, end = (_number(row[n], f"{where}: {n}") for n in ("start_s", "end_s"))
+            if start > end:
+                raise ValueError(
+                    f"{where}: the segment is reversed (start {start:g} > end {end:g}); swap the "
+                    "times"
+                )
+            news["segments"] = (*video.segments, Segment(start, end, label))
+        videos[video_id] = replace(video, **news)
+    return list(videos.values())
 
 
 def _table_rows(path: Path, text: str, required: Sequence[str]) -> list[Row]:
@@ -426,8 +426,7 @@ def _table_rows(path: Path, text: str, required: Sequence[str]) -> list[Row]:
                 f"quote cells that contain {delimiter!r}"
             )
         if delimiter == ";":  # decimal commas, as spreadsheets of many countries write
-            decimal = re.compile(r"\d+,\d*|,\d+")
-            cells = [c.replace(",", ".") if decimal.fullmatch(c) else c for c in cells]
+            cells = [re.sub(r"^(\d+),(\d*)$|^,(\d+)$", r"\1.\2\3", cell) for cell in cells]
         rows.append((line, dict(zip_longest(header, cells[: len(header)], fillvalue=""))))
     return rows
 
