@@ -50,7 +50,7 @@ class FrameCache:
     trimmed clip is a copy; of longer ones only the frames asked for are kept, by frame set.
 
     Args:
-        max_bytes: of all frames together.
+        max_bytes: of all frames together, 0 = keep none.
         max_video_bytes: a video whose frames take at most this at the size asked for is "small".
     """
 
@@ -149,21 +149,19 @@ def _read_frames(
     path: str | Path, indices: np.ndarray, crop: Crop, num_frames: int, cache: FrameCache | None
 ) -> torch.Tensor:
     """Decode (or look up), crop and mirror: uint8 (n, 3, S, S), never a view of the cache."""
+    cache = FrameCache(0) if cache is None else cache
     size = crop.height, crop.width
-    whole = cache is not None and num_frames * crop.height * crop.width * 3 <= cache.max_video_bytes
-    if whole:
+    key = (*file_identity(path), *size)
+    if num_frames * crop.height * crop.width * 3 <= cache.max_video_bytes:
         wanted, rows = np.arange(num_frames), indices
     else:
         wanted, rows = np.unique(indices, return_inverse=True)
+        key = (*key, wanted.tobytes())
 
     def decode() -> torch.Tensor:
         return torch.from_numpy(decode_frames(path, wanted, size)).permute(0, 3, 1, 2).contiguous()
 
-    if cache is None:
-        frames = decode()
-    else:
-        key = (*file_identity(path), *size, None if whole else wanted.tobytes())
-        frames = cache.frames(key, decode)
+    frames = cache.frames(key, decode)
     bottom, right = crop.top + crop.pixels, crop.left + crop.pixels
     view = frames[:, :, crop.top : bottom, crop.left : right]
     if len(rows) > 0 and (np.diff(rows) == 1).all():
@@ -253,7 +251,7 @@ class ClipReader:
                 f"child processes keep no frames, but a cache of {cache_bytes:,} bytes was asked "
                 "for; set the cache to 0, or decode in threads"
             )
-        self.cache = FrameCache(cache_bytes) if cache_bytes else None
+        self.cache = FrameCache(cache_bytes)
         self.limit_s = limit_s
         self._infos: dict[str, VideoInfo] = {}
         self._children = [Child() for _ in range(max(1, workers))] if processes else []
