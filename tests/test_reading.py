@@ -38,7 +38,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def video(tmp_path_factory):
-    return write_numbered(tmp_path_factory.mktemp("snippets") / "numbered.mp4")  # 128 frames
+    return write_numbered(tmp_path_factory.mktemp("clips") / "numbered.mp4")  # 128 frames
 
 
 def _numbers(clip):

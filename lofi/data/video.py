@@ -132,10 +132,33 @@ def decode_frames(
     unique, inverse = np.unique(wanted, return_inverse=True)
     frames = None
     if scan.random_access and width not in MISREAD_WIDTHS:
-        frames = _decode_decord(identity[0], unique, size)
+        import decord
+
+        decord.logging.set_level(decord.logging.QUIET)
+        scaled = dict(height=height, width=width) if size else {}
+        try:
+            reader = decord.VideoReader(identity[0], num_threads=1, **scaled)
+            frames = reader.get_batch(unique).asnumpy()
+        except (RuntimeError, IndexError) as error:
+            logger.debug("%s: decord failed (%s), falling back to PyAV", identity[0], error)
     if frames is None or frames.shape != (len(unique), height, width, 3):
         frames = _decode_pyav(identity[0], unique, height, width)
     return frames if np.array_equal(unique, wanted) else frames[inverse]
+
+
+def _decode_pyav(path: str, unique: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Frames through PyAV, decoding from the start."""
+    rows = []
+    wanted = set(unique.tolist())
+    for i_frame, picture in enumerate(scaled_frames(path, height, width)):
+        if i_frame in wanted:
+            rows.append(picture())
+            if len(rows) == len(wanted):
+                return np.stack(rows)
+    raise VideoError(
+        f"{path}: {len(rows)} of {len(wanted)} frames decoded (expected up to frame "
+        f"{unique[-1]}); download it again or leave it out"
+    )
 
 
 def file_identity(path: str | Path) -> tuple[str, int, int]:
@@ -262,34 +285,3 @@ def scaled_frames(path: str | Path, height: int, width: int) -> Iterator[Callabl
         yield lambda frame=frame: np.rot90(
             reformatter.reformat(frame, **options).to_ndarray(), turns
         )
-
-
-def _decode_decord(
-    path: str, unique: np.ndarray, size: tuple[int, int] | None
-) -> np.ndarray | None:
-    """Frames through decord, None when it fails."""
-    import decord
-
-    decord.logging.set_level(decord.logging.QUIET)
-    height, width = size or (-1, -1)
-    try:
-        reader = decord.VideoReader(path, width=width, height=height, num_threads=1)
-        return reader.get_batch(unique).asnumpy()
-    except (RuntimeError, IndexError) as error:
-        logger.debug("%s: decord failed (%s), falling back to PyAV", path, error)
-        return None
-
-
-def _decode_pyav(path: str, unique: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Frames through PyAV, decoding from the start."""
-    rows = []
-    wanted = set(unique.tolist())
-    for i_frame, picture in enumerate(scaled_frames(path, height, width)):
-        if i_frame in wanted:
-            rows.append(picture())
-            if len(rows) == len(wanted):
-                return np.stack(rows)
-    raise VideoError(
-        f"{path}: {len(rows)} of {len(wanted)} frames decoded (expected up to frame "
-        f"{unique[-1]}); download it again or leave it out"
-    )
