@@ -349,10 +349,11 @@ def override(config: Config, changes: dict[str, Any]) -> Config:
         *parents, leaf = name.split(".")
         place: Any = config
         for parent in parents:
-            if not dataclasses.is_dataclass(place := getattr(place, parent, None)):
-                raise ValueError(f"unknown setting {name!r}; known: {', '.join(to_dict(config))}")
+            if not dataclasses.is_dataclass(getattr(place, parent, None)):
+                raise ValueError(f"unknown setting {name!r}; known here: {', '.join(vars(place))}")
+            place = getattr(place, parent)
         if leaf != "kind" and not hasattr(place, leaf):
-            raise ValueError(f"unknown setting {name!r}; known here: {', '.join(to_dict(place))}")
+            raise ValueError(f"unknown setting {name!r}; known here: {', '.join(vars(place))}")
         values: Any = value
         for key in reversed((*parents, leaf)):
             values = {key: values}

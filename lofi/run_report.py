@@ -14,7 +14,7 @@ from torch import nn
 from lofi.config import Config
 from lofi.data import Video, decode_frames, probe, read_features
 from lofi.data.datasets import Datasets, open_datasets
-from lofi.data.windows import frame_grid
+from lofi.data.reading import frame_grid
 from lofi.detection import Detection, read_detections
 from lofi.encoders.extraction import video_features
 from lofi.figures import curves, maps, tables, timelines

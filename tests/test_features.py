@@ -19,7 +19,7 @@ from lofi.data.features import (
     resize_features,
     write_features,
 )
-from lofi.data.grid import Grid
+from lofi.data.snippets import Grid
 from lofi.files import write_json
 
 HEADER = FeatureHeader(
@@ -148,13 +148,17 @@ def test_features_of_another_video_are_refused(written):
     path, _ = written
     finished(path.parent)
     path.rename(path.with_name("b.safetensors"))
-    with pytest.raises(ValueError, match=r"b.safetensors: holds the features of video a; run: lofi"):
+    with pytest.raises(
+        ValueError, match=r"b.safetensors: holds the features of video a; run: lofi"
+    ):
         FeatureStore.extracted(path.parent, EXPECTED, CURE)["b"]
 
 
 def test_an_unfinished_extraction_is_refused_and_says_how_to_end_it(written):
     path, _ = written
-    with pytest.raises(ValueError, match="incomplete, features of 1 videos were written.*run: lofi"):
+    with pytest.raises(
+        ValueError, match="incomplete, features of 1 videos were written.*run: lofi"
+    ):
         FeatureStore.extracted(path.parent, EXPECTED, CURE)
     with pytest.raises(FileNotFoundError, match="no features yet; run: lofi train features"):
         FeatureStore.extracted(path.parent / "none", EXPECTED, CURE)
@@ -165,8 +169,12 @@ def test_missing_videos_are_named_and_undecodable_ones_left_out_with_a_count(wri
     finished(path.parent, skipped=["broken"])
     store = FeatureStore.extracted(path.parent, EXPECTED, CURE)
     assert store.require([video("a"), video("broken")]) == [video("a")]
-    assert "1 of 2 videos have no features and are left out (broken: does not decode)" in caplog.text
-    with pytest.raises(FileNotFoundError, match=r"features of 1 of 3 videos \(missing: b, c\); run"):
+    assert (
+        "1 of 2 videos have no features and are left out (broken: does not decode)" in caplog.text
+    )
+    with pytest.raises(
+        FileNotFoundError, match=r"features of 1 of 3 videos \(missing: b, c\); run"
+    ):
         store.require([video(name) for name in "abc"])
 
 
@@ -233,7 +241,9 @@ def test_rows_stand_at_the_published_seconds():
 def test_rows_that_end_elsewhere_than_the_video_are_refused():
     """The wrong frame rate would move every boundary."""
     tsp = PublishedFeatures("x", stride=16, window=16, fps=30.0)
-    with pytest.raises(ValueError, match="cover 50.1 s, but 100.0 s are annotated; correct data.fe"):
+    with pytest.raises(
+        ValueError, match="cover 50.1 s, but 100.0 s are annotated; correct data.fe"
+    ):
         published_grid(94, tsp, video("a", duration_s=100.0))
     with pytest.raises(ValueError, match="frame rate unknown; set data.features.fps"):
         published_grid(94, dataclasses.replace(tsp, fps=0.0), video("a"))
@@ -243,12 +253,16 @@ def test_an_incomplete_folder_is_refused_unless_that_is_wanted(tmp_path, rows, c
     np.save(tmp_path / "v_a.npy", rows)
     setting = PublishedFeatures(str(tmp_path), width=3, prefix="v_")
     videos = [video("a"), video("b")]
-    with pytest.raises(FileNotFoundError, match=r"1 of 2 videos \(missing: b\); complete the folder"):
+    with pytest.raises(
+        FileNotFoundError, match=r"1 of 2 videos \(missing: b\); complete the folder"
+    ):
         FeatureStore.published(setting, videos).require(videos)
     fewer = dataclasses.replace(setting, allow_missing=True)
     assert FeatureStore.published(fewer, videos).require(videos) == [video("a")]
     assert "1 of 2 videos have no features" in caplog.text
-    with pytest.raises(ValueError, match=r"none of 2 annotated videos \(found v_a, …\); set data.fe"):
+    with pytest.raises(
+        ValueError, match=r"none of 2 annotated videos \(found v_a, …\); set data.fe"
+    ):
         FeatureStore.published(dataclasses.replace(setting, prefix=""), videos)
     with pytest.raises(FileNotFoundError, match="no such folder"):
         FeatureStore.published(PublishedFeatures(str(tmp_path / "none")), videos)
@@ -282,6 +296,9 @@ def test_windows_are_half_a_window_apart_and_padded_with_zeros():
     assert [part.values[0, 0].item() for part in parts] == [0.0, 2.0, 4.0, 6.0]
     (short,) = head_inputs(Features(values[:, :3], grid.window(0, 3)), steps=4, stride=4)
     assert short.values.tolist() == [[0.0, 1.0, 2.0, 0.0]]
-    for features, stride in ((Features(values, grid), 5), (Features(values, Grid.whole(10, 4.0)), 4)):
+    for features, stride in (
+        (Features(values, grid), 5),
+        (Features(values, Grid.whole(10, 4.0)), 4),
+    ):
         with pytest.raises(ValueError, match=f"data.window_stride is {stride}, but features stand"):
             head_inputs(features, steps=4, stride=stride)

@@ -11,6 +11,7 @@ from lofi.training.loop import (
     Batches,
     RunFolder,
     Training,
+    backward,
     fit,
     generator_for,
     learning_rate,
@@ -26,13 +27,13 @@ def line_training(**changes) -> Training:
     model = nn.Linear(1, 1)
     batches = Batches(10, SETTING.batch, SETTING.epochs, (0, "line"))
 
-    def losses(items, step):
+    def step(items, number):
         x = torch.tensor([[float(i)] for i in items]) / 10
-        noise = 0.01 * torch.randn(x.shape, generator=generator_for(0, "noise", step))
-        return {"loss": (model(x) - 2 * x + noise).square().mean()}
+        noise = 0.01 * torch.randn(x.shape, generator=generator_for(0, "noise", number))
+        return backward({"loss": (model(x) - 2 * x + noise).square().mean()})
 
     parts = {"modules": {"model": model}, "setting": SETTING, "batches": batches}
-    parts |= {"load": batches.at, "losses": losses, "checkpoint_every": 2}
+    parts |= {"load": batches.at, "step": step, "checkpoint_every": 2}
     return Training(**(parts | changes))
 
 

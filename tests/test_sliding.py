@@ -10,11 +10,10 @@ import pytest
 import torch
 
 from lofi import config as configs
-from lofi.data import ClipReader, Segment, Video, VideoInfo, probe
-from lofi.data import windows as windows_module
+from lofi.data import ClipReader, Segment, Video, VideoInfo, probe, reading
 from lofi.data.datasets import open_datasets
+from lofi.data.reading import training_items
 from lofi.data.toyworld import TINY, write_world
-from lofi.data.windows import training_items
 from lofi.detection import PostProcessing, read_detections
 from lofi.detection.detector import Detector, detect_in_windows
 from lofi.detection.labels import is_class_file, read_video_classes
@@ -58,9 +57,7 @@ def test_training_windows_and_labels_are_the_released_ones(golden, shared_data, 
             if row["video"] in rows:
                 times = (float(row[x]) / 30 for x in ("startFrame", "endFrame"))
                 segments[row["video"]].append(Segment(*times, row["type"]))
-    monkeypatch.setattr(
-        windows_module, "probe", lambda path: VideoInfo(rows[path.name], 30.0, 320, 180)
-    )
+    monkeypatch.setattr(reading, "probe", lambda path: VideoInfo(rows[path.name], 30.0, 320, 180))
     videos = [Video(v, Path(v), None, None, "train", tuple(segments[v])) for v in rows]
     changes = {"full.snippets": snippets, "head.durations": durations}
     config = configs.override(configs.preset("thumos14"), changes)

@@ -1,40 +1,24 @@
-"""Where snippets lie and which frames they hold, read off frames that carry their number."""
+"""Where snippets lie, which frames they hold, and which part of a frame is seen."""
 
 import math
-import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from numbered_video import numbered_frames, read_numbers, write_numbered
 
 from lofi.data.annotations import TrimmedClip
-from lofi.data.encoding import write_video
-from lofi.data.frame_cache import FrameCache
 from lofi.data.snippets import (
     Augmentation,
     crop_of,
     frame_indices,
-    read_clip,
-    read_trimmed_clip,
     resampled_frames,
     seconds_to_snippet,
     snippet_centres,
     snippet_to_seconds,
     window_indices,
 )
-from lofi.data.video import VideoError
 from lofi.fidelity import Fidelity
-
-
-@pytest.fixture(scope="module")
-def video(tmp_path_factory):
-    return write_numbered(tmp_path_factory.mktemp("snippets") / "numbered.mp4")  # 128 frames
-
-
-def _numbers(clip):
-    """Frame numbers of (..., 3, S, S) crops that show the whole width."""
-    return read_numbers(clip.movedim(-3, -1).numpy())
 
 
 def test_dense_snippets_tile_the_video():
@@ -189,104 +173,9 @@ def _after(seed, numbers):
     return generator.get_state()
 
 
-def test_clips_may_be_cut_at_another_rate_and_with_jitter(tmp_path):
-    path = write_numbered(tmp_path / "square.mp4", 100, height=64, width=64)  # 10 frames a second
-    fidelity = Fidelity(5, 4, 32)
-    clip = read_clip(path, fidelity, frame_stride=2, crop_ratio=1.0, resample_fps=5.0)
-    # at 5 frames a second: 50 frames, shown by frames 1, 3, ..., 99; stride 2 of them is 4 frames
-    assert _numbers(clip)[:4] == [(2 * k + 1) for k in (2, 4, 6, 8)]
-    view = Augmentation(jitter=(0.0, 0.25, 0.5, 0.75, 0.999))
-    moved = _numbers(read_clip(path, fidelity, frame_stride=1, crop_ratio=1.0, augmentation=view))
-    assert moved == frame_indices(100, fidelity, 1, jitter=view.jitter).reshape(-1).tolist()
-    window = read_trimmed_clip(
-        TrimmedClip(path, "x", 2.0, 6.0), 4, 32, 1, crop_ratio=1.0, resample_fps=5.0
-    )
-    assert _numbers(window) == [37, 39, 41, 43]  # 4 frames at 5 a second in the middle of [2, 6)
-
-
-def test_a_clip_holds_the_frames_of_the_rule(tmp_path):
-    path = write_numbered(tmp_path / "square.mp4", 100, height=64, width=64)
-    fidelity = Fidelity(5, 8, 32)
-    clip = read_clip(path, fidelity, crop_ratio=1.0)
-    assert clip.shape == (5, 8, 3, 32, 32) and clip.dtype == torch.uint8
-    assert _numbers(clip) == frame_indices(100, fidelity).reshape(-1).tolist()
-    mirrored = read_clip(path, fidelity, crop_ratio=1.0, augmentation=Augmentation(flip=True))
-    assert torch.equal(mirrored, clip.flip(-1))
-    assert read_clip(path, fidelity).shape == (5, 8, 3, 32, 32)  # crop 7/8
-
-
-def test_crops_are_where_they_say(tmp_path):
-    frames = np.zeros((8, 64, 96, 3), np.uint8)
-    frames[:, :16, :16] = 255  # only the upper left corner is white
-    write_video(tmp_path / "corner.mp4", frames, fps=10)
-    bright = {}
-    for name, view in {
-        "corner": Augmentation(0.0, 0.0),
-        "mirrored": Augmentation(0.0, 0.0, flip=True),
-        "centre": None,
-        "far": Augmentation(1.0, 1.0),
-    }.items():
-        clip = read_clip(tmp_path / "corner.mp4", Fidelity(1, 1, 56), augmentation=view)[0, 0, 0]
-        bright[name] = [int(clip[3, 3] > 128), int(clip[3, -4] > 128)]
-    assert bright == {"corner": [1, 0], "mirrored": [0, 1], "centre": [0, 0], "far": [0, 0]}
-
-
-@pytest.mark.parametrize("max_video_bytes", [2**20, 1000])  # whole videos, or frame sets
-@pytest.mark.parametrize("fidelity", [Fidelity(32, 4, 48), Fidelity(8, 4, 48), Fidelity(9, 3, 24)])
-def test_cached_clips_equal_decoded_ones(video, fidelity, max_video_bytes):
-    cache = FrameCache(2**22, max_video_bytes)
-    for view in (None, Augmentation(0.1, 0.9, flip=True), Augmentation(0.7, 0.2)):
-        options = dict(frame_stride=1, crop_ratio=1.0, augmentation=view)
-        decoded = read_clip(video, fidelity, **options)
-        first = read_clip(video, fidelity, cache=cache, **options)
-        again = read_clip(video, fidelity, cache=cache, **options)
-        assert torch.equal(first, decoded) and torch.equal(again, decoded)
-        again.zero_()  # a caller may write into its clip
-    assert len(cache) == 1
-
-
-def test_the_cache_drops_the_oldest_and_notices_replaced_files(tmp_path):
-    one = 8 * 48 * 56 * 3  # bytes of a video of 8 frames
-    cache = FrameCache(2 * one)
-    paths = [write_numbered(tmp_path / f"{i}.mp4", 8) for i in range(3)]
-    options = dict(frame_stride=1, crop_ratio=1.0, cache=cache)
-    for path in (paths[0], paths[1], paths[0], paths[2]):  # 1 is the oldest when 2 comes
-        read_clip(path, Fidelity(2, 4, 48), **options)
-    assert len(cache) == 2 and cache.num_bytes == 2 * one
-    kept = {key[0] for key in cache._entries}
-    assert kept == {str(paths[0]), str(paths[2])}
-    write_video(paths[0], numbered_frames([200] * 8), fps=10)
-    clip = read_clip(paths[0], Fidelity(1, 1, 48), **options)
-    whole = read_clip(paths[0], Fidelity(1, 1, 48), frame_stride=1, crop_ratio=1.0)
-    assert torch.equal(clip, whole)
-    read_clip(paths[1], Fidelity(2, 4, 96), **options)  # larger than the cache: used, not kept
-    assert cache.num_bytes <= 2 * one
-
-
-def test_the_cache_may_be_shared_between_threads(tmp_path):
-    paths = [write_numbered(tmp_path / f"{i}.mp4", 4 + i) for i in range(6)]
-    cache = FrameCache(3 * 10 * 48 * 56 * 3)
-    expected = [read_clip(p, Fidelity(2, 2, 48), crop_ratio=1.0) for p in paths]
-    wrong = []
-
-    def work(seed):
-        for i in np.random.default_rng(seed).integers(0, 6, 40):
-            clip = read_clip(paths[i], Fidelity(2, 2, 48), crop_ratio=1.0, cache=cache)
-            if not torch.equal(clip, expected[i]):
-                wrong.append(i)
-
-    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not wrong
-    assert cache.num_bytes == sum(frames.nbytes for frames in cache._entries.values())
-
-
-def test_windows_of_trimmed_clips(video):
+def test_windows_of_trimmed_clips():
     # 10 frames a second, so [2, 5) s holds frames 20 to 49
-    clip = TrimmedClip(video, "x", 2.0, 5.0)
+    clip = TrimmedClip(Path("a.mp4"), "x", 2.0, 5.0)
 
     def window(frames, stride, time=0.5, of=clip):
         return window_indices(of, 128, 10.0, frames, stride, Augmentation(time=time)).tolist()
@@ -295,20 +184,6 @@ def test_windows_of_trimmed_clips(video):
     assert window(4, 1, time=1.0) == [46, 47, 48, 49]
     assert window(4, 2) == [32, 34, 36, 38]  # 8 frames, 31 to 38, in the middle of 30
     assert window(8, 8)[0] == 20 and window(8, 8)[-1] == 49  # longer than the clip: ends repeat
-    assert window(4, 1, of=TrimmedClip(video, "x", 3.0, 3.01)) == [30] * 4
-    assert window(2, 64, of=TrimmedClip(video, "x")) == [32, 96]
-    assert window(8, 1, 1.0, of=TrimmedClip(video, "x", 12.0, 99.0)) == [*range(120, 128)]
-
-
-def test_trimmed_clips_hold_their_frames(tmp_path):
-    path = write_numbered(tmp_path / "square.mp4", 64, height=64, width=64)
-    cache = FrameCache(2**24)
-    clip = TrimmedClip(path, "x", 2.0, 5.0)
-    for options in ({}, {"cache": cache}, {"cache": cache}):
-        frames = read_trimmed_clip(clip, 8, 32, 1, crop_ratio=1.0, **options)
-        assert frames.shape == (8, 3, 32, 32) and frames.dtype == torch.uint8
-        assert _numbers(frames) == list(range(31, 39))
-    late = read_trimmed_clip(clip, 8, 32, 1, crop_ratio=1.0, augmentation=Augmentation(time=1.0))
-    assert _numbers(late) == list(range(42, 50))
-    with pytest.raises(VideoError, match="starts at 7 s, but 6.4 s decode"):
-        read_trimmed_clip(TrimmedClip(path, "x", 7.0, 8.0), 8, 32)
+    assert window(4, 1, of=TrimmedClip(Path("a.mp4"), "x", 3.0, 3.01)) == [30] * 4
+    assert window(2, 64, of=TrimmedClip(Path("a.mp4"), "x")) == [32, 96]
+    assert window(8, 1, 1.0, of=TrimmedClip(Path("a.mp4"), "x", 12.0, 99.0)) == [*range(120, 128)]

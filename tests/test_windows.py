@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from lofi.config import preset
-from lofi.data.windows import training_windows, windows
+from lofi.data.snippets import training_windows, windows
 from lofi.detection import PostProcessing
 
 

@@ -4,23 +4,23 @@ from lofi.data.annotations import (
     Segment,
     TrimmedClip,
     Video,
-    class_names,
-    find_video_file,
     read_annotations,
     read_clip_list,
-    segments_as_clips,
 )
-from lofi.data.check import DatasetReport, check_dataset
+from lofi.data.check import check_dataset
 from lofi.data.encoding import write_video
 from lofi.data.features import FeatureHeader, FeatureStore, read_features, resize_features
-from lofi.data.frame_cache import FrameCache
-from lofi.data.reading import ClipReader, ClipRequest, TrimmedRequest
-from lofi.data.snippets import (
-    Augmentation,
-    Crop,
-    frame_indices,
+from lofi.data.reading import (
+    ClipReader,
+    ClipRequest,
+    TrimmedRequest,
     read_clip,
     read_trimmed_clip,
+)
+from lofi.data.snippets import (
+    Augmentation,
+    Grid,
+    frame_indices,
     seconds_to_snippet,
     snippet_centres,
     snippet_to_seconds,
@@ -31,11 +31,9 @@ __all__ = [
     "Augmentation",
     "ClipReader",
     "ClipRequest",
-    "Crop",
-    "DatasetReport",
     "FeatureHeader",
     "FeatureStore",
-    "FrameCache",
+    "Grid",
     "Segment",
     "TrimmedClip",
     "TrimmedRequest",
@@ -43,9 +41,7 @@ __all__ = [
     "VideoError",
     "VideoInfo",
     "check_dataset",
-    "class_names",
     "decode_frames",
-    "find_video_file",
     "frame_indices",
     "probe",
     "read_annotations",
@@ -55,7 +51,6 @@ __all__ = [
     "read_trimmed_clip",
     "resize_features",
     "seconds_to_snippet",
-    "segments_as_clips",
     "snippet_centres",
     "snippet_to_seconds",
     "write_video",

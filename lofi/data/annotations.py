@@ -7,23 +7,26 @@ a number, negative, ids that are paths); what real files do contain, such as zer
 is read as it is and reported by `lofi.data.check_dataset`.
 """
 
+import csv
+import io
+import json
 import logging
+import math
 import os
-from collections.abc import Iterable
-from dataclasses import dataclass
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
+from itertools import product, zip_longest
+from operator import attrgetter
 from pathlib import Path
-
-from lofi.data.formats import (
-    EXTENSIONS,
-    check_video_id,
-    number,
-    read_records,
-    read_text,
-    table_rows,
-)
+from typing import Any
 
 logger = logging.getLogger(__name__)
+
+FORMATS = ("auto", "activitynet", "bsn", "hacs", "thumos14", "csv")
+Row = tuple[int, dict[str, str]]  # line of a table and its cells by column
+EXTENSIONS = (".mp4", ".mkv", ".webm", ".avi", ".mov")  # in order of preference
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,6 @@ class Video:
         fps: as annotated, None when the file does not say.
         subset: as written in the file ("training", "validation", ...), None when it does not say.
         segments: in the order of the file; of a window relative to its beginning.
-        span: frames [first, end) of a window (`lofi.data.windows`); None = the whole video.
     """
 
     id: str
@@ -55,7 +57,6 @@ class Video:
     fps: float | None
     subset: str | None
     segments: tuple[Segment, ...]
-    span: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -93,19 +94,27 @@ def read_annotations(
         FileNotFoundError: no such file or `video_dir`.
         ValueError: the file or an entry is unusable; says where.
     """
-    records = read_records(Path(path), format, keep_ambiguous)
+    path = Path(path)
+    if format not in FORMATS:
+        raise ValueError(f"unknown format {format!r}; known: {', '.join(FORMATS)}")
+    text = _read_text(path)
+    if text.lstrip()[:1] in ("{", "["):
+        videos = _read_json(path, text, format)
+    elif path.suffix.lower() == ".json":
+        raise ValueError(f"{path}: not JSON (expected annotations); restore or download it again")
+    elif format == "thumos14" or (format == "auto" and "type_idx" in text.lstrip().split("\n")[0]):
+        videos = _read_thumos14(path, text, keep_ambiguous)
+    elif format in ("auto", "csv"):
+        videos = _read_csv(path, text)
+    else:
+        raise ValueError(f"{path}: not JSON (expected format {format!r}); check path and format")
+    if not videos:
+        raise ValueError(f"{path}: no videos in it (expected annotations); restore the file")
+    for video in videos:
+        _check_video_id(video.id, str(path))
     files = index_videos(video_dir) if video_dir is not None else {}
-    return [
-        Video(
-            id=record.id,
-            path=files.get(record.file_name) or find_in_index(record.id, files),
-            duration_s=record.duration_s,
-            fps=record.fps,
-            subset=record.subset,
-            segments=tuple(Segment(*segment) for segment in record.segments),
-        )
-        for record in records
-    ]
+    named = [video.path and files.get(video.path.name) for video in videos]  # by the file itself
+    return [replace(v, path=file or find_in_index(v.id, files)) for v, file in zip(videos, named)]
 
 
 def class_names(videos: Iterable[Video]) -> list[str]:
@@ -149,11 +158,11 @@ def read_clip_list(path: str | Path) -> list[TrimmedClip]:
         if not clips:
             raise ValueError(f"{path}: no videos in sub-folders (expected one folder a class)")
         return clips
-    text = read_text(path)
+    text = _read_text(path)
     if "youtube_id" in text.lstrip().split("\n")[0]:
         return _kinetics_clips(path, text)
     clips = []
-    for line, row in table_rows(path, text, ("clip", "label")):
+    for line, row in _table_rows(path, text, ("clip", "label")):
         where = f"{path}: line {line}"
         name = Path(row["clip"].replace("\\", "/"))
         if not row["clip"] or not row["label"]:
@@ -161,14 +170,13 @@ def read_clip_list(path: str | Path) -> list[TrimmedClip]:
         if name.is_absolute() or ".." in name.parts:
             raise ValueError(f"{where}: clip {row['clip']!r} must lie below the list's folder")
         times = [
-            number(row[column], f"{where}: {column}") if row.get(column) else None
+            _number(row[column], f"{where}: {column}") if row.get(column) else None
             for column in ("start_s", "end_s")
         ]
         if None not in times and times[0] >= times[1]:
             raise ValueError(f"{where}: the clip ends before it starts ({times[0]}, {times[1]})")
-        clips.append(
-            TrimmedClip(path.parent / name, row["label"], *times, row.get("subset") or None)
-        )
+        subset = row.get("subset") or None
+        clips.append(TrimmedClip(path.parent / name, row["label"], *times, subset))
     if not clips:
         raise ValueError(f"{path}: no clips in it (expected rows clip,label); restore the file")
     return clips
@@ -180,24 +188,26 @@ def _kinetics_clips(path: Path, text: str) -> list[TrimmedClip]:
     Crawler: `<label>/<id>_<start, 6 digits>_<end, 6 digits>`. TSM: `<id>_<start>` in a folder whose
     name has underscores for spaces and neither quotes nor parentheses.
     """
-    rows = table_rows(path, text, ("label", "youtube_id", "time_start", "time_end"))
+
+    @lru_cache(maxsize=2048)
+    def media(folder: str) -> dict[str, Path]:
+        below = path.parent / folder
+        files = sorted(below.iterdir(), reverse=True) if below.is_dir() else []
+        return {file.stem: file for file in files if file.suffix.lower() in EXTENSIONS}
+
+    rows = _table_rows(path, text, ("label", "youtube_id", "time_start", "time_end"))
     clips = []
     for line, row in rows:
         where = f"{path}: line {line}"
-        video_id = check_video_id(row["youtube_id"], where)
-        label = check_video_id(row["label"], where)
-        start, end = (int(number(row[n], f"{where}: {n}")) for n in ("time_start", "time_end"))
+        video_id = _check_video_id(row["youtube_id"], where)
+        label = _check_video_id(row["label"], where)
+        start, end = (int(_number(row[n], f"{where}: {n}")) for n in ("time_start", "time_end"))
         plain = label.replace(" ", "_")
         folders = (label, plain, plain.translate(str.maketrans("", "", "\"'()")))
         names = (f"{start:06d}_{end:06d}", f"{start:06d}", f"{start}")
-        found = (
-            _media_of(path.parent / folder).get(f"{video_id}_{name}")
-            for folder in dict.fromkeys(folders)
-            for name in names
-        )
+        found = (media(folder).get(f"{video_id}_{name}") for folder in folders for name in names)
         if clip := next(filter(None, found), None):
             clips.append(TrimmedClip(clip, label, subset=row.get("split") or None))
-    _media_of.cache_clear()  # the next call looks again
     if not clips:
         raise ValueError(
             f"{path}: none of {len(rows)} clips is below {path.parent} (expected "
@@ -206,15 +216,6 @@ def _kinetics_clips(path: Path, text: str) -> list[TrimmedClip]:
     if len(clips) < len(rows):
         logger.warning("%s: %d of %d clips have a file", path, len(clips), len(rows))
     return clips
-
-
-@lru_cache(maxsize=2048)
-def _media_of(folder: Path) -> dict[str, Path]:
-    """Media files of one folder by name without extension; {} when there is no such folder."""
-    if not folder.is_dir():
-        return {}
-    files = sorted(folder.iterdir(), reverse=True)
-    return {file.stem: file for file in files if file.suffix.lower() in EXTENSIONS}
 
 
 def index_videos(video_dir: str | Path) -> dict[str, Path]:
@@ -228,17 +229,16 @@ def index_videos(video_dir: str | Path) -> dict[str, Path]:
     folder = Path(video_dir)
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: no such folder (expected videos); check the path")
-    upper = sorted(os.scandir(folder), key=lambda entry: entry.name)
-    folders = [entry for entry in upper if entry.is_dir()]
-    lower = [e for f in folders for e in sorted(os.scandir(f.path), key=lambda e: e.name)]
+    name = attrgetter("name")
+    upper = sorted(os.scandir(folder), key=name)
+    lower = [e for f in upper if f.is_dir() for e in sorted(os.scandir(f.path), key=name)]
     found: dict[str, Path] = {}
-    for level in (upper, lower):
-        for extension in EXTENSIONS:
-            for entry in level:
-                stem, suffix = os.path.splitext(entry.name)
-                if suffix.lower() == extension and entry.is_file():
-                    found.setdefault(stem, Path(entry.path))
-                    found.setdefault(entry.name, Path(entry.path))
+    for level, extension in product((upper, lower), EXTENSIONS):
+        for entry in level:
+            stem, suffix = os.path.splitext(entry.name)
+            if suffix.lower() == extension and entry.is_file():
+                found.setdefault(stem, Path(entry.path))
+                found.setdefault(entry.name, Path(entry.path))
     return found
 
 
@@ -249,10 +249,218 @@ def find_video_file(video_id: str, video_dir: str | Path) -> Path | None:
         ValueError: the id could lead out of the folder.
         FileNotFoundError: no such folder.
     """
-    check_video_id(video_id, str(video_dir))
+    _check_video_id(video_id, str(video_dir))
     return find_in_index(video_id, index_videos(video_dir))
 
 
 def find_in_index(video_id: str, files: dict[str, Path]) -> Path | None:
     """Look a video up in the result of `index_videos`, with and without `v_`."""
     return files.get(video_id) or files.get(f"v_{video_id}")
+
+
+# ---------------------------------------------------------------------------- JSON
+
+
+def _read_json(path: Path, text: str, format: str) -> list[Video]:
+    def unique(items: list[tuple[str, Any]]) -> dict[str, Any]:
+        made = dict(items)
+        if len(made) < len(items):
+            seen: set[str] = set()
+            twice = next(key for key, _ in items if key in seen or seen.add(key))
+            raise ValueError(f"{path}: {twice!r} appears twice; keep one entry")
+        return made
+
+    try:
+        content = json.loads(text, object_pairs_hook=unique)
+    except json.JSONDecodeError as error:
+        raise ValueError(
+            f"{path}: not JSON at line {error.lineno} (expected annotations); restore it"
+        ) from None
+    if isinstance(content, dict) and isinstance(content.get("database"), dict):
+        if format in ("auto", "activitynet", "hacs", "thumos14"):
+            return _read_database(path, content["database"])
+    elif format in ("auto", "bsn") and isinstance(content, dict):
+        entries = content.values()
+        if entries and all(isinstance(v, dict) and "duration_second" in v for v in entries):
+            return _read_bsn(path, content)
+    wanted = "an ActivityNet, HACS, THUMOS14 or BSN annotation file"
+    raise ValueError(
+        f"{path}: JSON, but not {wanted if format == 'auto' else f'of format {format!r}'} "
+        '(expected {"database": {id: {"annotations": ...}}}); check path and format'
+    )
+
+
+def _read_database(path: Path, database: dict[str, Any]) -> list[Video]:
+    """ActivityNet, HACS and THUMOS14; the latter two write numbers as strings."""
+    videos = []
+    for video_id, value in database.items():
+        where = f"{path}: video {video_id!r}"
+        if not isinstance(value, dict):
+            raise ValueError(f"{where} is {type(value).__name__}, expected an object; correct it")
+        duration = value.get("duration")
+        seconds = _number(duration, f"{where}: duration") if duration is not None else 0.0
+        subset = None if value.get("subset") is None else str(value["subset"])
+        segments = _segments(value, where)
+        videos.append(Video(video_id, None, seconds or None, None, subset, segments))
+    return videos
+
+
+def _read_bsn(path: Path, content: dict[str, Any]) -> list[Video]:
+    """The derivative of ActivityNet: ids with `v_`, no subsets (they stand in a CSV beside)."""
+    info: dict[str, dict[str, str]] = {}
+    table = path.with_name("video_info_new.csv")
+    if table.is_file():
+        rows = _table_rows(table, _read_text(table), ("video", "subset"))
+        info = {row["video"]: row for _, row in rows}
+    else:
+        logger.warning("%s: no %s beside it, so no subsets", path, table.name)
+    prefix = "v_" if all(key.startswith("v_") for key in content) else ""
+    videos = []
+    for key, value in content.items():
+        where = f"{path}: video {key!r}"
+        row = info.get(key, {})
+        fps = _number(row["fps"], f"{table}: fps of {key!r}") if row.get("fps") else 0.0
+        seconds = _number(value["duration_second"], f"{where}: duration_second")
+        about = (seconds or None, fps or None, row.get("subset") or None)
+        videos.append(Video(key.removeprefix(prefix), None, *about, _segments(value, where)))
+    return videos
+
+
+def _segments(video: dict[str, Any], where: str) -> tuple[Segment, ...]:
+    segments = []
+    for i, entry in enumerate(video.get("annotations") or []):
+        here = f"{where}: annotation {i}"
+        if not isinstance(entry, dict) or "segment" not in entry or "label" not in entry:
+            raise ValueError(f"{here} lacks 'segment' or 'label'; correct it")
+        times = entry["segment"]
+        if not isinstance(times, list) or len(times) != 2:
+            raise ValueError(f"{here}: segment is {times!r}, expected [start, end]; correct it")
+        start, end = (_number(t, f"{here}: {n}") for t, n in zip(times, ("start", "end")))
+        segments.append(Segment(start, end, str(entry["label"])))
+    return tuple(segments)
+
+
+# ---------------------------------------------------------------------------- tables
+
+
+def _read_thumos14(path: Path, text: str, keep_ambiguous: bool) -> list[Video]:
+    """G-TAD's tables; the subset is part of the id (video_validation_…, video_test_…)."""
+    videos: dict[str, Video] = {}
+    for line, row in _table_rows(path, text, ("video", "type", "start", "end")):
+        where = f"{path}: line {line}"
+        subset = next((s for s in ("validation", "test") if f"_{s}_" in row["video"]), None)
+        video = videos.get(row["video"], Video(row["video"], None, None, None, subset, ()))
+        if row["type"] != "Ambiguous" or keep_ambiguous:
+            start, end = (_number(row[name], f"{where}: {name}") for name in ("start", "end"))
+            segments = (*video.segments, Segment(start, end, row["type"]))
+            video = replace(video, segments=segments)
+        videos[video.id] = video
+    return list(videos.values())
+
+
+def _read_csv(path: Path, text: str) -> list[Video]:
+    """The own format; `path` of a video is the bare file name where the table gives one."""
+    videos: dict[str, Video] = {}
+    for line, row in _table_rows(path, text, ("video", "start_s", "end_s", "label")):
+        where = f"{path}: line {line}"
+        name = _check_video_id(row["video"], where)
+        stem, suffix = os.path.splitext(name)
+        video_id = stem if suffix.lower() in EXTENSIONS else name
+        video = videos.get(video_id, Video(video_id, None, None, None, None, ()))
+        news: dict[str, Any] = {}  # what this row says about the video
+        if name != video_id:
+            if video.path is not None and video.path.name != name:
+                raise ValueError(
+                    f"{where}: {name!r} and {video.path.name!r} would share the id {video_id!r}; "
+                    "rename one of the files"
+                )
+            news["path"] = Path(name)
+        for column in ("subset", "duration_s", "fps"):
+            if cell := row.get(column):
+                value = cell if column == "subset" else _number(cell, f"{where}: {column}")
+                if (earlier := getattr(video, column)) not in (None, value):
+                    raise ValueError(
+                        f"{where}: {column} of video {video_id!r} is {value}, an earlier line says "
+                        f"{earlier}; two videos with one id? correct one of them"
+                    )
+                news[column] = value
+        if row["start_s"] or row["end_s"] or row["label"]:  # else a video without any action
+            if not (label := row["label"]):
+                raise ValueError(
+                    f"{where}: no label; fill it in, or empty start_s and end_s as well"
+                )
+            start, end = (_number(row[n], f"{where}: {n}") for n in ("start_s", "end_s"))
+            if start > end:
+                raise ValueError(
+                    f"{where}: the segment is reversed (start {start:g} > end {end:g}); swap the "
+                    "times"
+                )
+            news["segments"] = (*video.segments, Segment(start, end, label))
+        videos[video_id] = replace(video, **news)
+    return list(videos.values())
+
+
+def _table_rows(path: Path, text: str, required: Sequence[str]) -> list[Row]:
+    """Rows of a table with a header, separated by commas, or semicolons or tabs in the header."""
+    first = text.lstrip().splitlines()[0]
+    delimiter = max(",;\t", key=first.count)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True)
+    try:
+        lines = [(reader.line_num, [cell.strip() for cell in cells]) for cells in reader]
+    except csv.Error as error:
+        raise ValueError(f"{path}: not a table at line {reader.line_num} ({error})") from None
+    lines = [(line, cells) for line, cells in lines if any(cells)]
+    header = [cell.lower() for cell in lines[0][1]] if lines else required
+    if missing := [name for name in required if name not in header]:
+        raise ValueError(
+            f"{path}: no column {', '.join(missing)} (found: {', '.join(header)}); "
+            f"the header must name {', '.join(required)}"
+        )
+    rows = []
+    for line, cells in lines[1:]:
+        if any(cells[len(header) :]):
+            raise ValueError(
+                f"{path}: line {line} has {len(cells)} cells, the header {len(header)}; "
+                f"quote cells that contain {delimiter!r}"
+            )
+        if delimiter == ";":  # decimal commas, as spreadsheets of many countries write
+            cells = [re.sub(r"^(\d+),(\d*)$|^,(\d+)$", r"\1.\2\3", cell) for cell in cells]
+        rows.append((line, dict(zip_longest(header, cells[: len(header)], fillvalue=""))))
+    return rows
+
+
+def _read_text(path: Path) -> str:
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file (expected annotations); check the path")
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not UTF-8 at byte {error.start}; save it as UTF-8") from None
+    if not text.strip():
+        raise ValueError(f"{path}: the file is empty (expected annotations); restore it")
+    return text
+
+
+def _number(value: Any, where: str) -> float:
+    """A finite number of at least 0; strings are parsed (THUMOS14, HACS)."""
+    try:
+        number = float(value) if not isinstance(value, bool) else math.nan
+    except (TypeError, ValueError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise ValueError(f"{where} is {value!r}, expected a number; correct it")
+    if number < 0:
+        raise ValueError(f"{where} is {value}, expected at least 0; correct it")
+    return number
+
+
+def _check_video_id(video_id: str, where: str) -> str:
+    """The id itself, safe to look for in a folder; a ValueError for separators and `..`."""
+    if not video_id:
+        raise ValueError(f"{where}: empty video id; fill it in or remove the entry")
+    if any(bad in video_id for bad in ("/", "\\", "..", "\0")):
+        raise ValueError(
+            f"{where}: video id {video_id!r} contains a path separator or '..'; ids are plain "
+            "names, files are looked for in the video folder"
+        )
+    return video_id

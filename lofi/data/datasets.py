@@ -16,9 +16,8 @@ from lofi.data.annotations import (
     read_clip_list,
     segments_as_clips,
 )
-from lofi.data.grid import Grid
 from lofi.data.reading import ClipReader, ClipRequest
-from lofi.data.snippets import Augmentation, resampled_frames
+from lofi.data.snippets import Augmentation, Grid, resampled_frames
 from lofi.data.video import VideoInfo
 from lofi.fidelity import Fidelity
 

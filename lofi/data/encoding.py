@@ -16,7 +16,6 @@ from lofi.data.video import (
     VideoError,
     VideoInfo,
     probe,
-    quarter_turns,
     scaled_frames,
 )
 from lofi.files import atomic_path
@@ -102,7 +101,7 @@ def reencode(
     copies = np.bincount(kept, minlength=info.num_frames)
 
     def frames():
-        pictures = scaled_frames(str(path), height, width, quarter_turns(path))
+        pictures = scaled_frames(path, height, width)
         for picture, times in zip(pictures, copies):  # `times` is 0 for frames that are left out
             for _ in range(times):
                 yield picture()

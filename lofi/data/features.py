@@ -21,9 +21,7 @@ from torch.nn import functional as F
 
 from lofi.config import PublishedFeatures
 from lofi.data.annotations import Video
-from lofi.data.grid import Grid
-from lofi.data.snippets import resampled_frames
-from lofi.data.windows import windows
+from lofi.data.snippets import Grid, resampled_frames, windows
 from lofi.files import read_json, save_tensors
 
 log = logging.getLogger(__name__)

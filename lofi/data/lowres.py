@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from lofi.data.annotations import EXTENSIONS
 from lofi.data.encoding import reencode
-from lofi.data.formats import EXTENSIONS
 from lofi.data.isolated import run_isolated
 from lofi.data.video import declared_frames, probe
 from lofi.files import atomic_path

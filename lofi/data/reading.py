@@ -1,4 +1,4 @@
-"""Many clips at once: in threads that share a cache, or in processes that a bad file cannot stop.
+"""Clips out of video files: one at a time, or many at once.
 
 Decoders work outside Python's lock, so threads decode in parallel and are the default: they keep
 frames in one `FrameCache` and hand clips over without a copy. Child processes cost a copy and have
@@ -7,22 +7,165 @@ no cache; they are for files of unknown quality, where a decoder may hang or cra
 
 import os
 import tempfile
-from collections.abc import Sequence
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from queue import LifoQueue
 from typing import NamedTuple
 
+import numpy as np
 import torch
 
 from lofi.data.annotations import TrimmedClip
-from lofi.data.frame_cache import FrameCache
 from lofi.data.isolated import Child
-from lofi.data.snippets import Augmentation, read_clip, read_trimmed_clip
-from lofi.data.video import VideoError, VideoInfo, probe
+from lofi.data.snippets import (
+    Augmentation,
+    Crop,
+    crop_of,
+    frame_indices,
+    resampled_frames,
+    window_indices,
+)
+from lofi.data.video import VideoError, VideoInfo, decode_frames, file_identity, probe
 from lofi.fidelity import Fidelity
 
 SHARED_MEMORY = Path("/dev/shm")
+
+
+# ---------------------------------------------------------------------------- one clip
+
+
+class FrameCache:
+    """Decoded frames in memory, least recently used out first; safe to share between threads.
+
+    Small videos are decoded whole, so that any fidelity of the same size and any window of a
+    trimmed clip is a copy; of longer ones only the frames asked for are kept, by frame set.
+
+    Args:
+        max_bytes: of all frames together, 0 = keep none.
+        max_video_bytes: a video whose frames take at most this at the size asked for is "small".
+    """
+
+    def __init__(self, max_bytes: int, max_video_bytes: int = 64 * 2**20) -> None:
+        self.max_bytes = max_bytes
+        self.max_video_bytes = min(max_video_bytes, max_bytes)
+        self.num_bytes = 0
+        self._entries: OrderedDict[tuple, torch.Tensor] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def frames(self, key: tuple, decode: Callable[[], torch.Tensor]) -> torch.Tensor:
+        """The frames kept under a key, or else decoded ones, which are kept if they fit at all."""
+        with self._lock:
+            if key in self._entries:
+                self._entries.move_to_end(key)
+                return self._entries[key]
+        frames = decode()
+        with self._lock:
+            if key not in self._entries and frames.nbytes <= self.max_bytes:
+                self._entries[key] = frames
+                self.num_bytes += frames.nbytes
+                while self.num_bytes > self.max_bytes:
+                    self.num_bytes -= self._entries.popitem(last=False)[1].nbytes
+        return frames
+
+
+def read_clip(
+    path: str | Path,
+    fidelity: Fidelity,
+    *,
+    frame_stride: int = 8,
+    rule: str = "centred",
+    crop_ratio: float = 0.875,
+    augmentation: Augmentation | None = None,
+    cache: FrameCache | None = None,
+    resample_fps: float = 0.0,
+    span: tuple[int, int] | None = None,
+) -> torch.Tensor:
+    """The snippets of a video, or of a window of it, at one fidelity: uint8 (L, F, 3, S, S), RGB.
+
+    Frames are scaled while they are decoded, frames that several snippets share only once.
+
+    Args:
+        path: video file.
+        fidelity: L, F, S.
+        frame_stride, rule: see `frame_indices`.
+        crop_ratio: see `crop_of`.
+        augmentation: None = centre crop, no jitter.
+        cache: keeps decoded frames for the next call.
+        resample_fps: cut snippets as if the video had this frame rate; see `resampled_frames`.
+        span: only a window of the video, in frames (of that rate); see `frame_indices`.
+    Raises:
+        VideoError: the video does not decode.
+    """
+    info = probe(path)
+    grid = resampled_frames(info.num_frames, info.fps, resample_fps)
+    jitter = augmentation.jitter if augmentation else None
+    indices = grid[frame_indices(len(grid), fidelity, frame_stride, rule, jitter, span)]
+    crop = crop_of(info.height, info.width, fidelity.pixels, crop_ratio, augmentation)
+    frames = _read_frames(path, indices.reshape(-1), crop, info.num_frames, cache)
+    return frames.view(*indices.shape, 3, crop.pixels, crop.pixels)
+
+
+def read_trimmed_clip(
+    clip: TrimmedClip,
+    frames: int,
+    pixels: int,
+    frame_stride: int = 8,
+    *,
+    crop_ratio: float = 0.875,
+    augmentation: Augmentation | None = None,
+    cache: FrameCache | None = None,
+    resample_fps: float = 0.0,
+) -> torch.Tensor:
+    """One window of a trimmed clip: uint8 (F, 3, S, S), RGB.
+
+    The window is F · `frame_stride` frames long and lies inside [start_s, end_s), at
+    `augmentation.time` or in the middle; when the clip is shorter, its first and last frames
+    repeat. With `resample_fps` the stride counts frames of that rate; see `resampled_frames`.
+
+    Raises:
+        VideoError: the video does not decode, or the clip lies outside of it.
+    """
+    info = probe(clip.path)
+    grid = resampled_frames(info.num_frames, info.fps, resample_fps)
+    fps = len(grid) / info.duration_s if resample_fps else info.fps
+    indices = grid[window_indices(clip, len(grid), fps, frames, frame_stride, augmentation)]
+    crop = crop_of(info.height, info.width, pixels, crop_ratio, augmentation)
+    return _read_frames(clip.path, indices, crop, info.num_frames, cache)
+
+
+def _read_frames(
+    path: str | Path, indices: np.ndarray, crop: Crop, num_frames: int, cache: FrameCache | None
+) -> torch.Tensor:
+    """Decode (or look up), crop and mirror: uint8 (n, 3, S, S), never a view of the cache."""
+    cache = FrameCache(0) if cache is None else cache
+    size = crop.height, crop.width
+    key = (*file_identity(path), *size)
+    if num_frames * crop.height * crop.width * 3 <= cache.max_video_bytes:
+        wanted, rows = np.arange(num_frames), indices
+    else:
+        wanted, rows = np.unique(indices, return_inverse=True)
+        key = (*key, wanted.tobytes())
+
+    def decode() -> torch.Tensor:
+        return torch.from_numpy(decode_frames(path, wanted, size)).permute(0, 3, 1, 2).contiguous()
+
+    frames = cache.frames(key, decode)
+    bottom, right = crop.top + crop.pixels, crop.left + crop.pixels
+    view = frames[:, :, crop.top : bottom, crop.left : right]
+    if len(rows) > 0 and (np.diff(rows) == 1).all():
+        view = view[int(rows[0]) : int(rows[-1]) + 1]
+        return view.flip(-1) if crop.flip else view.clone(memory_format=torch.contiguous_format)
+    picked = view.index_select(0, torch.from_numpy(rows))
+    return picked.flip(-1) if crop.flip else picked
+
+
+# ---------------------------------------------------------------------------- many clips
 
 
 class ClipRequest(NamedTuple):
@@ -45,7 +188,7 @@ class ClipRequest(NamedTuple):
 
     def read(self, cache: FrameCache | None = None) -> torch.Tensor:
         """The clip; raises what `read_clip` raises."""
-        return read_clip(self.path, self.fidelity, cache=cache, **_options(self, "rule", "span"))
+        return read_clip(**self._asdict(), cache=cache)
 
 
 class TrimmedRequest(NamedTuple):
@@ -71,15 +214,10 @@ class TrimmedRequest(NamedTuple):
 
     def read(self, cache: FrameCache | None = None) -> torch.Tensor:
         """The clip; raises what `read_trimmed_clip` raises."""
-        return read_trimmed_clip(self.clip, self.frames, self.pixels, cache=cache, **_options(self))
+        return read_trimmed_clip(**self._asdict(), cache=cache)
 
 
 Request = ClipRequest | TrimmedRequest
-
-
-def _options(request: Request, *more: str) -> dict:
-    names = ("frame_stride", "crop_ratio", "augmentation", "resample_fps", *more)
-    return {name: getattr(request, name) for name in names}
 
 
 class ClipReader:
@@ -107,15 +245,13 @@ class ClipReader:
                 f"child processes keep no frames, but a cache of {cache_bytes:,} bytes was asked "
                 "for; set the cache to 0, or decode in threads"
             )
-        self.cache = FrameCache(cache_bytes) if cache_bytes else None
+        self.cache = FrameCache(cache_bytes)
         self.limit_s = limit_s
         self._infos: dict[str, VideoInfo] = {}
-        self._children: LifoQueue[Child] | None = None
-        if processes:
-            self._children = LifoQueue()
-            self._all = [Child() for _ in range(max(1, workers))]
-            for child in self._all:
-                self._children.put(child)
+        self._children = [Child() for _ in range(max(1, workers))] if processes else []
+        self._idle: LifoQueue[Child] = LifoQueue()
+        for child in self._children:
+            self._idle.put(child)
         self._threads = ThreadPoolExecutor(workers) if workers else None
 
     def read(self, requests: Sequence[Request]) -> list[torch.Tensor | VideoError]:
@@ -124,7 +260,7 @@ class ClipReader:
         Raises:
             ValueError: a request that no file can fulfil (unknown rule, ...).
         """
-        one = self._read_here if self._children is None else self._read_isolated
+        one = self._read_isolated if self._children else self._read_here
         return list((self._threads.map if self._threads else map)(one, requests))
 
     def info(self, path: str | Path) -> VideoInfo:
@@ -139,9 +275,8 @@ class ClipReader:
         """End threads and processes; safe to repeat."""
         if self._threads is not None:
             self._threads.shutdown(cancel_futures=True)
-        if self._children is not None:
-            for child in self._all:
-                child.kill()
+        for child in self._children:
+            child.kill()
 
     def __enter__(self) -> "ClipReader":
         return self
@@ -156,21 +291,20 @@ class ClipReader:
             return error
 
     def _read_isolated(self, request: Request) -> torch.Tensor | VideoError:
-        child = self._children.get()
+        child = self._idle.get()
         try:
             place, frames = _shared_tensor(request.shape)
             try:
-                self._infos[str(request.path)] = child.call(
-                    _read_into, (request, place), self.limit_s
-                )
+                info = child.call(_read_into, (request, place), self.limit_s)
             finally:
                 Path(place).unlink(missing_ok=True)  # the memory lives as long as the tensor
+            self._infos[str(request.path)] = info
             return frames
         except VideoError as error:
             known = str(error).startswith(str(request.path))
             return error if known else VideoError(f"{request.path}: {error}; leave it out")
         finally:
-            self._children.put(child)
+            self._idle.put(child)
 
 
 def _shared_tensor(shape: tuple[int, ...]) -> tuple[str, torch.Tensor]:

@@ -1,7 +1,9 @@
-"""Which frames make a snippet, where snippets lie in time, and the clip tensors made of them.
+"""Which frames make a snippet, where snippets and windows lie in time, and which part is cut out.
 
+Index arithmetic only: nothing here opens a file (`lofi.data.reading` does).
 Sources: Xu et al., NeurIPS 2021, section 3 (L snippets of F frames, 64 frames at stride 8); the
-frame grid, which the paper leaves open, follows the centres of ETAD and OpenTAD.
+frame grid, which the paper leaves open, follows the centres of ETAD and OpenTAD; windows over long
+videos follow the released G-TAD for THUMOS14 (branch master).
 L snippets a video, F frames a snippet, S pixels a side, N decoded frames. Frame i covers
 [i, i + 1) / fps seconds, so its middle is at (i + 0.5) / fps. All rounding is half up,
 floor(x + 0.5), done in whole numbers where frames are chosen.
@@ -9,20 +11,22 @@ floor(x + 0.5), done in whole numbers where frames are chosen.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
 
-from lofi.data.annotations import TrimmedClip
-from lofi.data.frame_cache import FrameCache
-from lofi.data.video import VideoError, decode_frames, file_identity, probe
+from lofi.data.annotations import Segment, TrimmedClip, Video
+from lofi.data.video import VideoError
 from lofi.fidelity import Fidelity
 
 RULES = ("centred", "tile", "bsp")
+KEPT = 0.9  # share of a segment that must lie inside for a training window to be kept
 Time = TypeVar("Time", float, np.ndarray, torch.Tensor)
+
+
+# ---------------------------------------------------------------------------- seconds
 
 
 def snippet_to_seconds(position: Time, duration_s: float, snippets: int) -> Time:
@@ -37,6 +41,9 @@ def snippet_to_seconds(position: Time, duration_s: float, snippets: int) -> Time
 def seconds_to_snippet(seconds: Time, duration_s: float, snippets: int) -> Time:
     """Position on the snippet axis, not rounded; the inverse of `snippet_to_seconds`."""
     return seconds * (snippets / duration_s)
+
+
+# ---------------------------------------------------------------------------- frames
 
 
 def snippet_centres(num_frames: int, snippets: int) -> np.ndarray:
@@ -116,15 +123,7 @@ def resampled_frames(num_frames: int, fps: float, resample_fps: float) -> np.nda
     return (2 * np.arange(count, dtype=np.int64) + 1) * num_frames // (2 * count)
 
 
-class Crop(NamedTuple):
-    """How a frame becomes a square: scale to height x width, cut pixels² from (top, left)."""
-
-    height: int
-    width: int
-    top: int
-    left: int
-    pixels: int
-    flip: bool
+# ---------------------------------------------------------------------------- views
 
 
 @dataclass(frozen=True)
@@ -160,6 +159,17 @@ class Augmentation:
 CENTRE = Augmentation()  # the test view: centre crop, not mirrored, middle of a trimmed clip
 
 
+class Crop(NamedTuple):
+    """How a frame becomes a square: scale to height x width, cut pixels² from (top, left)."""
+
+    height: int
+    width: int
+    top: int
+    left: int
+    pixels: int
+    flip: bool
+
+
 def crop_of(
     height: int,
     width: int,
@@ -189,71 +199,6 @@ def crop_of(
     return Crop(new_height, new_width, top, left, pixels, view.flip)
 
 
-def read_clip(
-    path: str | Path,
-    fidelity: Fidelity,
-    *,
-    frame_stride: int = 8,
-    rule: str = "centred",
-    crop_ratio: float = 0.875,
-    augmentation: Augmentation | None = None,
-    cache: FrameCache | None = None,
-    resample_fps: float = 0.0,
-    span: tuple[int, int] | None = None,
-) -> torch.Tensor:
-    """The snippets of a video, or of a window of it, at one fidelity: uint8 (L, F, 3, S, S), RGB.
-
-    Frames are scaled while they are decoded, frames that several snippets share only once.
-
-    Args:
-        path: video file.
-        fidelity: L, F, S.
-        frame_stride, rule: see `frame_indices`.
-        crop_ratio: see `crop_of`.
-        augmentation: None = centre crop, no jitter.
-        cache: keeps decoded frames for the next call.
-        resample_fps: cut snippets as if the video had this frame rate; see `resampled_frames`.
-        span: only a window of the video, in frames (of that rate); see `frame_indices`.
-    Raises:
-        VideoError: the video does not decode.
-    """
-    info = probe(path)
-    grid = resampled_frames(info.num_frames, info.fps, resample_fps)
-    jitter = augmentation.jitter if augmentation else None
-    indices = grid[frame_indices(len(grid), fidelity, frame_stride, rule, jitter, span)]
-    crop = crop_of(info.height, info.width, fidelity.pixels, crop_ratio, augmentation)
-    frames = _read_frames(path, indices.reshape(-1), crop, info.num_frames, cache)
-    return frames.view(*indices.shape, 3, crop.pixels, crop.pixels)
-
-
-def read_trimmed_clip(
-    clip: TrimmedClip,
-    frames: int,
-    pixels: int,
-    frame_stride: int = 8,
-    *,
-    crop_ratio: float = 0.875,
-    augmentation: Augmentation | None = None,
-    cache: FrameCache | None = None,
-    resample_fps: float = 0.0,
-) -> torch.Tensor:
-    """One window of a trimmed clip: uint8 (F, 3, S, S), RGB.
-
-    The window is F · `frame_stride` frames long and lies inside [start_s, end_s), at
-    `augmentation.time` or in the middle; when the clip is shorter, its first and last frames
-    repeat. With `resample_fps` the stride counts frames of that rate; see `resampled_frames`.
-
-    Raises:
-        VideoError: the video does not decode, or the clip lies outside of it.
-    """
-    info = probe(clip.path)
-    grid = resampled_frames(info.num_frames, info.fps, resample_fps)
-    fps = len(grid) / info.duration_s if resample_fps else info.fps
-    indices = grid[window_indices(clip, len(grid), fps, frames, frame_stride, augmentation)]
-    crop = crop_of(info.height, info.width, pixels, crop_ratio, augmentation)
-    return _read_frames(clip.path, indices, crop, info.num_frames, cache)
-
-
 def window_indices(
     clip: TrimmedClip,
     num_frames: int,
@@ -280,45 +225,157 @@ def window_indices(
     return steps.clip(first, end - 1)
 
 
-def _read_frames(
-    path: str | Path, indices: np.ndarray, crop: Crop, num_frames: int, cache: FrameCache | None
-) -> torch.Tensor:
-    """Decode (or look up), crop and mirror: uint8 (n, 3, S, S), never a view of the cache."""
-    frames, rows = _frames_holding(path, indices, crop.height, crop.width, num_frames, cache)
-    bottom, right = crop.top + crop.pixels, crop.left + crop.pixels
-    view = frames[:, :, crop.top : bottom, crop.left : right]
-    if len(rows) > 0 and (np.diff(rows) == 1).all():
-        view = view[int(rows[0]) : int(rows[-1]) + 1]
-        return view.flip(-1) if crop.flip else view.clone(memory_format=torch.contiguous_format)
-    picked = view.index_select(0, torch.from_numpy(rows))
-    return picked.flip(-1) if crop.flip else picked
+# ---------------------------------------------------------------------------- sliding windows
 
 
-def _frames_holding(
-    path: str | Path,
-    indices: np.ndarray,
-    height: int,
-    width: int,
+class Window(NamedTuple):
+    """L snippets of a long video, one every `stride` frames; the next window begins L / 2 further.
+
+    Times are frames of the video (the frame columns of G-TAD's tables are seconds times a nominal
+    rate, 30, 25 or 24). The last snippets may lie beyond the end (they are zero in training).
+    """
+
+    first_frame: int  # of the first snippet
+    last_frame: int  # of the last snippet
+    segments: np.ndarray  # (N, 2) frames of the video: all segments that reach into the window
+    rows: tuple[int, ...] = ()  # which of the video's segments these are
+
+
+def windows(num_frames: int, snippets: int = 256, stride: int = 5) -> list[Window]:
+    """Windows of one video without annotations, in order; at least one.
+
+    Args:
+        num_frames: decoded frames (or rows of a per-frame feature file).
+        snippets: L.
+        stride: frames between two snippets.
+    Raises:
+        ValueError: a number below 1.
+    """
+    if min(num_frames, snippets, stride) < 1:
+        raise ValueError(
+            f"windows of {snippets} snippets, {stride} frames apart, in {num_frames} frames: "
+            "expected numbers of at least 1"
+        )
+    count = -(-num_frames // stride)
+    starts = list(range(0, max(count - snippets, 0) + 1, max(1, snippets // 2)))
+    lost = count - snippets - starts[-1]
+    if lost > snippets / stride:  # otherwise the last snippets are not looked at, as released
+        starts.append(count - snippets)
+    none = np.zeros((0, 2))
+    return [Window(s * stride, (s + snippets - 1) * stride, none) for s in starts]
+
+
+def training_windows(
     num_frames: int,
-    cache: FrameCache | None,
-) -> tuple[torch.Tensor, np.ndarray]:
-    """Frames (K, 3, height, width) and the row of each index in them."""
-    if cache is None:
-        unique, rows = np.unique(indices, return_inverse=True)
-        return _decoded(path, unique, height, width), rows
-    key = (*file_identity(path), height, width)
-    if num_frames * height * width * 3 <= cache.max_video_bytes:
-        wanted, rows = None, indices
-    else:
-        wanted, rows = np.unique(indices, return_inverse=True)
-        key = (*key, wanted.tobytes())
-    frames = cache.get(key)
-    if frames is None:
-        frames = _decoded(path, np.arange(num_frames) if wanted is None else wanted, height, width)
-        cache.put(key, frames)
-    return frames, rows
+    segments: Sequence[tuple[float, float]] | np.ndarray,
+    snippets: int = 256,
+    stride: int = 5,
+) -> list[Window]:
+    """Windows that hold more than 90 % of some segment, with every segment that they touch.
+
+    Args:
+        segments: (N, 2) start and end in frames of the video; start < end.
+    """
+    times = np.asarray(segments, np.float64).reshape(-1, 2)
+    found = []
+    for window in windows(num_frames, snippets, stride):
+        low, high = window.first_frame, window.last_frame + stride  # the last snippet is whole
+        inside = np.minimum(times[:, 1], high) - np.maximum(times[:, 0], low)
+        if (inside > KEPT * (times[:, 1] - times[:, 0])).any():
+            touched = (times[:, 1] >= low) & (times[:, 0] <= window.last_frame)
+            rows = tuple(np.flatnonzero(touched).tolist())
+            found.append(window._replace(segments=times[touched], rows=rows))
+    return found
 
 
-def _decoded(path: str | Path, indices: np.ndarray, height: int, width: int) -> torch.Tensor:
-    frames = decode_frames(path, indices, size=(height, width))
-    return torch.from_numpy(frames).permute(0, 3, 1, 2).contiguous()
+# ---------------------------------------------------------------------------- grids
+
+
+@dataclass(frozen=True)
+class Grid:
+    """T equal steps over a stretch of a video; step i is [start_s + i · step_s, + step_s).
+
+    A whole video that was cut into (or resized to) T steps has `stride` 0 and starts at 0. A video
+    of any length with a step every `stride` frames, and each window of it, has frame numbers too.
+
+    Args:
+        steps: T.
+        length_s: seconds that the T steps divide; a window may reach beyond the video's end.
+        duration_s: of the video; proposals are clipped to [0, duration_s].
+        stride: frames between two steps; 0 = the whole video, whatever its rate.
+        fps: frames a second that `stride` counts.
+        num_frames: of the video, counted at `fps`.
+        first_frame: of the first step.
+        offset_s: left edge of step 0 minus the time of `first_frame`: (window - stride) / 2 frames
+            for features whose window is longer than their stride.
+    """
+
+    steps: int
+    length_s: float
+    duration_s: float
+    stride: int = 0
+    fps: float = 0.0
+    num_frames: int = 0
+    first_frame: int = 0
+    offset_s: float = 0.0
+
+    @staticmethod
+    def whole(steps: int, duration_s: float) -> "Grid":
+        """The grid of a video that is divided into `steps` equal parts."""
+        return Grid(steps, duration_s, duration_s)
+
+    @staticmethod
+    def strided(
+        steps: int, stride: int, fps: float, num_frames: int, offset_s: float = 0.0
+    ) -> "Grid":
+        """The grid of a video with a step every `stride` frames from its first frame on."""
+        length_s, duration_s = steps * stride / fps, num_frames / fps
+        return Grid(steps, length_s, duration_s, stride, fps, num_frames, 0, offset_s)
+
+    @property
+    def start_s(self) -> float:
+        """Seconds from the beginning of the video to the left edge of step 0."""
+        return self.first_frame / self.fps + self.offset_s if self.stride else 0.0
+
+    @property
+    def step_s(self) -> float:
+        """Seconds a step."""
+        return self.length_s / self.steps
+
+    @property
+    def covered_s(self) -> float:
+        """Seconds from the beginning of the first step's window to the end of the last one's."""
+        return self.length_s + 2 * self.offset_s
+
+    def inside(self) -> np.ndarray:
+        """(T,) bool: steps that begin before the end of the video."""
+        if not self.stride:
+            return np.ones(self.steps, bool)
+        frames = round(self.length_s * self.fps)  # at low fidelity steps are longer than `stride`
+        return self.first_frame + np.arange(self.steps) * frames / self.steps < self.num_frames
+
+    def window(self, first: int, steps: int) -> "Grid":
+        """Steps [first, first + steps) of a strided grid; they may reach beyond its end."""
+        frame = self.first_frame + first * self.stride
+        length_s = steps * self.stride / self.fps
+        return replace(self, steps=steps, length_s=length_s, first_frame=frame)
+
+
+def training_parts(video: Video, grid: Grid, steps: int) -> list[tuple[Video, Grid]]:
+    """What is trained on of one video: itself, or of a strided grid the windows worth it.
+
+    A window is worth it when it holds 90 % of some segment; its video's segments are those that it
+    touches, in seconds from its beginning (they may begin before it or end behind it).
+    """
+    if not grid.stride:
+        return [(video, grid)]
+    given = [s for s in video.segments if s.end_s > s.start_s]
+    times = [(s.start_s * grid.fps, s.end_s * grid.fps) for s in given]
+    parts = []
+    for window in training_windows(grid.steps * grid.stride, times, steps, grid.stride):
+        part = grid.window(window.first_frame // grid.stride, steps)
+        at = part.start_s
+        inside = (given[row] for row in window.rows)
+        moved = tuple(Segment(s.start_s - at, s.end_s - at, s.label) for s in inside)
+        parts.append((replace(video, segments=moved), part))
+    return parts

@@ -39,8 +39,7 @@ class VideoInfo:
     Args:
         num_frames: frames that really decode, which may differ from what the container declares.
         fps: average frames a second.
-        width: pixels, after the rotation that the file asks for.
-        height: pixels, likewise.
+        width, height: pixels, after the rotation that the file asks for.
     """
 
     num_frames: int
@@ -68,11 +67,6 @@ def declared_frames(path: str | Path) -> int:
     return _scan(*file_identity(path)).declared
 
 
-def quarter_turns(path: str | Path) -> int:
-    """How often decoded frames must be turned, counter-clockwise, to be upright; 0 to 3."""
-    return _scan(*file_identity(path)).quarter_turns
-
-
 def probe(path: str | Path) -> VideoInfo:
     """Frame count, frame rate and size of a video, from one pass over its packets.
 
@@ -94,34 +88,27 @@ def verify(path: str | Path) -> str | None:
     """
     identity = file_identity(path)
     scan = _scan(*identity)
-    errors: list[int] = []
-    damaged, count = 0, 0
-    for frame in frames_in_order(identity[0], num_threads=1, errors=errors):
-        count += 1
-        damaged += frame.is_corrupt
+    errors: list[Exception] = []
+    corrupt = [frame.is_corrupt for frame in frames_in_order(identity[0], errors)]
+    count, damaged = len(corrupt), len(errors) + sum(corrupt)
     expected = max(scan.info.num_frames, scan.declared if scan.packets < scan.declared else 0)
     if count < expected or (errors and scan.info.num_frames < scan.declared):
         return f"{count} of {max(expected, scan.declared)} frames decode, the file may be cut short"
-    if errors or damaged:
-        return f"{len(errors) + damaged} of {count} frames are damaged"
-    return None
+    return f"{damaged} of {count} frames are damaged" if damaged else None
 
 
 def decode_frames(
     path: str | Path,
     indices: Sequence[int] | np.ndarray,
     size: tuple[int, int] | None = None,
-    num_threads: int = 1,
 ) -> np.ndarray:
-    """Decode chosen frames, each once, in one pass.
+    """Decode chosen frames, each once, in one pass and one thread (fastest for small videos).
 
     Args:
         path: video file.
         indices: frame indices in [0, num_frames), in any order, repeats allowed.
         size: (height, width) of the result, None for the video's own; scaled (bicubic) before
             the frames leave the decoder. The aspect ratio is the caller's business.
-        num_threads: decoder threads. One is fastest for small videos and right when several
-            processes decode; 0 lets the decoder choose.
     Returns:
         (N, height, width, 3) uint8, row i is frame indices[i].
     Raises:
@@ -145,12 +132,33 @@ def decode_frames(
     unique, inverse = np.unique(wanted, return_inverse=True)
     frames = None
     if scan.random_access and width not in MISREAD_WIDTHS:
-        frames = _decode_decord(identity[0], unique, size and (height, width), num_threads)
-        if frames is not None and frames.shape != (len(unique), height, width, 3):
-            frames = None
-    if frames is None:
-        frames = _decode_pyav(identity[0], unique, height, width, scan.quarter_turns, num_threads)
-    return frames if len(unique) == len(wanted) and (np.diff(wanted) > 0).all() else frames[inverse]
+        import decord
+
+        decord.logging.set_level(decord.logging.QUIET)
+        scaled = dict(height=height, width=width) if size else {}
+        try:
+            reader = decord.VideoReader(identity[0], num_threads=1, **scaled)
+            frames = reader.get_batch(unique).asnumpy()
+        except (RuntimeError, IndexError) as error:
+            logger.debug("%s: decord failed (%s), falling back to PyAV", identity[0], error)
+    if frames is None or frames.shape != (len(unique), height, width, 3):
+        frames = _decode_pyav(identity[0], unique, height, width)
+    return frames if np.array_equal(unique, wanted) else frames[inverse]
+
+
+def _decode_pyav(path: str, unique: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Frames through PyAV, decoding from the start."""
+    rows = []
+    wanted = set(unique.tolist())
+    for i_frame, picture in enumerate(scaled_frames(path, height, width)):
+        if i_frame in wanted:
+            rows.append(picture())
+            if len(rows) == len(wanted):
+                return np.stack(rows)
+    raise VideoError(
+        f"{path}: {len(rows)} of {len(wanted)} frames decoded (expected up to frame "
+        f"{unique[-1]}); download it again or leave it out"
+    )
 
 
 def file_identity(path: str | Path) -> tuple[str, int, int]:
@@ -183,7 +191,7 @@ def _scan(path: str, mtime_ns: int, num_bytes: int) -> _Scan:
         count = packets
         if first is None or not plain or codec in HIDING_CODECS:
             count = 0
-            for frame in frames_in_order(path, num_threads=1):
+            for frame in frames_in_order(path):
                 first = first or frame
                 count += 1
     except av.error.FFmpegError as error:
@@ -198,13 +206,10 @@ def _scan(path: str, mtime_ns: int, num_bytes: int) -> _Scan:
         raise VideoError(f"{path}: the file gives no frame rate; re-encode it (constant rate)")
     if declared and count < declared:
         logger.warning("%s: %d of %d declared frames decode", path, count, declared)
-    turns = (round(first.rotation / 90)) % 4
-    width, height = first.width, first.height
-    if turns % 2:
-        width, height = height, width
-    random_access = plain and turns == 0 and count == packets
-    info = VideoInfo(count, float(rate), width, height)
-    return _Scan(info, declared, packets, random_access, turns)
+    turns = round(first.rotation / 90) % 4
+    sides = (first.height, first.width) if turns % 2 else (first.width, first.height)
+    info = VideoInfo(count, float(rate), *sides)
+    return _Scan(info, declared, packets, plain and turns == 0 and count == packets, turns)
 
 
 def _read_packets(container, stream):
@@ -237,20 +242,19 @@ def _read_packets(container, stream):
     return count, plain, first
 
 
-def frames_in_order(path: str, num_threads: int = 1, errors: list[int] | None = None) -> Iterator:
+def frames_in_order(path: str | Path, errors: list[Exception] | None = None) -> Iterator:
     """Every frame that decodes, in display order.
 
     Damaged packets are passed over (in a cut file the last one; frames still in the decoder come
-    out after it); their numbers are appended to `errors`.
+    out after it); what the decoder says about them is appended to `errors`.
     """
     import av
 
-    with av.open(path) as container:
+    with av.open(str(path)) as container:
         stream = container.streams.best("video")
-        stream.codec_context.thread_count = num_threads
-        packets, number = container.demux(stream), -1
+        stream.codec_context.thread_count = 1
+        packets = container.demux(stream)
         while True:
-            number += 1
             try:
                 packet = next(packets, None)
                 if packet is None:
@@ -258,16 +262,14 @@ def frames_in_order(path: str, num_threads: int = 1, errors: list[int] | None = 
                 frames = packet.decode()
             except av.error.EOFError:
                 return
-            except av.error.InvalidDataError:
+            except av.error.InvalidDataError as error:
                 if errors is not None:
-                    errors.append(number)
+                    errors.append(error)
                 continue
             yield from frames
 
 
-def scaled_frames(
-    path: str, height: int, width: int, quarter_turns: int, num_threads: int = 1
-) -> Iterator[Callable[[], np.ndarray]]:
+def scaled_frames(path: str | Path, height: int, width: int) -> Iterator[Callable[[], np.ndarray]]:
     """For every frame in order a function that gives it upright, (height, width, 3) uint8 RGB.
 
     Scaled like decord does (bicubic); frames whose function is not called cost no scaling.
@@ -275,44 +277,11 @@ def scaled_frames(
     from av.video.reformatter import VideoReformatter
 
     reformatter = VideoReformatter()  # one for all frames: it keeps its scaling tables
-    if quarter_turns % 2:
+    turns = _scan(*file_identity(path)).quarter_turns
+    if turns % 2:
         height, width = width, height
     options = dict(width=width, height=height, format="rgb24", interpolation="BICUBIC")
-    for frame in frames_in_order(path, num_threads):
+    for frame in frames_in_order(path):
         yield lambda frame=frame: np.rot90(
-            reformatter.reformat(frame, **options).to_ndarray(), quarter_turns
+            reformatter.reformat(frame, **options).to_ndarray(), turns
         )
-
-
-def _decode_decord(
-    path: str, unique: np.ndarray, size: tuple[int, int] | None, num_threads: int
-) -> np.ndarray | None:
-    """Frames through decord, None when it fails."""
-    import decord
-
-    decord.logging.set_level(decord.logging.QUIET)
-    height, width = size or (-1, -1)
-    try:
-        reader = decord.VideoReader(path, width=width, height=height, num_threads=num_threads)
-        return reader.get_batch(unique).asnumpy()
-    except (RuntimeError, IndexError) as error:
-        logger.debug("%s: decord failed (%s), falling back to PyAV", path, error)
-        return None
-
-
-def _decode_pyav(
-    path: str, unique: np.ndarray, height: int, width: int, quarter_turns: int, num_threads: int
-) -> np.ndarray:
-    """Frames through PyAV, decoding from the start."""
-    rows = []
-    pictures = scaled_frames(path, height, width, quarter_turns, num_threads)
-    wanted = set(unique.tolist())
-    for i_frame, picture in enumerate(pictures):
-        if i_frame in wanted:
-            rows.append(picture())
-            if len(rows) == len(wanted):
-                return np.stack(rows)
-    raise VideoError(
-        f"{path}: {len(rows)} of {len(wanted)} frames decoded (expected up to frame "
-        f"{unique[-1]}); download it again or leave it out"
-    )

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from lofi.config import PostProcessing
 from lofi.data.annotations import Video
-from lofi.data.grid import Grid
+from lofi.data.snippets import Grid
 
 
 class Proposals(NamedTuple):

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lofi.config import PostProcessing
 from lofi.data.annotations import Video
-from lofi.data.grid import Grid
+from lofi.data.snippets import Grid
 from lofi.heads import anchors
 from lofi.heads.base import Head, Proposals, to_device
 

@@ -17,7 +17,7 @@ from lofi.config import Config
 from lofi.data import ClipReader, ClipRequest, Video, VideoError
 from lofi.data.datasets import fingerprint, open_reader
 from lofi.data.features import Features, head_inputs, windowed, write_features
-from lofi.data.grid import training_parts
+from lofi.data.snippets import training_parts
 from lofi.encoders.extraction import clip_features, full_requests
 from lofi.heads import part_of, to_device
 from lofi.heads.scaled import ScaledHead

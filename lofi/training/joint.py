@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from lofi.config import Config
 from lofi.data import ClipReader, Video, VideoError, probe
 from lofi.data.datasets import fingerprint, open_reader, video_grid, video_request
-from lofi.data.grid import Grid, training_parts
+from lofi.data.snippets import Grid, training_parts
 from lofi.encoders import Encoder, freeze_batch_norm
 from lofi.encoders.extraction import encode
 from lofi.fidelity import Fidelity, schedule

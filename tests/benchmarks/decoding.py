@@ -82,8 +82,8 @@ def median_ms(
 
 def measure(case: tuple, folder: Path) -> dict[str, float]:
     """Medians, their ratios, and the mean difference of the two results in grey levels."""
-    from lofi.data.frame_cache import FrameCache
-    from lofi.data.snippets import crop_of, frame_indices, read_clip
+    from lofi.data.reading import FrameCache, read_clip
+    from lofi.data.snippets import crop_of, frame_indices
     from lofi.fidelity import Fidelity
 
     shape, snippets, frames, pixels, stride = case
