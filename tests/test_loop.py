@@ -116,7 +116,7 @@ def test_only_resume_false_accepts_that_the_stage_before_was_trained_anew(tmp_pa
 
 def test_a_loss_that_is_not_finite_stops_and_names_the_items(tmp_path):
     training = line_training(
-        losses=lambda items, step: {"loss": torch.tensor(float("nan"), requires_grad=True)},
+        step=lambda items, number: {"loss": float("nan")},
         describe=lambda step: "video v_1, v_2",
     )
     with pytest.raises(FloatingPointError, match="step 0: loss is nan on video v_1, v_2"):
@@ -125,8 +125,8 @@ def test_a_loss_that_is_not_finite_stops_and_names_the_items(tmp_path):
 
 def test_a_batch_that_cannot_be_read_is_left_out(tmp_path):
     training = line_training()
-    usual = training.losses
-    training.losses = lambda items, step: None if step == 1 else usual(items, step)
+    usual = training.step
+    training.step = lambda items, number: None if number == 1 else usual(items, number)
     run = RunFolder(tmp_path, {})
     fit(training, run)
     assert [row["step"] for row in run.metrics()] == [0, 2, 3, 4, 5, 6, 7, 8]
@@ -147,3 +147,10 @@ def test_a_half_written_last_line_of_the_log_is_ignored(tmp_path):
         file.write('{"step": 1, "lo')
     assert run.metrics() == [{"step": 0, "loss": 1.0}]
     assert json.loads((tmp_path / "config.json").read_text()) == {}
+
+
+def test_a_step_without_any_gradient_is_an_error(tmp_path):
+    """A detached loss would train nothing, silently."""
+    training = line_training(step=lambda items, number: {"loss": 1.0})
+    with pytest.raises(RuntimeError, match="step 0 left no gradient on any of 2 trained parameter"):
+        fit(training, RunFolder(tmp_path, {}))
