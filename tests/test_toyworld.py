@@ -9,9 +9,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lofi.data.toyplan import Look, appearances, plan_clips, plan_videos
-from lofi.data.toyrender import LUMA, pick_colours, render_clip, render_video
-from lofi.data.toyworld import TINY, TOY, write_world
+from lofi.data.toypixels import LUMA, Look, appearances, pick_colours
+from lofi.data.toyworld import (
+    TINY,
+    TOY,
+    plan_clips,
+    plan_videos,
+    render_clip,
+    render_video,
+    write_world,
+)
 from lofi.data.video import decode_frames, probe
 
 SMALL = replace(TINY, source_clips=(16, 8), videos=(8, 4))
