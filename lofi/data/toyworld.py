@@ -19,13 +19,10 @@ Here is what happens when, and the files; `toypixels` draws. Times of plans are 
 exclusive.
 """
 
-import csv
 import hashlib
-import io
 import json
 import logging
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -239,13 +236,12 @@ def write_world(
     world: ToyWorld,
     seed: int,
     progress: Callable[[int, int], None] | None = None,
-    workers: int = 1,
 ) -> WorldPaths:
     """Render a world into `folder`, or return at once when it is already there.
 
-    The bytes depend on `world` and `seed` alone (and on the version of the encoder library), not
-    on `workers`, the number of threads. A killed call is continued by the next; files that were
-    deleted since are rendered again. `progress(done, total)` is called after each file.
+    The bytes depend on `world` and `seed` alone (and on the version of the encoder library). A
+    killed call is continued by the next; files that were deleted since are rendered again.
+    `progress(done, total)` is called after each video file.
 
     Raises:
         ValueError: the folder holds another world (names the differing settings), or files were
@@ -259,21 +255,24 @@ def write_world(
     if started.is_file():
         _check_same(started, config)
     clips, videos = plan_clips(world, seed), plan_videos(world, seed)
-    tables = {
-        paths.source_csv: _source_table(clips),
-        paths.annotations: _annotations(world, videos),
-        paths.events: _events(world, videos),
-    }
+    tables = {folder / name: text for name, text in _tables(world, clips, videos).items()}
     media = {paths.source_dir / c.file: partial(render_clip, world, seed, c) for c in clips}
     for video in videos:
         media[paths.video_dir / f"{video.id}.mp4"] = partial(render_video, world, seed, video)
     missing = [path for path in [*media, *tables] if not path.is_file()]
     finished = paths.manifest.is_file()
     if not finished or missing:
+        from lofi.data.encoding import write_video  # PyAV is heavy, and a finished world needs none
+
         if not finished:
             write_json(started, config)
         logger.info("toy world %s: rendering %d files", world.name, len(missing))
-        _render_all(world, {p: media[p] for p in missing if p in media}, progress, workers)
+        to_render = [path for path in missing if path in media]
+        for done, path in enumerate(to_render, 1):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_video(path, media[path](), world.fps, world.crf, PRESET)
+            if progress:
+                progress(done, len(to_render))
         for path in tables.keys() & set(missing):
             write_text(path, tables[path])
     sums = sorted(f"{p.relative_to(folder).as_posix()} {sha256(p)}" for p in [*media, *tables])
@@ -310,58 +309,13 @@ def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
     return {k: v for key, part in value.items() for k, v in _flat(part, f"{join}{key}").items()}
 
 
-def _render_all(
-    world: ToyWorld,
-    media: dict[Path, Callable[[], np.ndarray]],
-    progress: Callable[[int, int], None] | None,
-    workers: int,
-) -> None:
-    """Render and encode every file; each comes into being whole."""
-    from lofi.data.encoding import write_video  # PyAV is heavy, and a finished world needs none
+def _tables(world: ToyWorld, clips: list[ClipPlan], videos: list[VideoPlan]) -> dict[str, str]:
+    """The texts of the tables, by file name; annotations have the official ActivityNet layout.
 
-    def make(path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_video(path, media[path](), world.fps, world.crf, PRESET)
-
-    with ThreadPoolExecutor(workers) as pool:
-        for done, _ in enumerate(pool.map(make, media) if workers > 1 else map(make, media), 1):
-            if progress:
-                progress(done, len(media))
-
-
-def _source_table(clips: list[ClipPlan]) -> str:
-    """CSV with one row a clip; paths are relative to the world's folder."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["clip", "label", "vigour", "subset"])
-    writer.writerows([f"source/{c.file}", c.label, f"{c.vigour:.4f}", c.subset] for c in clips)
-    return text.getvalue()
-
-
-def _annotations(world: ToyWorld, videos: list[VideoPlan]) -> str:
-    """The official ActivityNet layout; only actions are annotated."""
-    database = {
-        video.id: {
-            "subset": video.subset,
-            "duration": world.video_frames / world.fps,
-            "url": "",
-            "annotations": [
-                {"segment": [p.start / world.fps, p.end / world.fps], "label": video.label}
-                for p in video.phases
-                if p.kind == "action"
-            ],
-        }
-        for video in videos
-    }
-    nodes = [{"nodeId": 0, "nodeName": "Root", "parentId": None, "parentName": None}]
-    for i, name in enumerate(world.classes, 1):
-        nodes.append({"nodeId": i, "nodeName": name, "parentId": 0, "parentName": "Root"})
-    content = {"version": f"toy world {world.name}", "taxonomy": nodes, "database": database}
-    return json.dumps(content, indent=1) + "\n"
-
-
-def _events(world: ToyWorld, videos: list[VideoPlan]) -> str:
-    """Every phase of every video in seconds, with its vigour on the scale of the source clips."""
+    Events are all phases, with their vigour on the scale of the source clips; only actions are
+    annotated.
+    """
+    rows = [f"source/{c.file},{c.label},{c.vigour:.4f},{c.subset}\n" for c in clips]
     low, high = world.source_swing
     events = {
         video.id: [
@@ -375,7 +329,28 @@ def _events(world: ToyWorld, videos: list[VideoPlan]) -> str:
         ]
         for video in videos
     }
-    return json.dumps(events, indent=1) + "\n"
+    database = {
+        video.id: {
+            "subset": video.subset,
+            "duration": world.video_frames / world.fps,
+            "url": "",
+            "annotations": [
+                {"segment": event["segment"], "label": event["label"]}
+                for event in events[video.id]
+                if event["kind"] == "action"
+            ],
+        }
+        for video in videos
+    }
+    nodes = [{"nodeId": 0, "nodeName": "Root", "parentId": None, "parentName": None}]
+    for i, name in enumerate(world.classes, 1):
+        nodes.append({"nodeId": i, "nodeName": name, "parentId": 0, "parentName": "Root"})
+    content = {"version": f"toy world {world.name}", "taxonomy": nodes, "database": database}
+    return {
+        "source.csv": "clip,label,vigour,subset\n" + "".join(rows),
+        "annotations.json": json.dumps(content, indent=1) + "\n",
+        "events.json": json.dumps(events, indent=1) + "\n",
+    }
 
 
 # ------------------------------------------------------------------------ a dial
