@@ -9,7 +9,7 @@ import torch
 from numbered_video import numbered_frames, read_numbers, write_numbered
 
 from lofi.data.annotations import TrimmedClip
-from lofi.data.encoding import write_video
+from lofi.data.copies import write_video
 from lofi.data.frame_cache import FrameCache
 from lofi.data.snippets import (
     Augmentation,

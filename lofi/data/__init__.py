@@ -11,7 +11,7 @@ from lofi.data.annotations import (
     segments_as_clips,
 )
 from lofi.data.check import DatasetReport, check_dataset
-from lofi.data.encoding import write_video
+from lofi.data.copies import write_video
 from lofi.data.features import (
     FeatureHeader,
     read_feature_header,

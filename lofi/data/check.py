@@ -6,6 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 from lofi.data.annotations import Segment, Video, find_in_index, index_videos
 from lofi.data.isolated import run_isolated
@@ -23,7 +24,6 @@ KINDS = {
     "label": "looks like a misspelling of another label",
 }
 COLUMNS = ["video", "kind", "detail", "frames", "fps", "width", "height", "bytes"]
-
 
 # Videos of public data sets that need care, from the public files (data/*/README.md says which).
 KNOWN = {
@@ -53,23 +53,15 @@ OFFICIAL = {
 }
 
 
-@dataclass(frozen=True)
-class FileResult:
-    """What decoding a file gave.
-
-    Args:
-        num_bytes: size of the file.
-        info: None when it could not be opened.
-        problem: None when everything decodes.
-    """
+class FileResult(NamedTuple):
+    """What decoding a file gave."""
 
     num_bytes: int
-    info: VideoInfo | None = None
-    problem: str | None = None
+    info: VideoInfo | None = None  # None when it could not be opened
+    problem: str | None = None  # None when everything decodes
 
 
-@dataclass(frozen=True)
-class Finding:
+class Finding(NamedTuple):
     """One problem: `kind` is a key of `KINDS`, `detail` says what exactly."""
 
     video_id: str
@@ -79,22 +71,14 @@ class Finding:
 
 @dataclass(frozen=True)
 class DatasetReport:
-    """Everything that `check_dataset` found.
+    """Everything that `check_dataset` found."""
 
-    Args:
-        entries: problems, in the order of the videos.
-        num_videos, num_segments: looked at.
-        files: {video id: result} of the files that were decoded, good and bad.
-        known: videos of public data sets that need care (`KNOWN`); no problems.
-        subsets: one line of counts a subset.
-    """
-
-    entries: tuple[Finding, ...]
+    entries: tuple[Finding, ...]  # problems, in the order of the videos
     num_videos: int
     num_segments: int
-    files: dict[str, FileResult]
-    known: tuple[Finding, ...] = ()
-    subsets: tuple[str, ...] = ()
+    files: dict[str, FileResult]  # by video id, those that were decoded, good and bad
+    known: tuple[Finding, ...] = ()  # videos that need care (`KNOWN`); no problems
+    subsets: tuple[str, ...] = ()  # one line of counts a subset
 
     def of(self, kind: str) -> list[Finding]:
         """The problems of one kind."""
@@ -113,12 +97,10 @@ class DatasetReport:
             lines += [f"{'':9}  {entry.video_id}: {entry.detail}" for entry in found[:examples]]
         if self.known:
             lines.append(f"{len(self.known):>7,}  {'known':<13}of this data set, nothing to do")
-            reasons = dict.fromkeys(entry.detail for entry in self.known)
-            for reason in reasons:
+            for reason in dict.fromkeys(entry.detail for entry in self.known):
                 ids = [entry.video_id for entry in self.known if entry.detail == reason]
                 lines.append(f"{'':9}  {', '.join(ids)}: {reason}")
-        lines += self.subsets
-        return "\n".join(lines)
+        return "\n".join([*lines, *self.subsets])
 
     def to_csv(self, path: str | Path) -> None:
         """Write one row a problem and one of kind "ok" a good file; atomic."""
@@ -143,12 +125,10 @@ def check_dataset(
 ) -> DatasetReport:
     """Check annotations and, where there are any, video files.
 
-    Without `video_dir`, each video's own path is used; when no video has one, only the
-    annotations are checked.
-
     Args:
         videos: from `read_annotations`.
-        video_dir: folder of the media files.
+        video_dir: folder of the media files. Without it, each video's own path is used; when no
+            video has one, only the annotations are checked.
         decode: decode every file from start to end; False only asks whether it is there.
         workers: child processes that decode.
         limit_s: seconds that a file may take.
@@ -166,9 +146,8 @@ def check_dataset(
         found = index_videos(video_dir)
         videos = [replace(v, path=v.path or find_in_index(v.id, found)) for v in videos]
     with_media = video_dir is not None or any(v.path is not None for v in videos)
-    files: dict[str, FileResult] = {}
-    if with_media and decode:
-        files = _decode(videos, workers, limit_s, report, progress)
+    decode = decode and with_media
+    files = _decode(videos, workers, limit_s, report, progress) if decode else {}
     suspects = suspicious_labels(Counter(s.label for v in videos for s in v.segments), classes)
     entries: list[Finding] = []
     seen: set[str] = set()
@@ -187,10 +166,14 @@ def check_dataset(
             entries.append(Finding(video.id, kind, detail))
         for label in sorted({s.label for s in video.segments} & set(suspects)):
             entries.append(Finding(video.id, "label", suspects[label]))
-    num_segments = sum(len(v.segments) for v in videos)
-    known = tuple(Finding(v.id, "known", KNOWN[v.id]) for v in videos if v.id in KNOWN)
-    subsets = tuple(_subset_lines(videos, with_media))
-    result = DatasetReport(tuple(entries), len(videos), num_segments, files, known, subsets)
+    result = DatasetReport(
+        tuple(entries),
+        len(videos),
+        sum(len(v.segments) for v in videos),
+        files,
+        tuple(Finding(v.id, "known", KNOWN[v.id]) for v in videos if v.id in KNOWN),
+        tuple(_subset_lines(videos, with_media)),
+    )
     if report is not None:
         result.to_csv(report)
     return result
@@ -248,9 +231,6 @@ def _segment_problems(
                 first = f"{label!r} {reach.start_s:.2f} to {reach.end_s:.2f} s"
                 yield "overlapping", f"{first} and {segment.start_s:.2f} to {segment.end_s:.2f} s"
             reach = max(reach, segment, key=lambda s: s.end_s)
-
-
-# ---------------------------------------------------------------------------- labels
 
 
 def suspicious_labels(counts: Counter[str], classes: Sequence[str] | None = None) -> dict[str, str]:
@@ -324,8 +304,10 @@ def _decode(
             name, kind, detail, frames, fps, width, height, num_bytes = row
             same = name in present and num_bytes == str(os.path.getsize(present[name]))
             if kind in ("ok", "undecodable") and same:
-                info = frames and VideoInfo(int(frames), float(fps), int(width), int(height))
-                results[name] = FileResult(int(num_bytes), info or None, detail or None)
+                info = None
+                if frames:
+                    info = VideoInfo(int(frames), float(fps), int(width), int(height))
+                results[name] = FileResult(int(num_bytes), info, detail or None)
         write_csv(report, [COLUMNS, *(_file_row(*item) for item in results.items())])
     todo = [video_id for video_id in present if video_id not in results]
     calls = [(str(present[video_id]),) for video_id in todo]

@@ -262,7 +262,7 @@ def write_world(
     missing = [path for path in [*media, *tables] if not path.is_file()]
     finished = paths.manifest.is_file()
     if not finished or missing:
-        from lofi.data.encoding import write_video  # PyAV is heavy, and a finished world needs none
+        from lofi.data.copies import write_video  # PyAV is heavy, and a finished world needs none
 
         if not finished:
             write_json(started, config)
