@@ -78,6 +78,12 @@ def write_csv(path: str | Path, rows: Iterable[Sequence]) -> None:
         csv.writer(file).writerows(rows)
 
 
+def append_csv(path: str | Path, row: Sequence) -> None:
+    """Add one row to a table that `write_csv` began."""
+    with open(path, "a", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerow(row)
+
+
 def read_csv(path: str | Path, names: Sequence[str], problem: str) -> list[list[str]]:
     """Rows of a table below its names; none where there is no file, without a half-written line.
 

@@ -175,6 +175,8 @@ def test_unusable_settings_and_folders_are_refused(folder, tmp_path):
         cache_videos(paths, folder, tmp_path / "foreign")
     with pytest.raises(ValueError, match="no videos in it"):
         media_files(tmp_path / "foreign")
+    with pytest.raises(FileNotFoundError, match="no such folder"):
+        media_files(tmp_path / "gone")
     with pytest.raises(VideoError, match="no decodable video"):
         reencode(folder / "broken.mp4", tmp_path / "b.mp4")
     assert not (tmp_path / "b.mp4").exists()

@@ -1,6 +1,5 @@
 """What is wrong with a data set, found before a long run finds it."""
 
-import csv
 import os
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -11,7 +10,7 @@ from typing import NamedTuple
 from lofi.data.annotations import Segment, Video, find_in_index, index_videos
 from lofi.data.isolated import run_isolated
 from lofi.data.video import VideoError, VideoInfo, probe, verify
-from lofi.files import read_csv, write_csv
+from lofi.files import append_csv, read_csv, write_csv
 
 KINDS = {
     "missing": "no media file",
@@ -298,9 +297,8 @@ def _decode(
     present = {v.id: v.path for v in videos if v.path is not None and v.path.is_file()}
     results = {}
     if report is not None:
-        for row in read_csv(
-            report, COLUMNS, "not a report of this check; choose another name for it"
-        ):
+        wrong = "not a report of this check; choose another name for it"
+        for row in read_csv(report, COLUMNS, wrong):
             name, kind, detail, frames, fps, width, height, num_bytes = row
             same = name in present and num_bytes == str(os.path.getsize(present[name]))
             if kind in ("ok", "undecodable") and same:
@@ -311,16 +309,15 @@ def _decode(
         write_csv(report, [COLUMNS, *(_file_row(*item) for item in results.items())])
     todo = [video_id for video_id in present if video_id not in results]
     calls = [(str(present[video_id]),) for video_id in todo]
-    with open(report or os.devnull, "a", newline="", encoding="utf-8") as log:
-        for i, found in run_isolated(_inspect, calls, workers, limit_s):
-            path = present[todo[i]]
-            info, problem = (None, str(found)) if isinstance(found, Exception) else found
-            result = FileResult(path.stat().st_size if path.is_file() else 0, info, problem)
-            results[todo[i]] = result
-            csv.writer(log).writerow(_file_row(todo[i], result))
-            log.flush()
-            if progress is not None:
-                progress(len(results), len(present))
+    for i, found in run_isolated(_inspect, calls, workers, limit_s):
+        path = present[todo[i]]
+        info, problem = (None, str(found)) if isinstance(found, Exception) else found
+        result = FileResult(path.stat().st_size if path.is_file() else 0, info, problem)
+        results[todo[i]] = result
+        if report is not None:
+            append_csv(report, _file_row(todo[i], result))
+        if progress is not None:
+            progress(len(results), len(present))
     return {video_id: results[video_id] for video_id in present}
 
 

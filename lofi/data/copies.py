@@ -6,7 +6,6 @@ and written down in `cache.csv` as they are made, so that an interrupted run goe
 written as H.264 (yuv420p) mp4 through PyAV, one frame at a time, atomically.
 """
 
-import csv
 import hashlib
 import math
 import os
@@ -29,7 +28,7 @@ from lofi.data.video import (
     quarter_turns,
     scaled_frames,
 )
-from lofi.files import atomic_path, read_csv, write_csv
+from lofi.files import append_csv, atomic_path, read_csv, write_csv
 
 MANIFEST = "cache.csv"
 ENDS = 2**16  # bytes at either end of a file that tell it from another of the same size
@@ -70,23 +69,17 @@ def write_video(
     if not fps > 0:
         raise ValueError(f"{path}: fps must be positive, got {fps}")
     with atomic_path(path) as temporary:
-        _encode(temporary, frames, (height, width), fps, crf, preset, keyframe_interval)
+        size = height, width
+        _encode(temporary, frames, size, fps, crf=crf, preset=preset, g=keyframe_interval)
 
 
 def _encode(
-    path: Path,
-    frames: Iterable[np.ndarray],
-    size: tuple[int, int],
-    fps: float,
-    crf: int,
-    preset: str,
-    keyframe_interval: int,
+    path: Path, frames: Iterable, size: tuple[int, int], fps: float, **x264: object
 ) -> None:
     import av
 
     # Macroblock trees make x264 read memory that it never wrote: the bytes differ from run to run.
-    options = {"crf": str(crf), "preset": preset, "threads": "1", "mbtree": "0"}
-    options["g"] = str(keyframe_interval)
+    options = {"threads": "1", "mbtree": "0"} | {name: str(value) for name, value in x264.items()}
     with av.open(str(path), "w") as container:
         rate = Fraction(fps).limit_denominator(1001)
         stream = container.add_stream("libx264", rate=rate, options=options)
@@ -136,7 +129,8 @@ def reencode(
     # `times` is 0 for frames that are left out
     frames = (picture() for picture, times in zip(pictures, copies) for _ in range(times))
     with atomic_path(out) as temporary:
-        _encode(temporary, frames, size, fps or info.fps, crf, "veryfast", KEYFRAME_INTERVAL)
+        options = {"crf": crf, "preset": "veryfast", "g": KEYFRAME_INTERVAL}
+        _encode(temporary, frames, size, fps or info.fps, **options)
         found = probe(temporary)
         if found.num_frames != len(kept):
             raise VideoError(
@@ -187,6 +181,9 @@ def media_files(folder: str | Path) -> list[Path]:
     Raises:
         FileNotFoundError: no such folder. ValueError: no video in it.
     """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder}: no such folder (expected videos); check the path")
     found = [p for p in (*folder.glob("*"), *folder.glob("*/*")) if p.suffix.lower() in EXTENSIONS]
     if not found:
         raise ValueError(f"{folder}: no videos in it (expected {', '.join(EXTENSIONS)})")
@@ -250,25 +247,23 @@ def cache_videos(
     write_csv(manifest, [Copy._fields, *(known | done).values()])
     names = list(todo)
     calls = [(str(todo[file]), str(out / file), short_side, fps, crf) for file in names]
-    with open(manifest, "a", newline="", encoding="utf-8") as log:
-        for i, found in run_isolated(_copy, calls, workers, limit_s):
-            file = names[i]
-            if isinstance(found, Exception):
-                # A child that was killed leaves its unfinished file; an old copy must go as well.
-                copy = out / file
-                for place in copy.parent.glob(".tmp-*"):
-                    if place.name.endswith(f"-{copy.name}"):
-                        place.unlink(missing_ok=True)
-                copy.unlink(missing_ok=True)
-                reason = " ".join(str(found).split())
-                if not isinstance(found, (ValueError, OSError)):
-                    reason = f"{type(found).__name__}: {reason}"
-                found = Copy(file, "failed", reason)
-            done[file] = found._replace(file=file, settings=settings)
-            csv.writer(log).writerow(done[file])
-            log.flush()
-            if progress is not None:
-                progress(len(done), total)
+    for i, found in run_isolated(_copy, calls, workers, limit_s):
+        file = names[i]
+        if isinstance(found, Exception):
+            # A child that was killed leaves its unfinished file; an old copy must go as well.
+            copy = out / file
+            for place in copy.parent.glob(".tmp-*"):
+                if place.name.endswith(f"-{copy.name}"):
+                    place.unlink(missing_ok=True)
+            copy.unlink(missing_ok=True)
+            reason = " ".join(str(found).split())
+            if not isinstance(found, (ValueError, OSError)):
+                reason = f"{type(found).__name__}: {reason}"
+            found = Copy(file, "failed", reason)
+        done[file] = found._replace(file=file, settings=settings)
+        append_csv(manifest, done[file])
+        if progress is not None:
+            progress(len(done), total)
     write_csv(manifest, [Copy._fields, *(known | done).values()])
     return CacheReport(tuple(done.values()), earlier)
 
