@@ -4,12 +4,13 @@ A run can be killed at any moment and a disk can fill up at any byte; readers of
 outputs therefore never see half a file, and what was there before stays until the new one is whole.
 """
 
+import csv
 import errno
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -69,6 +70,33 @@ def read_json(path: str | Path, what: str) -> Any:
     except json.JSONDecodeError as error:
         found = "the file is empty" if not text.strip() else f"not JSON at line {error.lineno}"
         raise ValueError(f"{path}: {found} (expected {what}); restore or regenerate it") from None
+
+
+def write_csv(path: str | Path, rows: Iterable[Sequence]) -> None:
+    """Write a table atomically, the row of names first."""
+    with atomic_path(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows(rows)
+
+
+def append_csv(path: str | Path, row: Sequence) -> None:
+    """Add one row to a table that `write_csv` began."""
+    with open(path, "a", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerow(row)
+
+
+def read_csv(path: str | Path, names: Sequence[str], problem: str) -> list[list[str]]:
+    """Rows of a table below its names; none where there is no file, without a half-written line.
+
+    Raises:
+        ValueError: the file has other names; ends with `problem`.
+    """
+    if not Path(path).exists():
+        return []
+    with open(path, newline="", encoding="utf-8") as file:
+        rows = list(csv.reader(file))
+    if not rows or rows[0] != list(names):
+        raise ValueError(f"{path}: {problem}")
+    return [row for row in rows[1:] if len(row) == len(names)]
 
 
 def save_tensors(path: str | Path, tensors: Mapping[str, Any], metadata: Mapping[str, str]) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lofi.data.encoding import write_video
+from lofi.data.copies import write_video
 
 
 def numbered_frames(numbers, height: int = 48, width: int = 56) -> np.ndarray:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from lofi.data.vigour import Shares
+from lofi.data.toyworld import Shares
 from lofi.figures.clips import film, share_bars
 
 

@@ -1,5 +1,8 @@
 """Clips hold the frames they should, one at a time, from a cache, in threads or in processes."""
 
+import os
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -11,7 +14,7 @@ from numbered_video import numbered_frames, read_numbers, write_numbered
 
 from lofi.data import isolated, reading
 from lofi.data.annotations import TrimmedClip
-from lofi.data.encoding import write_video
+from lofi.data.copies import write_video
 from lofi.data.reading import (
     ClipReader,
     ClipRequest,
@@ -248,6 +251,23 @@ def test_a_decoder_that_crashes_or_hangs_costs_one_clip(folder, monkeypatch):
     assert "hang.mp4: no result in 3 s" in str(found[2])
     assert torch.equal(found[4], read_clip(folder / "2.mp4", FIDELITY))
     assert time.monotonic() - started < 40 and set(_shared_files()) <= left
+
+
+SCRIPT = """
+import os
+from lofi.data.isolated import run_isolated
+print("once")
+for i, found in run_isolated(os.path.basename, [("a/b",)]):
+    print(i, found)
+"""
+
+
+def test_a_script_needs_no_guard_around_its_code(tmp_path):
+    (tmp_path / "script.py").write_text(SCRIPT)
+    command = [sys.executable, tmp_path / "script.py"]
+    env = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[1])}
+    out = subprocess.run(command, capture_output=True, text=True, env=env, timeout=120)
+    assert out.stdout.split("\n") == ["once", "0 b", ""], out.stderr
 
 
 def _shared_files() -> list[Path]:

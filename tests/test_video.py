@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from numbered_video import numbered_frames, read_numbers, write_numbered
 
-from lofi.data.encoding import write_video
+from lofi.data.copies import write_video
 from lofi.data.video import MISREAD_WIDTHS, VideoError, decode_frames, probe, verify
 
 av = pytest.importorskip("av")

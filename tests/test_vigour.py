@@ -4,9 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from lofi.data.toyplan import TINY, plan_clips
-from lofi.data.toyrender import render_clip
-from lofi.data.vigour import dial_vigour, variance_shares
+from lofi.data.toyworld import TINY, dial_vigour, plan_clips, render_clip, variance_shares
 
 
 def test_a_clip_at_its_own_vigour_is_the_source_clip_itself():

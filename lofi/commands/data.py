@@ -79,7 +79,7 @@ def cache(
         limit_s: seconds that one video may take.
     """
     from lofi.data import read_annotations
-    from lofi.data.lowres import cache_videos, media_files
+    from lofi.data.copies import cache_videos, media_files
 
     if source.is_dir():
         videos, paths = source, media_files(source)

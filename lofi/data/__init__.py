@@ -8,7 +8,7 @@ from lofi.data.annotations import (
     read_clip_list,
 )
 from lofi.data.check import check_dataset
-from lofi.data.encoding import write_video
+from lofi.data.copies import write_video
 from lofi.data.features import FeatureHeader, FeatureStore, read_features, resize_features
 from lofi.data.reading import (
     ClipReader,

@@ -1,20 +1,16 @@
 """What is wrong with a data set, found before a long run finds it."""
 
-import csv
-import logging
 import os
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 from lofi.data.annotations import Segment, Video, find_in_index, index_videos
-from lofi.data.isolated import FileResult, inspect_files
-from lofi.data.known import KNOWN, official_counts
-from lofi.data.video import VideoInfo
-from lofi.files import atomic_path
-
-logger = logging.getLogger(__name__)
+from lofi.data.isolated import run_isolated
+from lofi.data.video import VideoError, VideoInfo, probe, verify
+from lofi.files import append_csv, read_csv, write_csv
 
 KINDS = {
     "missing": "no media file",
@@ -28,9 +24,43 @@ KINDS = {
 }
 COLUMNS = ["video", "kind", "detail", "frames", "fps", "width", "height", "bytes"]
 
+# Videos of public data sets that need care, from the public files (data/*/README.md says which).
+KNOWN = {
+    # THUMOS14: not in `thumos_gt.json`, the released evaluation file of 210 test videos.
+    "video_test_0000270": "29 segments of HammerThrow, known to be wrong",
+    "video_test_0001292": "nothing but Ambiguous segments",
+    "video_test_0001496": "18 segments of CricketShot, not evaluated as released",
+    # ActivityNet-1.3
+    "0dkIbKXXFzI": "2.1 frames a second (33 frames): snippets repeat frames",
+    "JMpwIWxoB5s": "3.8 frames a second: snippets span several times their usual time",
+    "vdYFwqfqgJA": "common copies end at 73 s, the segment at 118 s: it is cut there",
+}
+ZERO_LENGTH = (
+    "H-yBxySDyTw 6kgJx6ahgq0 6KXVjADefBY 8slE1UskRS4 QhiKgeJV3k0 EJxWhTE_ZeE "
+    "dJVWRkiRXHM sCzauf2u4dc e6J_ygZ779A 2IRQ5fPwHV8 ZZVrH3Hv1fM RuBLAghI1vE"
+)
+KNOWN |= dict.fromkeys(
+    ZERO_LENGTH.split(), "has a segment of length zero: dropped in training, kept in evaluation"
+)
 
-@dataclass(frozen=True)
-class Finding:
+# Videos of the official releases; derivatives and crawls hold fewer.
+OFFICIAL = {
+    "ActivityNet-1.3": {"training": 10_024, "validation": 4_926, "testing": 5_044},
+    "HACS Segments 1.1.1": {"training": 37_613, "validation": 5_981, "testing": 5_987},
+    "THUMOS14": {"validation": 200, "test": 213},
+    "THUMOS14 (thumos_gt.json)": {"train": 200, "test": 210},
+}
+
+
+class FileResult(NamedTuple):
+    """What decoding a file gave."""
+
+    num_bytes: int
+    info: VideoInfo | None = None  # None when it could not be opened
+    problem: str | None = None  # None when everything decodes
+
+
+class Finding(NamedTuple):
     """One problem: `kind` is a key of `KINDS`, `detail` says what exactly."""
 
     video_id: str
@@ -40,22 +70,14 @@ class Finding:
 
 @dataclass(frozen=True)
 class DatasetReport:
-    """Everything that `check_dataset` found.
+    """Everything that `check_dataset` found."""
 
-    Args:
-        entries: problems, in the order of the videos.
-        num_videos, num_segments: looked at.
-        files: {video id: result} of the files that were decoded, good and bad.
-        known: videos of public data sets that need care (`lofi.data.known`); no problems.
-        subsets: one line of counts a subset.
-    """
-
-    entries: tuple[Finding, ...]
+    entries: tuple[Finding, ...]  # problems, in the order of the videos
     num_videos: int
     num_segments: int
-    files: dict[str, FileResult]
-    known: tuple[Finding, ...] = ()
-    subsets: tuple[str, ...] = ()
+    files: dict[str, FileResult]  # by video id, those that were decoded, good and bad
+    known: tuple[Finding, ...] = ()  # videos that need care (`KNOWN`); no problems
+    subsets: tuple[str, ...] = ()  # one line of counts a subset
 
     def of(self, kind: str) -> list[Finding]:
         """The problems of one kind."""
@@ -74,26 +96,18 @@ class DatasetReport:
             lines += [f"{'':9}  {entry.video_id}: {entry.detail}" for entry in found[:examples]]
         if self.known:
             lines.append(f"{len(self.known):>7,}  {'known':<13}of this data set, nothing to do")
-            reasons = dict.fromkeys(entry.detail for entry in self.known)
-            for reason in reasons:
+            for reason in dict.fromkeys(entry.detail for entry in self.known):
                 ids = [entry.video_id for entry in self.known if entry.detail == reason]
                 lines.append(f"{'':9}  {', '.join(ids)}: {reason}")
-        lines += self.subsets
-        return "\n".join(lines)
+        return "\n".join([*lines, *self.subsets])
 
     def to_csv(self, path: str | Path) -> None:
         """Write one row a problem and one of kind "ok" a good file; atomic."""
-        with (
-            atomic_path(path) as temporary,
-            open(temporary, "w", newline="", encoding="utf-8") as f,
-        ):
-            writer = csv.writer(f)
-            writer.writerow(COLUMNS)
-            writer.writerows(_file_row(*item) for item in self.files.items())
-            for entry in (*self.entries, *self.known):
-                if not (entry.kind == "undecodable" and entry.video_id in self.files):
-                    row = [entry.video_id, entry.kind, entry.detail]
-                    writer.writerow(row + [""] * (len(COLUMNS) - len(row)))
+        rows = [COLUMNS, *(_file_row(*item) for item in self.files.items())]
+        for entry in (*self.entries, *self.known):
+            if not (entry.kind == "undecodable" and entry.video_id in self.files):
+                rows.append([entry.video_id, entry.kind, entry.detail, *[""] * 5])
+        write_csv(path, rows)
 
 
 def check_dataset(
@@ -110,12 +124,10 @@ def check_dataset(
 ) -> DatasetReport:
     """Check annotations and, where there are any, video files.
 
-    Without `video_dir`, each video's own path is used; when no video has one, only the
-    annotations are checked.
-
     Args:
         videos: from `read_annotations`.
-        video_dir: folder of the media files.
+        video_dir: folder of the media files. Without it, each video's own path is used; when no
+            video has one, only the annotations are checked.
         decode: decode every file from start to end; False only asks whether it is there.
         workers: child processes that decode.
         limit_s: seconds that a file may take.
@@ -133,9 +145,8 @@ def check_dataset(
         found = index_videos(video_dir)
         videos = [replace(v, path=v.path or find_in_index(v.id, found)) for v in videos]
     with_media = video_dir is not None or any(v.path is not None for v in videos)
-    files: dict[str, FileResult] = {}
-    if with_media and decode:
-        files = _decode(videos, workers, limit_s, report, progress)
+    decode = decode and with_media
+    files = _decode(videos, workers, limit_s, report, progress) if decode else {}
     suspects = suspicious_labels(Counter(s.label for v in videos for s in v.segments), classes)
     entries: list[Finding] = []
     seen: set[str] = set()
@@ -154,20 +165,33 @@ def check_dataset(
             entries.append(Finding(video.id, kind, detail))
         for label in sorted({s.label for s in video.segments} & set(suspects)):
             entries.append(Finding(video.id, "label", suspects[label]))
-    num_segments = sum(len(v.segments) for v in videos)
-    known = tuple(Finding(v.id, "known", KNOWN[v.id].reason) for v in videos if v.id in KNOWN)
-    subsets = tuple(subset_counts(videos, with_media))
-    result = DatasetReport(tuple(entries), len(videos), num_segments, files, known, subsets)
+    result = DatasetReport(
+        tuple(entries),
+        len(videos),
+        sum(len(v.segments) for v in videos),
+        files,
+        tuple(Finding(v.id, "known", KNOWN[v.id]) for v in videos if v.id in KNOWN),
+        tuple(_subset_lines(videos, with_media)),
+    )
     if report is not None:
         result.to_csv(report)
     return result
 
 
-def subset_counts(videos: Sequence[Video], with_media: bool) -> Iterator[str]:
-    """A line for every subset: videos annotated, with a file, and in the official release."""
-    name, official = official_counts(videos)
+def _subset_lines(videos: Sequence[Video], with_media: bool) -> Iterator[str]:
+    """A line for every subset: videos annotated, with a file, and in the official release.
+
+    Public data sets are told by ids (THUMOS14), or by subsets, 11-character ids and size.
+    """
     annotated = Counter(video.subset for video in videos)
     present = Counter(v.subset for v in videos if v.path is not None and v.path.is_file())
+    name = ""
+    if videos and all(v.id.startswith(("video_test_", "video_validation_")) for v in videos):
+        name = "THUMOS14 (thumos_gt.json)" if "train" in annotated else "THUMOS14"
+    elif all(len(v.id) == 11 for v in videos) and "training" in annotated:
+        small = len(videos) <= sum(OFFICIAL["ActivityNet-1.3"].values())
+        name = "ActivityNet-1.3" if small else "HACS Segments 1.1.1"
+    official = OFFICIAL.get(name, {})
     for subset in sorted(annotated, key=str):
         count = annotated[subset]
         line = f"{subset or 'no subset'}: {count:,} videos annotated"
@@ -203,17 +227,9 @@ def _segment_problems(
         reach = proper[0]
         for segment in proper[1:]:
             if segment.start_s < reach.end_s:
-                yield (
-                    "overlapping",
-                    (
-                        f"{label!r} {reach.start_s:.2f} to {reach.end_s:.2f} s and "
-                        f"{segment.start_s:.2f} to {segment.end_s:.2f} s"
-                    ),
-                )
+                first = f"{label!r} {reach.start_s:.2f} to {reach.end_s:.2f} s"
+                yield "overlapping", f"{first} and {segment.start_s:.2f} to {segment.end_s:.2f} s"
             reach = max(reach, segment, key=lambda s: s.end_s)
-
-
-# ---------------------------------------------------------------------------- labels
 
 
 def suspicious_labels(counts: Counter[str], classes: Sequence[str] | None = None) -> dict[str, str]:
@@ -233,52 +249,41 @@ def suspicious_labels(counts: Counter[str], classes: Sequence[str] | None = None
     for label in sorted(counts):
         if classes is not None and label in known:
             continue
-        best = None
+        near = []  # (letters, other label)
         for other in known:
-            if label != other and (classes is not None or _is_rarer(label, other, counts)):
-                distance = _label_distance(label, other)
-                exact = distance == 0 or classes is not None
+            rarer = (counts[label], other) < (counts[other], label)
+            if label != other and (classes is not None or rarer):
+                letters = _label_distance(label, other)
+                exact = letters == 0 or classes is not None
                 clear = exact or counts[label] == 1 or 5 * counts[label] <= counts[other]
-                if distance is not None and clear and (best is None or distance < best[0]):
-                    best = (distance, other)
-        if best is not None:
-            how = "case or white space" if best[0] == 0 else f"{best[0]} letters"
-            suspects[label] = f"{label!r} differs from {best[1]!r} in {how}"
+                if letters is not None and clear:
+                    near.append((letters, other))
+        if near:
+            letters, other = min(near)
+            how = f"{letters} letters" if letters else "case or white space"
+            suspects[label] = f"{label!r} differs from {other!r} in {how}"
         elif classes is not None:
             suspects[label] = f"{label!r} is not among the {len(known)} known classes"
     return suspects
 
 
-def _is_rarer(label: str, other: str, counts: Counter[str]) -> bool:
-    return (counts[label], other) < (counts[other], label)
-
-
 def _label_distance(a: str, b: str) -> int | None:
     """0 when equal but for case and white space, else 1 or 2 edits, None when unlike."""
     a, b = (" ".join(text.split()).casefold() for text in (a, b))
-    if a == b or a.replace(" ", "") == b.replace(" ", ""):
+    if a.replace(" ", "") == b.replace(" ", ""):
         return 0
-    if "".join(c for c in a if not c.isdigit()) == "".join(c for c in b if not c.isdigit()):
+    if [c for c in a if not c.isdigit()] == [c for c in b if not c.isdigit()]:
         return None
     shorter = min(len(a), len(b))
     allowed = 2 if shorter >= 8 else 1 if shorter >= 4 else 0
     if abs(len(a) - len(b)) > allowed:
         return None
-    distance = _edit_distance(a, b)
-    return distance if distance <= allowed else None
-
-
-def _edit_distance(a: str, b: str) -> int:
-    """Levenshtein distance: insertions, deletions and replacements."""
-    row = list(range(len(b) + 1))
+    row = list(range(len(b) + 1))  # Levenshtein: insertions, deletions and replacements
     for i, x in enumerate(a, start=1):
         diagonal, row[0] = row[0], i
         for j, y in enumerate(b, start=1):
             diagonal, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, diagonal + (x != y))
-    return row[-1]
-
-
-# ---------------------------------------------------------------------------- files
+    return row[-1] if row[-1] <= allowed else None
 
 
 def _decode(
@@ -290,33 +295,42 @@ def _decode(
 ) -> dict[str, FileResult]:
     """Results of all files that are there; those in the report already are taken from it."""
     present = {v.id: v.path for v in videos if v.path is not None and v.path.is_file()}
-    earlier = _read_report(Path(report)) if report is not None else {}
-    results = {
-        video_id: earlier[video_id]
-        for video_id, path in present.items()
-        if video_id in earlier and earlier[video_id].num_bytes == os.path.getsize(path)
-    }
+    results = {}
+    if report is not None:
+        wrong = "not a report of this check; choose another name for it"
+        for row in read_csv(report, COLUMNS, wrong):
+            name, kind, detail, frames, fps, width, height, num_bytes = row
+            same = name in present and num_bytes == str(os.path.getsize(present[name]))
+            if kind in ("ok", "undecodable") and same:
+                info = None
+                if frames:
+                    info = VideoInfo(int(frames), float(fps), int(width), int(height))
+                results[name] = FileResult(int(num_bytes), info, detail or None)
+        write_csv(report, [COLUMNS, *(_file_row(*item) for item in results.items())])
     todo = [video_id for video_id in present if video_id not in results]
-    log = None
-    try:
+    calls = [(str(present[video_id]),) for video_id in todo]
+    for i, found in run_isolated(_inspect, calls, workers, limit_s):
+        path = present[todo[i]]
+        info, problem = (None, str(found)) if isinstance(found, Exception) else found
+        result = FileResult(path.stat().st_size if path.is_file() else 0, info, problem)
+        results[todo[i]] = result
         if report is not None:
-            _write_rows(report, results)
-            log = open(report, "a", newline="", encoding="utf-8")  # noqa: SIM115
-        for i, result in inspect_files([present[video_id] for video_id in todo], workers, limit_s):
-            results[todo[i]] = result
-            if log is not None:
-                csv.writer(log).writerow(_file_row(todo[i], result))
-                log.flush()
-            if progress is not None:
-                progress(len(results), len(present))
-    finally:
-        if log is not None:
-            log.close()
+            append_csv(report, _file_row(todo[i], result))
+        if progress is not None:
+            progress(len(results), len(present))
     return {video_id: results[video_id] for video_id in present}
 
 
-def _write_rows(path: str | Path, files: dict[str, FileResult]) -> None:
-    DatasetReport((), 0, 0, files).to_csv(path)
+def _inspect(path: str) -> tuple[VideoInfo | None, str | None]:
+    """In the child: what the file holds, and what is wrong with it."""
+    info = None
+    try:
+        info = probe(path)
+        return info, verify(path)
+    except VideoError as error:
+        return info, str(error)
+    except Exception as error:  # one file must not end the check
+        return info, f"{type(error).__name__}: {error}"
 
 
 def _file_row(video_id: str, result: FileResult) -> list:
@@ -324,21 +338,3 @@ def _file_row(video_id: str, result: FileResult) -> list:
     info = result.info
     numbers = [info.num_frames, info.fps, info.width, info.height] if info else [""] * 4
     return [video_id, kind, result.problem or "", *numbers, result.num_bytes]
-
-
-def _read_report(path: Path) -> dict[str, FileResult]:
-    """Files that an earlier, perhaps interrupted, check has decoded."""
-    if not path.exists():
-        return {}
-    results = {}
-    with open(path, newline="", encoding="utf-8") as file:
-        reader = csv.reader(file)
-        if next(reader, None) != COLUMNS:
-            raise ValueError(f"{path}: not a report of this check; choose another name for it")
-        for row in reader:
-            if len(row) == len(COLUMNS) and row[1] in ("ok", "undecodable") and row[-1].isdigit():
-                info = None
-                if row[3]:
-                    info = VideoInfo(int(row[3]), float(row[4]), int(row[5]), int(row[6]))
-                results[row[0]] = FileResult(int(row[-1]), info, row[2] or None)
-    return results

@@ -1,4 +1,4 @@
-"""Frames out of video files; the only module that knows the decoders (writing: `encoding`).
+"""Frames out of video files; the only module that knows the decoders (writing: `copies`).
 
 decord decodes ordinary files: it scales while it decodes and jumps to the next key frame when few
 frames are asked for. It cannot be trusted everywhere (decord2 3.4.0): some widths come back

@@ -41,7 +41,7 @@ def share_bars(shares: Mapping[str, Any], *, ax: Axes | None = None) -> Axes:
     """One bar a row, cut into named parts that add up to 1; parts differ by hatch and colour.
 
     Args:
-        shares: row name → named tuple of fractions, for example `lofi.data.vigour.Shares`.
+        shares: row name → named tuple of fractions, for example `lofi.data.toyworld.Shares`.
     """
     ax = axes_for(ax, 7.0, 0.5 * len(shares) + 1.2)
     left = np.zeros(len(shares))

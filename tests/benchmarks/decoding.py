@@ -33,7 +33,7 @@ WORKERS, CLIPS = 2, 4  # of the comparison of readers; every clip is of another 
 
 def render(path: Path, num_frames: int, height: int, width: int) -> None:
     """A drifting smooth texture; a key frame every 50 frames, as video sites do."""
-    from lofi.data.encoding import write_video
+    from lofi.data.copies import write_video
 
     draws = torch.Generator().manual_seed(0)
     texture = torch.zeros(3, height, width)
@@ -114,7 +114,7 @@ def measure(case: tuple, folder: Path) -> dict[str, float]:
 
 def measure_readers(folder: Path, num_frames=750, height=360, width=640) -> dict[str, float]:
     """Wall milliseconds a clip of every way to read many, and what a low-resolution copy costs."""
-    from lofi.data.encoding import reencode
+    from lofi.data.copies import reencode
     from lofi.data.reading import ClipReader, ClipRequest
     from lofi.fidelity import Fidelity
 

@@ -7,9 +7,16 @@ import pytest
 from numbered_video import numbered_frames, read_numbers, write_numbered
 
 from lofi import commands
-from lofi.data import encoding, isolated
-from lofi.data.encoding import reencode, small_size, write_video
-from lofi.data.lowres import MANIFEST, cache_videos, content_id, media_files
+from lofi.data import copies, isolated
+from lofi.data.copies import (
+    MANIFEST,
+    cache_videos,
+    content_id,
+    media_files,
+    reencode,
+    small_size,
+    write_video,
+)
 from lofi.data.video import MISREAD_WIDTHS, VideoError, decode_frames, probe
 
 CLIPS = ("av1_video.mkv", "demo.mp4", "h265_video.mp4", "test.avi", "discard_first_keyframe.mp4")
@@ -73,7 +80,7 @@ def test_one_frame_is_in_memory_at_a_time(tmp_path, monkeypatch):
     """The encoder asks for the next frame only when it has the one before."""
     path = write_numbered(tmp_path / "a.mp4", 60)
     alive, most = 0, 0
-    scaled = encoding.scaled_frames
+    scaled = copies.scaled_frames
 
     def counted(*args):
         nonlocal alive, most
@@ -83,7 +90,7 @@ def test_one_frame_is_in_memory_at_a_time(tmp_path, monkeypatch):
             yield picture
             alive -= 1
 
-    monkeypatch.setattr(encoding, "scaled_frames", counted)
+    monkeypatch.setattr(copies, "scaled_frames", counted)
     reencode(path, tmp_path / "b.mp4")
     assert most == 1
 
@@ -143,14 +150,14 @@ def test_an_interrupted_run_goes_on_and_leaves_no_half_files(folder, tmp_path):
     assert not list(out.glob(".tmp-*"))
 
 
-HANG = "import sys, time; print('ready', flush=True); sys.stdin.readline(); time.sleep(60)"
+HANG = "import time\nimport lofi.data.copies as c\nc.probe = lambda path: time.sleep(60)\n"
 
 
 def test_a_video_that_hangs_is_given_up_and_its_old_copy_removed(folder, tmp_path, monkeypatch):
     out = tmp_path / "small"
     out.mkdir()
     (out / "a.mp4").write_bytes(b"of another video")
-    monkeypatch.setattr(isolated, "PROGRAM", HANG)
+    monkeypatch.setattr(isolated, "PROGRAM", HANG + isolated.PROGRAM)
     report = cache_videos([folder / "a.mp4"], folder, out, limit_s=0.5)
     assert report.failed[0].detail == "no result in 0.5 s"
     assert not (out / "a.mp4").exists()
@@ -168,6 +175,8 @@ def test_unusable_settings_and_folders_are_refused(folder, tmp_path):
         cache_videos(paths, folder, tmp_path / "foreign")
     with pytest.raises(ValueError, match="no videos in it"):
         media_files(tmp_path / "foreign")
+    with pytest.raises(FileNotFoundError, match="no such folder"):
+        media_files(tmp_path / "gone")
     with pytest.raises(VideoError, match="no decodable video"):
         reencode(folder / "broken.mp4", tmp_path / "b.mp4")
     assert not (tmp_path / "b.mp4").exists()

@@ -1,0 +1,291 @@
+"""Frames into video files: rendered ones, and low-resolution copies of videos, made once.
+
+A video at a short side of 256 pixels decodes several times faster than at 720 and loses nothing
+at the sizes used here. Copies are made in child processes, so that one bad file stops nothing,
+and written down in `cache.csv` as they are made, so that an interrupted run goes on. Everything is
+written as H.264 (yuv420p) mp4 through PyAV, one frame at a time, atomically.
+"""
+
+import hashlib
+import math
+import os
+from collections.abc import Callable, Iterable
+from fractions import Fraction
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from lofi.data.annotations import EXTENSIONS
+from lofi.data.isolated import run_isolated
+from lofi.data.snippets import resampled_frames
+from lofi.data.video import (
+    MISREAD_WIDTHS,
+    VideoError,
+    VideoInfo,
+    declared_frames,
+    probe,
+    scaled_frames,
+)
+from lofi.files import append_csv, atomic_path, read_csv, write_csv
+
+MANIFEST = "cache.csv"
+ENDS = 2**16  # bytes at either end of a file that tell it from another of the same size
+KEYFRAME_INTERVAL = 48  # frames; of copies, so that a few frames are found without decoding all
+
+
+def write_video(
+    path: str | Path,
+    frames: np.ndarray,
+    fps: float,
+    crf: int = 18,
+    preset: str = "veryfast",
+    keyframe_interval: int = 250,
+) -> None:
+    """Write frames as H.264 (yuv420p) mp4, atomically; the same frames give the same bytes.
+
+    Args:
+        path: ends in .mp4 (or another container that holds H.264).
+        frames: (N, height, width, 3) uint8 RGB with N >= 1, both sides even.
+        fps: frames a second.
+        crf: x264 quality, 0 (lossless) to 51.
+        preset: x264 speed.
+        keyframe_interval: most frames between key frames.
+    Raises:
+        ValueError: wrong shape or type, odd sides, no frames, fps not positive.
+    """
+    frames = np.asarray(frames)
+    if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype != np.uint8 or not len(frames):
+        raise ValueError(
+            f"{path}: frames must be (N, height, width, 3) uint8 with N >= 1, "
+            f"got shape {tuple(frames.shape)} {frames.dtype}"
+        )
+    height, width = frames.shape[1:3]
+    if height % 2 or width % 2:
+        raise ValueError(
+            f"{path}: H.264 with yuv420p needs even sides, got {height}x{width}; crop or pad"
+        )
+    if not fps > 0:
+        raise ValueError(f"{path}: fps must be positive, got {fps}")
+    with atomic_path(path) as temporary:
+        size = height, width
+        _encode(temporary, frames, size, fps, crf=crf, preset=preset, g=keyframe_interval)
+
+
+def _encode(
+    path: Path, frames: Iterable, size: tuple[int, int], fps: float, **x264: object
+) -> None:
+    import av
+
+    # Macroblock trees make x264 read memory that it never wrote: the bytes differ from run to run.
+    options = {"threads": "1", "mbtree": "0"} | {name: str(value) for name, value in x264.items()}
+    with av.open(str(path), "w") as container:
+        rate = Fraction(fps).limit_denominator(1001)
+        stream = container.add_stream("libx264", rate=rate, options=options)
+        stream.height, stream.width = size
+        stream.pix_fmt = "yuv420p"
+        for frame in frames:
+            picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
+            container.mux(stream.encode(picture))
+        container.mux(stream.encode())
+
+
+def small_size(height: int, width: int, short_side: int) -> tuple[int, int]:
+    """(height, width) with that short side, the aspect kept; even, never larger than before.
+
+    Widths that decord misreads are avoided; a side of one pixel cannot be made even and stays 2.
+    """
+    scale = min(1.0, short_side / min(height, width))
+    small = [2 * math.floor(side * scale / 2 + 0.5) for side in (height, width)]
+    small = [max(2, min(new, side // 2 * 2)) for new, side in zip(small, (height, width))]
+    while small[1] in MISREAD_WIDTHS and small[1] > 4:
+        small[1] -= 2
+    return small[0], small[1]
+
+
+def reencode(
+    path: str | Path, out: str | Path, short_side: int = 256, fps: float = 0.0, crf: int = 20
+) -> VideoInfo:
+    """Copy a video at low resolution in one pass, frame by frame; sound is dropped.
+
+    Args:
+        path: video file; frames after damage are passed over, as in `probe`.
+        out: .mp4 file. It has the frames, in number and order, and the frame rate that `path`
+            decodes to, so that annotations and snippets fit as they did.
+        short_side: pixels of the shorter side; smaller videos keep their size.
+        fps: frame rate of the copy, see `resampled_frames`; 0 keeps every frame.
+        crf: x264 quality.
+    Returns:
+        what decoding the copy gives.
+    Raises:
+        VideoError: see `probe`; or the copy does not have the frames that it should have.
+    """
+    info = probe(path)
+    size = small_size(info.height, info.width, short_side)
+    kept = resampled_frames(info.num_frames, info.fps, fps)
+    copies = np.bincount(kept, minlength=info.num_frames)
+    pictures = scaled_frames(path, *size)
+    # `times` is 0 for frames that are left out
+    frames = (picture() for picture, times in zip(pictures, copies) for _ in range(times))
+    with atomic_path(out) as temporary:
+        options = {"crf": crf, "preset": "veryfast", "g": KEYFRAME_INTERVAL}
+        _encode(temporary, frames, size, fps or info.fps, **options)
+        found = probe(temporary)
+        if found.num_frames != len(kept):
+            raise VideoError(
+                f"{path}: {found.num_frames} frames were written (expected {len(kept)}); "
+                "run `lofi check` on it, download it again or leave it out"
+            )
+    return found
+
+
+class Copy(NamedTuple):
+    """One line of the manifest; `kind` is "ok" or "failed", `file` relative to the folder."""
+
+    file: str
+    kind: str
+    detail: str = ""
+    frames: int = 0
+    fps: float = 0.0
+    width: int = 0
+    height: int = 0
+    bytes: int = 0
+    source: str = ""  # `content_id` of the video
+    settings: str = ""
+
+
+class CacheReport(NamedTuple):
+    """What `cache_videos` did: all copies that were asked for, and how many were there already."""
+
+    copies: tuple[Copy, ...]
+    earlier: int
+
+    @property
+    def failed(self) -> tuple[Copy, ...]:
+        """Videos without a copy, with the reason in `detail`."""
+        return tuple(copy for copy in self.copies if copy.kind != "ok")
+
+    def summary(self, examples: int = 5) -> str:
+        """Counts, the size of the folder and the first failures, for the terminal."""
+        size = sum(copy.bytes for copy in self.copies) / 2**20
+        made = len(self.copies) - len(self.failed) - self.earlier
+        counts = f"{made:,} copies made, {self.earlier:,} were there, {len(self.failed):,} failed"
+        failures = [f"  {copy.file}: {copy.detail}" for copy in self.failed[:examples]]
+        return "\n".join([f"{counts}; {size:,.1f} MiB in all", *failures])
+
+
+def media_files(folder: str | Path) -> list[Path]:
+    """Videos of a folder and its direct sub-folders, sorted.
+
+    Raises:
+        FileNotFoundError: no such folder. ValueError: no video in it.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder}: no such folder (expected videos); check the path")
+    found = [p for p in (*folder.glob("*"), *folder.glob("*/*")) if p.suffix.lower() in EXTENSIONS]
+    if not found:
+        raise ValueError(f"{folder}: no videos in it (expected {', '.join(EXTENSIONS)})")
+    return sorted(p for p in found if p.is_file() and not p.name.startswith("."))
+
+
+def cache_videos(
+    paths: Iterable[Path],
+    video_dir: str | Path,
+    out: str | Path,
+    *,
+    short_side: int = 256,
+    fps: float = 0.0,
+    crf: int = 20,
+    workers: int = 1,
+    limit_s: float = 1800.0,
+    progress: Callable[[int, int], None] | None = None,
+) -> CacheReport:
+    """Write low-resolution copies, under the videos' own names with .mp4; see `reencode`.
+
+    A copy that is there, made from the same content with the same settings, is not made again.
+
+    Args:
+        paths: videos below `video_dir`; folders are kept, so that class folders stay.
+        out: folder of the copies and of `cache.csv`, which lists every video, good or failed.
+        short_side, fps, crf: see `reencode`.
+        workers: child processes.
+        limit_s: seconds that one video may take.
+        progress: called with (videos done, videos in all).
+    Raises:
+        ValueError: a bad setting, `out` inside `video_dir`, or `cache.csv` is something else.
+    """
+    video_dir, out = Path(os.path.abspath(video_dir)), Path(out)
+    if short_side < 2 or fps < 0 or not 0 <= crf <= 51:
+        raise ValueError(
+            f"short_side {short_side}, fps {fps:g}, crf {crf}: expected >= 2, >= 0, 0-51"
+        )
+    if video_dir.resolve() in (out.resolve(), *out.resolve().parents):
+        raise ValueError(
+            f"{out}: lies in the folder of the videos, which would then hold each video twice; "
+            "choose a folder beside it"
+        )
+    settings = f"short_side={short_side} fps={fps:g} crf={crf}"
+    manifest, done, todo = out / MANIFEST, {}, {}
+    rows = read_csv(manifest, Copy._fields, "not a list of copies; choose another folder for them")
+    kinds = Copy.__annotations__.values()  # the last line of a file counts
+    known = {row[0]: Copy(*(kind(cell) for kind, cell in zip(kinds, row))) for row in rows}
+    for path in paths:
+        file = Path(os.path.abspath(path)).relative_to(video_dir).with_suffix(".mp4").as_posix()
+        if file in done or file in todo:
+            other = f"{path}: another video has the same name but for its ending; rename one"
+            done[f"{file} ({path.suffix})"] = Copy(f"{file} ({path.suffix})", "failed", other)
+        elif _is_current(known.get(file), path, out / file, settings):
+            done[file] = known[file]
+        else:
+            todo[file] = path
+    earlier = sum(copy.kind == "ok" for copy in done.values())
+    total = len(done) + len(todo)
+    for remains in (*out.glob(".tmp-*"), *out.glob("*/.tmp-*")):  # of a run that was killed
+        remains.unlink()
+    write_csv(manifest, [Copy._fields, *(known | done).values()])
+    names = list(todo)
+    calls = [(str(todo[file]), str(out / file), short_side, fps, crf) for file in names]
+    for i, found in run_isolated(_copy, calls, workers, limit_s):
+        file = names[i]
+        if isinstance(found, Exception):
+            # A child that was killed leaves its unfinished file; an old copy must go as well.
+            copy = out / file
+            for place in copy.parent.glob(".tmp-*"):
+                if place.name.endswith(f"-{copy.name}"):
+                    place.unlink(missing_ok=True)
+            copy.unlink(missing_ok=True)
+            reason = " ".join(str(found).split())
+            if not isinstance(found, (ValueError, OSError)):
+                reason = f"{type(found).__name__}: {reason}"
+            found = Copy(file, "failed", reason)
+        done[file] = found._replace(file=file, settings=settings)
+        append_csv(manifest, done[file])
+        if progress is not None:
+            progress(len(done), total)
+    write_csv(manifest, [Copy._fields, *(known | done).values()])
+    return CacheReport(tuple(done.values()), earlier)
+
+
+def _is_current(copy: Copy | None, path: Path, place: Path, settings: str) -> bool:
+    if copy is None or copy.kind != "ok" or copy.settings != settings or not place.is_file():
+        return False
+    return place.stat().st_size == copy.bytes and content_id(path) == copy.source
+
+
+def content_id(path: str | Path) -> str:
+    """Tells one video's content from another's: hash of its size and both ends; fast."""
+    size = os.path.getsize(path)
+    with open(path, "rb") as file:
+        head = file.read(ENDS)
+        file.seek(max(0, size - ENDS))
+        return hashlib.sha256(head + file.read(ENDS) + str(size).encode()).hexdigest()[:16]
+
+
+def _copy(path: str, out: str, short_side: int, fps: float, crf: int) -> Copy:
+    """In the child: one copy."""
+    info = reencode(path, out, short_side, fps, crf)
+    found, declared = probe(path).num_frames, declared_frames(path)
+    damage = f"{found} of {declared} declared frames decode" if found < declared else ""
+    numbers = info.num_frames, info.fps, info.width, info.height, os.path.getsize(out)
+    return Copy("", "ok", damage, *numbers, content_id(path))
