@@ -14,11 +14,21 @@ from lofi import config as configs
 from lofi.config import Mode
 from lofi.data.toyworld import TINY, write_world
 from lofi.encoders import build_encoder, freeze_batch_norm
-from lofi.heads import GTAD, Targets, collate_targets, draw, loss, loss_statistics, targets
-from lofi.training.end_to_end import EndToEnd, encode, sampled_snippets, verify_exact
-from lofi.training.full_fidelity import extract_features, train_head
+from lofi.encoders.extraction import encode
+from lofi.heads import (
+    GTAD,
+    Targets,
+    build_head,
+    collate_targets,
+    draw,
+    loss,
+    loss_statistics,
+    targets,
+)
+from lofi.training.end_to_end import EndToEnd, sampled_snippets, verify_exact
+from lofi.training.head import extract_features, train_head
 from lofi.training.joint import train_lofi
-from lofi.training.models import build_head, is_joint, lofi_method, method_config
+from lofi.training.methods import is_joint, lofi_method, method_config
 from lofi.training.pretraining import train_acp
 from lofi.training.run_folder import read_metrics
 
@@ -384,7 +394,7 @@ def test_stage_two_moves_every_convolution_and_no_batch_norm_and_stage_three_onl
     one_step = configs.override(config, {"head_training.epochs": 1, "head_training.lr": 1e-9})
     train_head(one_step, run, "c-lofi")
     joint = load_file(run / "c-lofi" / "encoder" / "head.safetensors")
-    fresh = build_head(config.head, 64, config.full.snippets, config.seed).state_dict()
+    fresh = build_head(config.head, 64, seed=config.seed).state_dict()
     new = load_file(run / "c-lofi" / "head" / "head.safetensors")
     for key, value in fresh.items():  # stage 3 starts anew, not from the head of stage 2
         torch.testing.assert_close(new[f"head.{key}"], value, rtol=0, atol=1e-6)

@@ -15,7 +15,7 @@ from lofi.encoders import build_encoder, normalise
 from lofi.encoders.pretext import ArrowHead, AverageHead, SpeedHead
 from lofi.training import pretext
 from lofi.training.augmentation import Square, hide_origin, inside_borders, is_steady
-from lofi.training.models import Concatenated, components, load_encoder, unshifted
+from lofi.training.methods import Concatenated, components, load_encoder, unshifted
 from lofi.training.pretext import keep_frames, normal_and_fast, train_arrow, train_speed
 from lofi.training.pretraining import ClipSource, train_acp
 from lofi.training.run_folder import RunFolder

@@ -19,7 +19,7 @@ from lofi.experiment import train_encoder
 from lofi.files import sha256
 from lofi.training import pretraining
 from lofi.training.augmentation import colour, draw_colour, recolour
-from lofi.training.models import encoder_path, load_encoder
+from lofi.training.methods import encoder_path, load_encoder
 from lofi.training.pretraining import train_acp, train_acp_plus, train_icp
 
 SMALL = {
@@ -169,15 +169,22 @@ def test_the_shares_of_several_processes_add_up_to_one_batch(config, tmp_path, m
     with pretraining.ClipSource(config, run) as source:
         training = pretraining._training(config, task, task.reader(source), "cpu")
         encoder.eval()  # batch statistics are those of a share: with them only about equal
-        whole = training.losses(training.load(1), 1)
+        whole = training.step(training.load(1), 1)
+        parameters = [p for module in training.modules.values() for p in module.parameters()]
+        gradient = [p.grad for p in parameters]
+        for parameter in parameters:
+            parameter.grad = None
         monkeypatch.setattr(pretraining, "reduce_sum", lambda count: torch.tensor(8.0))
         total = {"loss": 0.0, "accuracy": 0.0}
         for rank in range(3):
             monkeypatch.setattr(pretraining, "share", lambda n, r=rank: list(range(r, n, 3)))
-            for name, value in training.losses(training.load(1), 1).items():
-                total[name] += float(value.detach())
-    assert total["loss"] == pytest.approx(float(whole["loss"].detach()), rel=1e-5)
-    assert total["accuracy"] == pytest.approx(float(whole["accuracy"]))
+            for name, value in training.step(training.load(1), 1).items():
+                total[name] += value
+    assert total["loss"] == pytest.approx(whole["loss"], rel=1e-5)
+    assert total["accuracy"] == pytest.approx(whole["accuracy"])
+    for parameter, wanted in zip(parameters, gradient, strict=True):
+        assert wanted is not None
+        torch.testing.assert_close(parameter.grad, wanted, rtol=1e-4, atol=1e-6)
 
 
 def test_colour_draws_are_the_same_one_by_one():

@@ -10,22 +10,27 @@ import pytest
 import torch
 
 from lofi import config as configs
-from lofi.data import ClipReader, Segment, Video, VideoInfo, probe, reading
-from lofi.data.datasets import open_datasets
-from lofi.data.reading import training_items
+from lofi.config import PostProcessing
+from lofi.data import ClipReader, Segment, Video, VideoInfo, probe
+from lofi.data.datasets import open_datasets, video_request
+from lofi.data.features import Features, head_inputs
+from lofi.data.snippets import Grid, training_parts
 from lofi.data.toyworld import TINY, write_world
-from lofi.detection import PostProcessing, read_detections
-from lofi.detection.detector import Detector, detect_in_windows
+from lofi.detection import detections, read_detections
+from lofi.detection.detector import Detector, propose
 from lofi.detection.labels import is_class_file, read_video_classes
+from lofi.encoders.extraction import clip_features
 from lofi.experiment import run_procedure
 from lofi.fidelity import Fidelity
 from lofi.figures.tables import results_table
-from lofi.heads import valid_mask
-from lofi.training import full_fidelity
-from lofi.training.full_fidelity import clip_features, head_inputs, load_features
-from lofi.training.joint import _Joint, read_batch, video_request, video_targets
-from lofi.training.models import common_settings, load_encoder
-from lofi.training.run_folder import read_metrics
+from lofi.heads import Maps, build_head, valid_mask
+from lofi.heads.maps import MapHead
+from lofi.heads.scaled import ScaledHead, Standardise
+from lofi.training import head as stage_three
+from lofi.training import joint as stage_two
+from lofi.training.joint import JointTraining, joint_items
+from lofi.training.methods import load_encoder, open_features, video_settings
+from lofi.training.run_folder import RunFolder, read_metrics
 
 SMALL = {
     "acp.epochs": 2, "acp.batch": 8, "lofi.training.epochs": 2, "head_training.epochs": 2,
@@ -57,16 +62,19 @@ def test_training_windows_and_labels_are_the_released_ones(golden, shared_data, 
             if row["video"] in rows:
                 times = (float(row[x]) / 30 for x in ("startFrame", "endFrame"))
                 segments[row["video"]].append(Segment(*times, row["type"]))
-    monkeypatch.setattr(reading, "probe", lambda path: VideoInfo(rows[path.name], 30.0, 320, 180))
+    monkeypatch.setattr(
+        stage_two, "probe", lambda path: VideoInfo(rows[path.name], 30.0, 320, 180)
+    )
     videos = [Video(v, Path(v), None, None, "train", tuple(segments[v])) for v in rows]
     changes = {"full.snippets": snippets, "head.durations": durations}
     config = configs.override(configs.preset("thumos14"), changes)
-    items = training_items(videos, config.data, snippets)
+    items = joint_items(config, videos)
     expected = [(w["video"], w["first_frame"]) for w in options["train_windows"]]
-    assert [(item.id, item.span[0]) for item in items] == expected
+    assert [(video.id, grid.first_frame) for video, grid in items] == expected
+    head = build_head(config.head, 32)
     with np.load(golden("thumos_windows.npz")) as z:
         for i, row in enumerate(options["label_rows"]):
-            found = video_targets(config, items[row], 0.0, config.full)
+            found = head.targets(*items[row])
             for key in ("iou", "start", "end"):
                 theirs = torch.from_numpy(z[f"{name}_{key}"][i])
                 theirs = theirs * valid_mask(snippets, durations) if key == "iou" else theirs
@@ -74,84 +82,117 @@ def test_training_windows_and_labels_are_the_released_ones(golden, shared_data, 
 
 
 def test_without_a_stride_nothing_changes(run):
-    whole = replace(run[0].data, window_stride=0)
+    plain = configs.override(run[0], {"data.window_stride": 0})
     assert configs.preset("thumos14").data.window_stride == 5
-    assert training_items(run[3].train, whole, 16) == list(run[3].train)
-    assert "window_stride" not in common_settings(configs.preset("tiny"))["sampling"]
-    features = torch.rand(3, 16)
-    assert head_inputs(configs.preset("tiny"), features)[0][1] is features
+    assert joint_items(plain, run[3].train) == [(video, None) for video in run[3].train]
+    assert video_settings(configs.preset("tiny"))["window_stride"] == 0
+    whole = Features(torch.rand(3, 16), Grid.whole(16, 4.0))
+    (same,) = head_inputs(whole, 16, 0)
+    assert same.values is whole.values and same.grid == whole.grid
 
 
 def test_windows_hold_the_segments_of_their_video(run):
     config, _, _, data = run
-    items = training_items(data.train, config.data, 16)
+    items = joint_items(config, data.train)
     videos = {video.id: video for video in data.train}
-    assert {item.span[0] for item in items} <= {0, 24, 48, 72}
-    for item in items:
-        assert item.span[1] - item.span[0] == 48 and item.duration_s == 6.0  # 8 frames a second
+    assert {grid.first_frame for _, grid in items} <= {0, 24, 48, 72}
+    for item, grid in items:
+        assert (grid.steps, grid.stride, grid.length_s) == (16, 3, 6.0)  # 8 frames a second
         given = {(s.start_s, s.end_s) for s in videos[item.id].segments}
-        moved = {(s.start_s + item.span[0] / 8, s.end_s + item.span[0] / 8) for s in item.segments}
+        moved = {(s.start_s + grid.start_s, s.end_s + grid.start_s) for s in item.segments}
         assert moved and moved <= given
         assert any(s.start_s > -0.2 * 6 and s.end_s < 1.2 * 6 for s in item.segments)
-    covered = {(i.id, s.label, s.start_s + i.span[0] / 8) for i in items for s in i.segments}
+    covered = {(v.id, s.label, s.start_s + grid.start_s) for v, grid in items for s in v.segments}
     short = {(v.id, s.label, s.start_s) for v in videos.values() for s in v.segments
              if s.end_s - s.start_s <= 3}  # fmt: skip
     assert short <= covered  # no longer than the overlap of two windows
+
+
+def test_a_stride_that_leaves_no_window_is_refused(run):
+    config, _, _, data = run
+    empty = [replace(video, segments=()) for video in data.train]
+    with pytest.raises(ValueError, match="no window of 16 snippets.*set data.window_stride"):
+        joint_items(config, empty)
 
 
 def test_features_of_windows_are_slices_of_those_of_the_video(run):
     config, out, _, data = run
     encoder = load_encoder(config, out, "c-lofi")[0].eval()
     video = data.test[0]
-    features = load_features(out, "c-lofi", [video])[video.id]
-    assert features.shape[1] == 43
-    inputs = head_inputs(config, features)
-    assert [first for first, _ in inputs] == [0, 24, 48, 72]
-    for first, part in inputs[:3:2]:
-        request = video_request(config, video.path, config.full, span=(first, first + 48))
-        torch.testing.assert_close(part, clip_features(encoder, request.read()))
-    long = configs.override(config, {"full.snippets": 64})
-    ((first, part),) = head_inputs(long, features)
-    assert first == 0 and torch.equal(part[:, :43], features) and not part[:, 43:].any()
+    whole = open_features(config, out, "c-lofi", data)[video.id]
+    assert whole.values.shape[1] == 43 and whole.grid == Grid.strided(43, 3, 8.0, 128)
+    inputs = head_inputs(whole, 16, 3)
+    assert [part.grid.first_frame for part in inputs] == [0, 24, 48, 72]
+    for values, grid in inputs[:3:2]:
+        request = video_request(config.data, video.path, config.full, grid=grid)
+        assert request.span == (grid.first_frame, grid.first_frame + 48)
+        torch.testing.assert_close(values, clip_features(encoder, request.read()))
+    ((values, grid),) = head_inputs(whole, 64, 3)
+    assert grid.first_frame == 0 and torch.equal(values[:, :43], whole.values)
+    assert not values[:, 43:].any()
 
 
-def test_snippets_behind_the_end_have_no_features_in_stage_two(run):
-    config, _, _, data = run
-    long = configs.override(config, {"full.snippets": 64})  # 192 of 128 frames
-    items = training_items(data.train[:2], long.data, 64)
-    with ClipReader() as reader:
-        batch = read_batch(long, reader, None, items, Fidelity(16, 4, 20), 0)
-        inner = training_items(data.train[:1], config.data, 16)[:1]
-        assert read_batch(config, reader, None, inner, Fidelity(8, 4, 20), 0).inside.all()
-    assert batch.inside.tolist() == [[[1.0] * 11 + [0.0] * 5]] * 2  # snippet 10 begins at 120
+class Always:
+    """A schedule of one fidelity."""
+
+    def __init__(self, *fidelity: int):
+        self.fidelity = Fidelity(*fidelity)
+
+    def at(self, epoch: int, step: int) -> Fidelity:
+        return self.fidelity
 
 
-def test_stage_two_reads_the_frames_of_its_windows(run):
-    config, _, _, data = run
-    plain = configs.override(config, {"lofi.training.augment": "none"})
-    items, low = training_items(data.train, config.data, 16)[:6], Fidelity(8, 4, 20)
-    with ClipReader() as reader:
-        batch = read_batch(plain, reader, None, items, low, 0)
-    for item, clip, iou in zip(items, batch.clips, batch.labels.iou):
-        assert torch.equal(clip, video_request(plain, item.path, low, span=item.span).read())
-        assert torch.equal(iou, video_targets(plain, item, 0.0, low).iou) and iou.any()
-    assert len({item.span for item in items}) > 1
-
-
-def test_what_lies_behind_the_end_does_not_reach_the_losses_of_stage_two(run):
+def joint_training(run, tmp_path, reader, *fidelity: int, videos=2, items=None, **changes):
+    """Stage 2 of the first training videos, or of their first windows, at one fidelity."""
     config, out, _, data = run
-    long = configs.override(config, {"full.snippets": 64})
-    items = training_items(data.train[:2], long.data, 64)
-    joint = _Joint(long, load_encoder(config, out, "acp")[0], items, "cpu")
+    named = {key.replace("__", "."): value for key, value in changes.items()}
+    config = configs.override(config, named)
+    chosen = joint_items(config, data.train[:videos])[:items]
+    folder, encoder = RunFolder(tmp_path / "run", {}), load_encoder(config, out, "acp")[0]
+    joint = JointTraining(config, encoder, chosen, len(data.classes), reader, folder)
+    joint.plan = Always(*fidelity)
+    return joint
+
+
+def test_snippets_behind_the_end_have_no_features_in_stage_two(run, tmp_path):
     with ClipReader() as reader:
-        batch = read_batch(long, reader, None, items, Fidelity(16, 4, 20), 0)
+        long = joint_training(run, tmp_path, reader, 16, 4, 20, full__snippets=64)  # 192 frames
+        batch = long.load(0)
+        inner = joint_training(run, tmp_path, reader, 8, 4, 20, items=1)
+        assert inner.load(0).mask.all()
+    assert batch.mask.tolist() == [[True] * 11 + [False] * 5] * 2  # snippet 10 begins at 120
+
+
+def test_stage_two_reads_the_frames_of_its_windows(run, tmp_path):
+    changes = {"lofi__training__augment": "none", "lofi__training__batch": 6}
+    with ClipReader() as reader:
+        joint = joint_training(run, tmp_path, reader, 8, 4, 20, videos=8, items=6, **changes)
+        batch = joint.load(0)
+    assert batch.places == list(range(6)) and batch.videos == 6
+    chosen = [joint.items[i] for i in joint.batches.at(0)]
+    for (video, grid), clip, iou in zip(chosen, batch.clips, batch.targets.iou, strict=True):
+        low = joint.plan.fidelity
+        request = video_request(run[0].data, video.path, low, grid=grid)
+        assert torch.equal(clip, request.read())
+        wanted = joint.head.head.targets(video, replace(grid, steps=8))
+        assert torch.equal(iou, wanted.iou) and iou.any()
+    assert len({grid.first_frame for _, grid in chosen}) > 1
+
+
+def test_what_lies_behind_the_end_does_not_reach_the_losses_of_stage_two(run, tmp_path):
+    with ClipReader() as reader:
+        joint = joint_training(run, tmp_path, reader, 16, 4, 20, full__snippets=64)
+        batch = joint.load(0)
     found = []
-    for place in (slice(11, None), slice(10, 11)):
+    for place in (slice(0), slice(11, None), slice(10, 11)):
         other = batch.clips.clone()
         other[:, place] = 255 - other[:, place]
-        changed = batch._replace(clips=other)
-        found.append([float(joint.losses(b, 0)["loss"]) for b in (batch, changed)])
-    assert found[0][0] == found[0][1] and found[1][0] != found[1][1]
+        joint.encoder.zero_grad(set_to_none=True)
+        loss = joint.step(batch._replace(clips=other), 0)["loss"]
+        found.append((loss, joint.encoder.conv1.weight.grad.clone()))
+    (as_is, gradient), behind, last = found
+    assert behind[0] == as_is and torch.equal(behind[1], gradient)
+    assert last[0] != as_is
 
 
 def test_stage_three_trains_on_the_features_of_its_windows(run, tmp_path, monkeypatch):
@@ -165,17 +206,21 @@ def test_stage_three_trains_on_the_features_of_its_windows(run, tmp_path, monkey
         seen.append(training)
         raise InterruptedError
 
-    monkeypatch.setattr(full_fidelity, "fit", look)
+    monkeypatch.setattr(stage_three, "fit", look)
     with pytest.raises(InterruptedError):
-        full_fidelity.train_head(config, tmp_path, "c-lofi")
-    items = training_items(data.train, config.data, 16)
-    features = load_features(out, "c-lofi", data.train)
-    x, y, _, _ = seen[0].load(0)
+        stage_three.train_head(config, tmp_path, "c-lofi")
+    store = open_features(config, out, "c-lofi", data)
+    items = [i for v in data.train for i in training_parts(v, store[v.id].grid, 16)]
+    assert items == joint_items(config, data.train)  # what stage 2 trains on, without the videos
+    x, mask, y, places, total = seen[0].load(0)
     chosen = [items[i] for i in seen[0].batches.at(0)]
-    assert len({item.span for item in chosen}) > 1
-    for item, given, iou in zip(chosen, x, y.iou, strict=True):
-        assert torch.equal(given, dict(head_inputs(config, features[item.id]))[item.span[0]])
-        assert torch.equal(iou, video_targets(config, item, 0.0, config.full).iou)
+    assert len({grid.first_frame for _, grid in chosen}) > 1
+    assert places == list(range(total)) and total == len(chosen) and mask.all()
+    head = seen[0].modules["head"].head
+    for (video, grid), given, iou in zip(chosen, x, y.iou, strict=True):
+        inputs = {part.grid: part.values for part in head_inputs(store[video.id], 16, 3)}
+        assert torch.equal(given, inputs[grid])
+        assert torch.equal(iou, head.targets(video, grid).iou)
 
 
 def test_all_stages_leave_detections_inside_the_videos(run):
@@ -207,57 +252,71 @@ def test_results_follow_the_protocol_of_thumos14(run):
     assert len(table.rows) == 6 and not any("–" in row for row in table.rows)
 
 
-INFO = VideoInfo(100, 5.0, 40, 40)  # 20 snippets of a second
+GRID = Grid.strided(20, 5, 5.0, 100)  # 20 snippets of a second
 WINDOWED = configs.override(
-    configs.preset("tiny"), {"data.window_stride": 5, "full.snippets": 8, "detect.rule": "thumos"}
-)
-POST = PostProcessing("thumos", sigma=0.46, top_k=5)
+    configs.preset("tiny"),
+    {"data.window_stride": 5, "full.snippets": 8, "detect.rule": "thumos", "detect.sigma": 0.46,
+     "detect.top_k": 5},
+)  # fmt: skip
 
 
-def oracle(start: int, end: int):
+class Oracle(MapHead):
     """A head that knows where the action is: features hold the number of their snippet."""
 
-    def maps(features):
-        snippets = features.shape[1]
-        confidence = np.zeros((2, snippets, snippets), np.float32)
-        d, s = end - start - 1, start - int(features[0, 0])
-        if s >= 0 and s + d + 1 < snippets:
-            confidence[:, d, s] = 1
-        return confidence, np.ones(snippets, np.float32), np.ones(snippets, np.float32)
+    def __init__(self, start: int, end: int):
+        super().__init__()
+        self.start, self.end = start, end
 
-    return maps
+    def forward(self, features, mask=None):
+        snippets = features.shape[2]
+        confidence = torch.zeros(1, 2, snippets, snippets)
+        d, s = self.end - self.start - 1, self.start - int(features[0, 0, 0])
+        if s >= 0 and s + d + 1 < snippets:
+            confidence[:, :, d, s] = 1
+        return Maps(confidence, torch.ones(1, snippets), torch.ones(1, snippets))
+
+
+class Everywhere(MapHead):
+    """A head that finds an action in every cell."""
+
+    def forward(self, features, mask=None):
+        snippets = features.shape[2]
+        ones = torch.ones(1, snippets)
+        return Maps(torch.ones(1, 2, snippets, snippets), ones, ones)
+
+
+def found_by(head: MapHead, grid: Grid = GRID, config=WINDOWED):
+    """Class-agnostic detections of one video whose features are the numbers of its snippets."""
+    scaled = ScaledHead(config.head, 4)
+    scaled.standardise, scaled.head = Standardise(1), head
+    numbers = Features(torch.arange(float(grid.steps))[None], grid)
+    return detections(propose(config, scaled, numbers), grid.duration_s, config.detect)
 
 
 def test_an_action_on_a_window_boundary_is_found_in_the_next_window():
     """20 snippets, windows 0-8, 4-12, 8-16, 12-20; the action, 6-10, is whole in the second."""
-    numbers = torch.arange(20.0)[None]
-    (best, *_) = detect_in_windows(WINDOWED, oracle(6, 10), numbers, INFO, POST)
+    (best, *_) = found_by(Oracle(6, 10))
     assert (best.start_s, best.end_s, best.score) == (6.0, 10.0, 1.0)
-    twice = detect_in_windows(WINDOWED, oracle(5, 7), numbers, INFO, POST)  # two windows see it
+    twice = found_by(Oracle(5, 7))  # two windows see it
     assert twice[0][:2] == (5.0, 7.0) and twice[0].score == 1
     assert all(d.score < 0.2 for d in twice[1:])  # the copy: exp(-1 / 0.46) = 0.114
 
 
-def test_segments_of_sixty_snippets_are_left_out_by_the_thumos_rule_only():
+def test_segments_of_sixty_snippets_have_score_zero_by_the_thumos_rule_only():
     """300 frames at stride 5, as released."""
-    long = configs.override(WINDOWED, {"full.snippets": 70})
-    info, numbers = replace(INFO, num_frames=350), torch.arange(70.0)[None]
-    for length, rule, count in ((59, "thumos", 1), (60, "thumos", 0), (60, "gtad", 1)):
-        found = detect_in_windows(
-            long, oracle(2, 2 + length), numbers, info, replace(POST, rule=rule)
-        )
-        assert len(found) == count
+    grid = Grid.strided(70, 5, 5.0, 350)
+    for length, rule, score in ((59, "thumos", 1.0), (60, "thumos", 0.0), (60, "gtad", 1.0)):
+        changes = {"full.snippets": 70, "detect.rule": rule}
+        found = found_by(Oracle(2, 2 + length), grid, configs.override(WINDOWED, changes))
+        assert max((d.score for d in found), default=0.0) == score
 
 
 def test_nothing_is_proposed_behind_the_end_of_a_short_video():
     """27 frames are six snippets of a window of eight; the last one is cut short."""
-    info = replace(INFO, num_frames=27)
-    maps = np.ones((2, 8, 8)), np.ones(8), np.ones(8)
-    found = detect_in_windows(
-        WINDOWED, lambda _: maps, torch.rand(1, 6), info, replace(POST, top_k=99)
-    )
+    config = configs.override(WINDOWED, {"detect.top_k": 99})
+    found = found_by(Everywhere(), Grid.strided(6, 5, 5.0, 27), config)
     assert {d.start_s for d in found} <= {0.0, 1.0, 2.0, 3.0, 4.0, 5.0}
-    assert all(d.start_s < d.end_s <= 27 / 5 for d in found)
+    assert found and all(d.start_s < d.end_s <= 27 / 5 for d in found)
 
 
 def test_the_untrimmednet_table_can_name_the_classes(tmp_path):
@@ -271,6 +330,6 @@ def test_the_untrimmednet_table_can_name_the_classes(tmp_path):
 
 
 def test_windows_are_joined_by_gaussian_suppression_only():
-    post = PostProcessing("bmn", "start*end*cls*reg", "bmn", 0.4)
+    config = replace(WINDOWED, detect=PostProcessing.bmn())
     with pytest.raises(ValueError, match="detect.suppression is 'bmn'"):
-        detect_in_windows(WINDOWED, oracle(0, 1), torch.zeros(1, 20), INFO, post)
+        found_by(Oracle(0, 1), config=config)
