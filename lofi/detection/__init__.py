@@ -1,6 +1,6 @@
 """Maps -> proposals -> soft-NMS -> labelled detections, and the files they are kept in."""
 
-from lofi.detection.labels import (
+from lofi.detection.classes import (
     VideoClasses,
     VideoClassifier,
     add_classes,

@@ -16,7 +16,7 @@ from lofi.config import Config, DetectConfig
 from lofi.data import VideoInfo, probe
 from lofi.data.datasets import Datasets
 from lofi.data.windows import frame_grid
-from lofi.detection.labels import (
+from lofi.detection.classes import (
     VideoClasses,
     VideoClassifier,
     is_class_file,

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from lofi.detection.labels import CLASS_RULES, add_classes
+from lofi.detection.classes import CLASS_RULES, add_classes
 from lofi.detection.nms import GridSoftNMS, soft_nms, soft_nms_bmn
 from lofi.detection.proposals import DEFAULT_SCORE, RULES, join_windows, proposals, score_terms
 from lofi.detection.results import Detection

@@ -12,7 +12,7 @@ import numpy as np
 
 from lofi.evaluation.columns import Predictions, Truth, prediction_table, restrict, truth_table
 from lofi.evaluation.detection import DetectionResult, evaluate_tables, rules_of
-from lofi.evaluation.matching import Matches, pairwise_tiou
+from lofi.evaluation.matching import Matches, tiou_of
 
 FLOOR = 0.1  # tIoU below which a detection has nothing to do with an instance
 CATEGORIES = (
@@ -225,7 +225,7 @@ class Nearest:
         owner = np.repeat(np.arange(len(video)), lengths)
         place = np.arange(len(owner)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
         rows = by_video[(np.cumsum(counts) - counts)[video][owner] + place]
-        tiou = pairwise_tiou(found.segments[owner], truth.segments[rows])
+        tiou = tiou_of(found.segments.T[:, owner], truth.segments.T[:, rows])
         tiou = np.nan_to_num(tiou, nan=1.0)  # 0/0 counts as a match
         own = np.where(truth.label[rows] == found.label[owner], tiou, -1.0)
 
@@ -442,7 +442,7 @@ def grid_segments(
             start = np.clip(round_start(unit[:, 0] * snippets), 0, last - 1)
             end = np.clip(round_end(unit[:, 1] * snippets), 1, last)
             cell = np.stack([start, end], axis=1) / snippets
-            tiou = np.where(end > start, np.nan_to_num(pairwise_tiou(unit, cell)), 0.0)
+            tiou = np.where(end > start, np.nan_to_num(tiou_of(unit.T, cell.T)), 0.0)
             better = tiou > best
             best[better], cells[better] = tiou[better], cell[better]
     return cells * duration[:, None], best

@@ -4,6 +4,8 @@ Everything is exact: the same comparisons and the same sums as one detection at 
 in an order that suits arrays.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from lofi.evaluation.columns import Predictions, Truth
@@ -65,7 +67,7 @@ class Matches:
             select = size[slot] == count
             mine, its_slot = rows[select], slot[select]
             truths = truth_rows[first_truth[its_slot][:, None] + np.arange(count)]
-            tiou = pairwise_tiou(segments[mine][:, None], truth.segments[truths])  # (P, count)
+            tiou = tiou_of(segments.T[:, mine, None], truth.segments.T[:, truths])  # (P, count)
             near = ~(tiou < tious.min()).all(axis=1)
             assign = _assign_single if count == 1 else _assign
             level, winner, place = assign(its_slot[near], tiou[near], tious, self.kind)
@@ -178,9 +180,10 @@ def _assign(
     return level, winner, place
 
 
-def pairwise_tiou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """tIoU of broadcast segments (..., 2); 0/0 is NaN, reversed segments as in the toolkit."""
-    a_start, a_end, b_start, b_end = a[..., 0], a[..., 1], b[..., 0], b[..., 1]
+def tiou_of(a: Sequence[np.ndarray], b: Sequence[np.ndarray]) -> np.ndarray:
+    """tIoU of segments given as (starts, ends), arrays that broadcast; 0/0 is NaN, reversed
+    segments as in the toolkit."""
+    (a_start, a_end), (b_start, b_end) = a, b
     overlap = np.minimum(a_end, b_end)
     overlap -= np.maximum(a_start, b_start)
     np.maximum(overlap, 0.0, out=overlap)

@@ -15,7 +15,7 @@ import numpy as np
 
 from lofi.evaluation.columns import Predictions, Truth, prediction_table, restrict, truth_table
 from lofi.evaluation.detection import SORTS, Result, provenance, rules_of
-from lofi.evaluation.matching import BLOCK, best_first, pairwise_tiou
+from lofi.evaluation.matching import BLOCK, best_first, tiou_of
 
 STEPS = 100
 
@@ -131,6 +131,7 @@ def _first_ranks(
     """
     lengths = kept[truth.video]  # proposals facing each ground truth
     offset = (np.cumsum(kept) - kept)[truth.video]  # place in `order` of the first of them
+    start, end = segments.T
     rising = np.sort(tious)
     first = np.full((len(lengths), len(tious) + 1), np.iinfo(np.int64).max)
     for size in np.unique(lengths[lengths > 0]).tolist():  # those that face as many together
@@ -138,7 +139,7 @@ def _first_ranks(
         for low in range(0, len(facing), block):
             mine = facing[low : low + block]
             row = order[offset[mine, None] + np.arange(size)]
-            tiou = pairwise_tiou(truth.segments[mine, None], segments[row])
+            tiou = tiou_of(truth.segments.T[:, mine, None], (start[row], end[row]))
             best = np.maximum.accumulate(np.fmax(tiou, 0.0, out=tiou), axis=1)  # NaN becomes 0
             better = best >= rising[0]
             better[:, 1:] &= best[:, 1:] > best[:, :-1]  # only these can be the first to reach

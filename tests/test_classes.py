@@ -197,7 +197,7 @@ def test_own_classifier_generalises_and_a_file_keeps_it(tmp_path):
 def test_own_classifier_is_the_minimum_of_its_loss():
     features, labels = clouds()
     classifier = train_video_classifier(features, labels, weight_decay=0.1)
-    from lofi.detection.labels import video_summary
+    from lofi.detection.classes import video_summary
 
     x = torch.stack([video_summary(f) for f in features.values()])
     x = ((x - classifier.mean) / classifier.std).double()
