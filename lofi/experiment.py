@@ -12,8 +12,8 @@ from typing import Any
 
 from lofi.config import Config
 from lofi.data.datasets import Datasets
-from lofi.detection.detector import CLASSES, detect_stage
 from lofi.detection.classes import is_class_file
+from lofi.detection.detector import CLASSES, detect_stage
 from lofi.detection.results import read_detections
 from lofi.evaluation import detection_map
 from lofi.files import read_json, write_json

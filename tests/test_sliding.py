@@ -16,8 +16,8 @@ from lofi.data.datasets import open_datasets
 from lofi.data.toyworld import TINY, write_world
 from lofi.data.windows import training_items
 from lofi.detection import PostProcessing, read_detections
-from lofi.detection.detector import Detector, detect_in_windows
 from lofi.detection.classes import is_class_file, read_video_classes
+from lofi.detection.detector import Detector, detect_in_windows
 from lofi.experiment import run_procedure
 from lofi.fidelity import Fidelity
 from lofi.figures.tables import results_table

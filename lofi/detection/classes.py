@@ -9,7 +9,7 @@ Sources: released post-processing of G-TAD for ActivityNet, HACS and THUMOS14.
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -182,10 +182,11 @@ def add_classes(
     if rule not in CLASS_RULES:
         raise ValueError(f"class rule {rule!r} is unknown; choose one of {', '.join(CLASS_RULES)}")
     best = np.argsort(-np.asarray(class_scores, np.float64), kind="stable")
-    chosen = [(names[c], float(class_scores[c])) for c in best[:count] if class_scores[c] != 0]
-    if rule == "hacs" and chosen:
+    chosen = [(names[c], float(class_scores[c])) for c in best[:count]]
+    if rule == "hacs":
         first, second = [*(class_scores[c] for c in best[:2]), 0.0][:2]
-        chosen = [(chosen[0][0], float(first / (first + second)))]
+        chosen = [(names[best[0]], float(first / (first + second)) if first else 0.0)]
+    chosen = [(name, weight) for name, weight in chosen if weight != 0]
     spans = np.asarray(segments, np.float64).tolist()
     values = np.asarray(scores, np.float64).tolist()
     if rule == "thumos":
@@ -210,13 +211,12 @@ class VideoClassifier:
     bias: torch.Tensor  # (classes,)
     mean: torch.Tensor  # (2C,) of the training summaries
     std: torch.Tensor  # (2C,)
-    record: dict[str, Any] = field(default_factory=dict)  # how it was trained
 
     def predict(self, features: torch.Tensor) -> np.ndarray:
         """Probabilities (classes,) of one video from its (C, L) snippet features."""
-        if 2 * features.shape[0] != len(self.mean):
+        if 2 * len(features) != len(self.mean):
             raise ValueError(
-                f"features have {features.shape[0]} channels, this classifier was trained on "
+                f"features have {len(features)} channels, this classifier was trained on "
                 f"{len(self.mean) // 2}; use the encoder it was trained with"
             )
         summary = (video_summary(features) - self.mean) / self.std
@@ -230,8 +230,7 @@ class VideoClassifier:
     def save(self, path: str | Path) -> None:
         """Write safetensors with the names in its header."""
         tensors = {k: getattr(self, k) for k in TENSORS}
-        header = {"names": json.dumps(self.names), "record": json.dumps(self.record)}
-        save_tensors(path, tensors, header)
+        save_tensors(path, tensors, {"names": json.dumps(self.names)})
 
     @staticmethod
     def load(path: str | Path) -> "VideoClassifier":
@@ -242,12 +241,10 @@ class VideoClassifier:
             raise FileNotFoundError(f"{path}: no such file (expected a video classifier)")
         try:
             with safe_open(path, framework="pt") as file:
-                header = file.metadata() or {}
-                parts = {k: file.get_tensor(k) for k in TENSORS}
-            names, record = json.loads(header["names"]), json.loads(header["record"])
+                names = tuple(json.loads(file.metadata()["names"]))
+                return VideoClassifier(names, *map(file.get_tensor, TENSORS))
         except Exception as error:
             raise ValueError(f"{path}: not a video classifier ({error}); train it again") from None
-        return VideoClassifier(tuple(names), record=record, **parts)
 
 
 def video_summary(features: torch.Tensor) -> torch.Tensor:
@@ -261,7 +258,6 @@ def train_video_classifier(
     features: Mapping[str, torch.Tensor],
     labels: Mapping[str, str],
     weight_decay: float = 1e-2,
-    iterations: int = 200,
 ) -> VideoClassifier:
     """Fit the classifier with L-BFGS on the standardised summaries.
 
@@ -287,8 +283,7 @@ def train_video_classifier(
     y = torch.tensor([names.index(labels[video]) for video in videos])
     weight = torch.zeros(len(names), x.shape[1], requires_grad=True)
     bias = torch.zeros(len(names), requires_grad=True)
-    search = {"max_iter": iterations, "line_search_fn": "strong_wolfe"}
-    optimizer = torch.optim.LBFGS([weight, bias], **search)
+    optimizer = torch.optim.LBFGS([weight, bias], max_iter=200, line_search_fn="strong_wolfe")
 
     def closure() -> torch.Tensor:
         optimizer.zero_grad()
@@ -298,12 +293,5 @@ def train_video_classifier(
         return loss
 
     with torch.enable_grad():
-        loss = float(optimizer.step(closure).detach())
-    hits = (x @ weight.T + bias).argmax(1) == y
-    record = {
-        "videos": len(videos),
-        "weight_decay": weight_decay,
-        "first_loss": loss,
-        "training_accuracy": float(hits.float().mean()),
-    }
-    return VideoClassifier(names, weight.detach(), bias.detach(), mean, std, record)
+        optimizer.step(closure)
+    return VideoClassifier(names, weight.detach(), bias.detach(), mean, std)
