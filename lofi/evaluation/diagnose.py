@@ -23,6 +23,17 @@ CATEGORIES = (
     "confusion",
     "background",
 )
+RUNGS = {  # what is perfect -> what that means
+    "labels": "every detection has the class of the instance it overlaps most",
+    "boundaries": f"detections with tIoU >= {FLOOR} to an instance of their class end where it "
+    "ends",
+    "scores": "detections are ranked by their tIoU to an instance of their class",
+    "suppression": "every instance keeps its best overlapping detection, with the highest score "
+    "of all",
+    "rejection": f"no detection has tIoU < {FLOOR} to all instances of its class",
+    "no suppression": "the detections before suppression",
+    "best suppression": "before suppression, one detection per instance kept: the best",
+}
 BUCKETS = {  # property -> name: upper end, inclusive
     "coverage": {"XS": 0.2, "S": 0.4, "M": 0.6, "L": 0.8, "XL": np.inf},  # of the video
     "length": {"XS": 30, "S": 60, "M": 120, "L": 180, "XL": np.inf},  # seconds
@@ -176,32 +187,27 @@ def diagnose(
     result = evaluate_tables(truth, found, thresholds, protocol)
     matches = Matches(truth, found, thresholds)
     near = Nearest(matches)
-    changes = _perfections(matches, near)
+    changes = _perfected(matches, near)
     if unsuppressed is not None:
-        found_before = prediction_table(unsuppressed, with_labels=True)
-        before = Matches(truth, found_before, thresholds)
-        changes += [
-            ("no suppression", "the detections before suppression", found_before),
-            (
-                "best suppression",
-                "before suppression, one detection per instance kept: the best",
-                _best_of_each(before.found, Nearest(before)),
-            ),
-        ]
+        before = Matches(truth, prediction_table(unsuppressed, with_labels=True), thresholds)
+        changes["no suppression"] = before.found
+        changes["best suppression"] = _best_of_each(before.found, Nearest(before))
     ladder = []
-    for name, meaning, changed in changes:
+    for name, changed in changes.items():
         maps = Matches(truth, changed, thresholds).average_precision().mean(axis=1)
         average = float(maps.mean())
         gain = average - result.average_map
-        ladder.append(Rung(name, meaning, tuple(maps.tolist()), average, gain))
+        ladder.append(Rung(name, RUNGS[name], tuple(maps.tolist()), average, gain))
     category = _categories(matches, near, profile_tiou)
+    recalled = np.zeros((len(thresholds), len(truth.segments)), bool)
+    recalled[matches.level, matches.hit] = True
     sizes = snippets if np.isfinite(truth.durations).all() else ()
     return Diagnosis(
         result,
         tuple(ladder),
         _profile(matches, category, profile_tiou),
-        _sensitivity(matches),
-        _class_errors(matches, category, np.array(result.ap)),
+        _sensitivity(matches, recalled),
+        _class_errors(matches, category, recalled, np.array(result.ap)),
         tuple(
             GridRecall(size, end, grid_recall(truth, size, thresholds, end))
             for size in sizes
@@ -241,39 +247,19 @@ class Nearest:
         self.own_row, self.own_tiou = best(own)
 
 
-def _perfections(matches: Matches, near: Nearest) -> list[tuple[str, str, Predictions]]:
-    """Name and meaning of the rungs, and the detections with that one thing perfect."""
+def _perfected(matches: Matches, near: Nearest) -> dict[str, Predictions]:
+    """The detections with one thing perfect, by the names of `RUNGS`."""
     truth, found = matches.truth, matches.found
     close = near.own_tiou >= FLOOR
     labels = np.where(near.any_row >= 0, truth.label[near.any_row], found.label)
     segments = np.where(close[:, None], truth.segments[near.own_row], found.segments)
-    return [
-        (
-            "labels",
-            "every detection has the class of the instance it overlaps most",
-            found._replace(label=labels),
-        ),
-        (
-            "boundaries",
-            f"detections with tIoU >= {FLOOR} to an instance of their class end where it ends",
-            found._replace(segments=segments),
-        ),
-        (
-            "scores",
-            "detections are ranked by their tIoU to an instance of their class",
-            found._replace(scores=near.own_tiou),
-        ),
-        (
-            "suppression",
-            "every instance keeps its best overlapping detection, with the highest score of all",
-            _best_of_each(found, near),
-        ),
-        (
-            "rejection",
-            f"no detection has tIoU < {FLOOR} to all instances of its class",
-            found.select(close),
-        ),
-    ]
+    return {
+        "labels": found._replace(label=labels),
+        "boundaries": found._replace(segments=segments),
+        "scores": found._replace(scores=near.own_tiou),
+        "suppression": _best_of_each(found, near),
+        "rejection": found.select(close),
+    }
 
 
 def _best_of_each(found: Predictions, near: Nearest) -> Predictions:
@@ -323,22 +309,17 @@ def _profile(matches: Matches, category: np.ndarray, tiou: float) -> FalsePositi
     return FalsePositiveProfile(tiou, multiples, share, gain)
 
 
-def _recalled(matches: Matches) -> np.ndarray:
-    """(T, G) which instances are found at each threshold."""
-    found = np.zeros((len(matches.tious), len(matches.truth.segments)), bool)
-    found[matches.level, matches.hit] = True
-    return found
+def _sensitivity(matches: Matches, recalled: np.ndarray) -> tuple[Bucket, ...]:
+    """Recall and AP_N by coverage of the video, length, and instances of the class in the video.
 
-
-def _sensitivity(matches: Matches) -> tuple[Bucket, ...]:
-    """Recall and AP_N by coverage of the video, length, and instances of the class in the video."""
+    `recalled`: (T, G) which instances are found at each threshold.
+    """
     truth = matches.truth
     length = truth.segments[:, 1] - truth.segments[:, 0]
     key = truth.label * len(truth.videos) + truth.video
     _, group, counts = np.unique(key, return_inverse=True, return_counts=True)
     coverage = length / truth.durations[truth.video]
     values = {"coverage": coverage, "length": length, "instances": counts[group]}
-    recalled = _recalled(matches)
     buckets = []
     for name, limits in BUCKETS.items():
         low = -np.inf
@@ -380,11 +361,11 @@ def _normalised_map(matches: Matches, inside: np.ndarray) -> float:
 
 
 def _class_errors(
-    matches: Matches, category: np.ndarray, ap: np.ndarray
+    matches: Matches, category: np.ndarray, recalled: np.ndarray, ap: np.ndarray
 ) -> tuple[ClassErrors, ...]:
     """A row a class, in the order of the truth. `ap`: (classes, T)."""
     truth, label = matches.truth, matches.found.label
-    recall = _recalled(matches).mean(axis=0)
+    recall = recalled.mean(axis=0)
     rows = []
     for c, name in enumerate(truth.classes):
         best = category[(label == c) & (matches.rank < matches.instances[c])]
