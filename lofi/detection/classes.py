@@ -181,10 +181,11 @@ def add_classes(
     """
     if rule not in CLASS_RULES:
         raise ValueError(f"class rule {rule!r} is unknown; choose one of {', '.join(CLASS_RULES)}")
-    best = np.argsort(-np.asarray(class_scores, np.float64), kind="stable")
+    class_scores = np.asarray(class_scores)
+    best = np.argsort(-class_scores.astype(np.float64), kind="stable")
     chosen = [(names[c], float(class_scores[c])) for c in best[:count]]
     if rule == "hacs":
-        first, second = [*(class_scores[c] for c in best[:2]), 0.0][:2]
+        first, second = [*class_scores[best[:2]], 0.0][:2]  # 0: there is only one class
         chosen = [(names[best[0]], float(first / (first + second)) if first else 0.0)]
     chosen = [(name, weight) for name, weight in chosen if weight != 0]
     spans = np.asarray(segments, np.float64).tolist()

@@ -293,12 +293,11 @@ def _categories(matches: Matches, near: Nearest, tiou: float) -> np.ndarray:
 def _profile(matches: Matches, category: np.ndarray, tiou: float) -> FalsePositiveProfile:
     """Shares of the categories among the best detections, and what each costs."""
     multiples = tuple(range(1, 11))
-    shares = []
-    for multiple in multiples:
-        top = matches.rank < multiple * matches.instances[matches.found.label]
-        counts = np.bincount(category[top], minlength=len(CATEGORIES))
-        shares.append(counts / max(counts.sum(), 1))
-    share = {name: tuple(float(s[i]) for s in shares) for i, name in enumerate(CATEGORIES)}
+    instances = matches.instances[matches.found.label]
+    best = [category[matches.rank < multiple * instances] for multiple in multiples]
+    counts = np.stack([np.bincount(mine, minlength=len(CATEGORIES)) for mine in best], axis=1)
+    shares = counts / np.maximum(counts.sum(axis=0), 1)
+    share = dict(zip(CATEGORIES, map(tuple, shares.tolist())))
 
     def map_of(rows: np.ndarray) -> float:
         part = Matches(matches.truth, matches.found.select(rows), np.array([tiou]))
