@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 
 from lofi.config import Config
 from lofi.data.datasets import Datasets
+from lofi.detection.classes import is_class_file
 from lofi.detection.detector import CLASSES, detect_stage, detections_dir, train_classifier
-from lofi.detection.labels import is_class_file
 from lofi.detection.results import read_detections
 from lofi.evaluation import detection_map
 from lofi.files import read_json, write_json

@@ -14,7 +14,6 @@ import pytest
 
 from lofi import config as configs
 from lofi.data import write_video
-from lofi.data.datasets import open_datasets
 from lofi.data.toyworld import TINY, write_world
 from lofi.detection.detector import train_classifier
 from lofi.experiment import localize, train_encoder
@@ -54,7 +53,7 @@ def run(tmp_path_factory):
     config = configs.override(configs.preset("tiny"), changes)
     train_encoder(config, folder, "acp")
     localize(config, folder, "acp")
-    train_classifier(folder, "acp", open_datasets(config.data, 0, folder))
+    train_classifier(config, folder, "acp")
     return folder
 
 

@@ -50,12 +50,20 @@ def test_own_videos_train_from_a_csv_to_a_localizing_head(own, tmp_path):
     assert (tmp_path / "c-lofi" / "head" / "head.safetensors").is_file()
 
 
-def test_missing_videos_are_counted_and_left_out(own, tmp_path):
+def test_videos_without_a_file_stay_in_the_data_and_are_left_out_where_files_are_read(
+    own, tmp_path, caplog
+):
     entry = {"subset": "training", "duration": 8.0, "annotations": [
         {"segment": [1.0, 2.0], "label": "jump"}]}  # fmt: skip
     write_json(tmp_path / "a.json", {"database": {"gone": entry}, "taxonomy": [], "version": "x"})
     data = open_datasets(replace(own, annotations=str(tmp_path / "a.json"), source=""), 0, tmp_path)
-    assert data.missing == ("gone",) and data.train == ()
+    (gone,) = data.train  # features and evaluation need no file
+    assert data.missing == (gone.id,) == ("gone",) and gone.path is None
+    with pytest.raises(ValueError, match="none of 1 videos of .* has a file; set data.videos"):
+        data.with_files(data.train)
+    here = open_datasets(own, 0, tmp_path).train
+    assert data.with_files([*here, gone]) == list(here)
+    assert f"1 of {len(here) + 1} videos have no file (first: gone)" in caplog.text
 
 
 def test_a_subset_that_does_not_exist_lists_the_ones_that_do(own, tmp_path):

@@ -12,9 +12,8 @@ from lofi import commands
 from lofi.data.annotations import Segment, Video
 from lofi.detection import Detection, write_detections
 from lofi.evaluation import Diagnosis, detection_map, diagnose, proposal_recall
-from lofi.evaluation.diagnose import grid_recall, grid_segments
-from lofi.evaluation.errors import BUCKETS, CATEGORIES
-from lofi.evaluation.tables import truth_table
+from lofi.evaluation.columns import truth_table
+from lofi.evaluation.diagnose import BUCKETS, CATEGORIES, grid_recall, grid_segments
 from lofi.figures import diagnosis_figure
 
 

@@ -1,4 +1,4 @@
-"""Soft suppression: released results to the bit, the published toy, and the plain loops."""
+"""Soft suppression: released results, the published toy, and the plain loops to the bit."""
 
 import json
 
@@ -40,28 +40,45 @@ def test_published_toy_of_bmn():
     np.testing.assert_allclose(rows(soft_nms_bmn(TOY, TOY_SCORES)), expected, atol=1e-12)
 
 
-def test_released_suppression_of_forty_videos_to_the_bit(golden):
+def assert_released(ours: np.ndarray, stored: np.ndarray, name: str = "") -> None:
+    """(score, start, end) rows: the same segments to the bit in the same order; scores but for exp.
+
+    The stored numbers were computed on a processor with AVX-512, for which numpy has an exp of its
+    own; elsewhere it takes the C library's, which differs in the last bit of some factors. A score
+    is a product of up to a hundred of them.
+    """
+    np.testing.assert_array_equal(ours[:, 1:], stored[:, 1:], name)
+    np.testing.assert_allclose(ours[:, 0], stored[:, 0], rtol=2e-14, err_msg=name)
+
+
+def test_released_suppression_of_forty_videos(golden):
     stored = np.load(golden("postproc.npz"))
     given, expected = stored["anet_in"], stored["anet_softnms_0.8"]
     for video in range(1, 40):  # video 0 has one row, which skips suppression
         mine = given[given[:, 0] == video]
-        found = soft_nms(mine[:, 1:3], mine[:, 3] * mine[:, 4], sigma=0.8)
-        np.testing.assert_array_equal(rows(found), expected[expected[:, 0] == video][:, 1:])
+        segments, scores = mine[:, 1:3], mine[:, 3] * mine[:, 4]
+        ours = rows(soft_nms(segments, scores, sigma=0.8))
+        with np.errstate(invalid="ignore"):
+            plain = plain_soft_nms(segments, scores, 0.8)
+        np.testing.assert_array_equal(ours, plain)
+        assert_released(ours, expected[expected[:, 0] == video][:, 1:])
 
 
-def test_released_bmn_suppression_to_the_bit(golden):
+def test_released_bmn_suppression(golden):
     stored = np.load(golden("postproc.npz"))
     info = json.loads(golden("postproc.json").read_text())
     videos = {v["name"]: v for v in info["anet_videos"]}
     for i, name in enumerate(info["bmn_videos"]):
         mine = stored["bmn_in"][stored["bmn_in"][:, 0] == i]
         segments, scores = soft_nms_bmn(mine[:, 1:3], mine[:, 7])
+        with np.errstate(invalid="ignore"):
+            plain = plain_soft_nms_bmn(mine[:, 1:3], mine[:, 7])
+        np.testing.assert_array_equal(rows((segments, scores)), plain, name)
         frames = videos[name]["duration_frame"]
         seconds = float(frames // 16 * 16) / frames * videos[name]["duration_second"]
         start, end = np.maximum(segments[:, 0], 0), np.minimum(segments[:, 1], 1)
         ours = np.column_stack([scores, start * seconds, end * seconds])
-        expected = stored["bmn_out"][stored["bmn_out"][:, 0] == i][:, 2:]
-        np.testing.assert_array_equal(ours, expected, name)
+        assert_released(ours, stored["bmn_out"][stored["bmn_out"][:, 0] == i][:, 2:], name)
 
 
 def hostile(seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -115,7 +132,7 @@ def test_grid_with_room_for_three_rows_forgets_and_stays_right():
     small, large = GridSoftNMS(20, 20, max_bytes=3 * 8 * 210), GridSoftNMS(20, 20)
     for _ in range(2):
         np.testing.assert_array_equal(small(cells, scores)[1], large(cells, scores)[1])
-    assert len(small._rows) == 3
+    assert small._factors.cache_info().currsize == 3
 
 
 def test_the_last_candidate_is_lost_and_a_single_one_survives():

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from lofi import config as configs
+from lofi.data.features import read_features
 from lofi.data.toyworld import TINY, write_world
 from lofi.files import sha256
 from lofi.training.head import extract_features, train_head
@@ -110,11 +111,8 @@ def test_kill_9_in_feature_extraction_leaves_whole_files_only(config, whole, tmp
 
 
 def same_tensors(a: Path, b: Path) -> bool:
-    from lofi.data import read_features
-
-    return torch.equal(read_features(a)[0], read_features(b)[0]) and (
-        read_features(a)[1] == read_features(b)[1]
-    )
+    (first, header), (second, other) = read_features(a), read_features(b)
+    return torch.equal(first, second) and header == other
 
 
 def test_stage_two_changes_the_encoder_but_not_its_batch_norm_buffers(config, whole):

@@ -1,11 +1,13 @@
 """Commands that score detections and proposals."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from tyro.conf import Positional
 
 from lofi.files import atomic_path, write_json
+
+Protocol = Literal["activitynet", "thumos14"]
 
 
 def evaluate(
@@ -13,7 +15,7 @@ def evaluate(
     detections: Positional[Path],
     /,
     subset: str = "",
-    protocol: Literal["activitynet", "thumos14"] = "activitynet",
+    protocol: Protocol = "activitynet",
     available: str = "",
     json: Path | None = None,
 ) -> None:
@@ -26,12 +28,8 @@ def evaluate(
     """
     from lofi.evaluation import detection_map
 
-    result = detection_map(
-        ground_truth, detections, None, subset or None, protocol, available=available or None
-    )
-    if json:
-        write_json(json, result.to_json())
-    print(result)
+    choices = {"subset": subset or None, "protocol": protocol, "available": available or None}
+    _report(detection_map(ground_truth, detections, **choices), json)
 
 
 def diagnose(
@@ -39,7 +37,7 @@ def diagnose(
     detections: Positional[Path],
     /,
     subset: str = "",
-    protocol: Literal["activitynet", "thumos14"] = "activitynet",
+    protocol: Protocol = "activitynet",
     tiou: float = 0.5,
     unsuppressed: Path | None = None,
     json: Path | None = None,
@@ -55,22 +53,14 @@ def diagnose(
     """
     from lofi.evaluation import diagnose as explain
 
-    report = explain(
-        ground_truth,
-        detections,
-        subset=subset or None,
-        protocol=protocol,
-        profile_tiou=tiou,
-        unsuppressed=unsuppressed,
-    )
-    if json:
-        write_json(json, report.to_json())
+    choices = {"subset": subset or None, "protocol": protocol, "profile_tiou": tiou}
+    report = explain(ground_truth, detections, **choices, unsuppressed=unsuppressed)
     if figure:
         from lofi.figures import diagnosis_figure
 
         with atomic_path(figure) as picture:
             diagnosis_figure(report).savefig(picture, dpi=110)
-    print(report)
+    _report(report, json)
 
 
 def recall(
@@ -88,7 +78,11 @@ def recall(
     """
     from lofi.evaluation import proposal_recall
 
-    result = proposal_recall(ground_truth, proposals, subset=subset, available=available or None)
+    choices = {"subset": subset, "available": available or None}
+    _report(proposal_recall(ground_truth, proposals, **choices), json)
+
+
+def _report(result: Any, json: Path | None) -> None:
     if json:
         write_json(json, result.to_json())
     print(result)

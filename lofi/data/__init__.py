@@ -26,32 +26,3 @@ from lofi.data.snippets import (
     snippet_to_seconds,
 )
 from lofi.data.video import VideoError, VideoInfo, decode_frames, probe
-
-__all__ = [
-    "Augmentation",
-    "ClipReader",
-    "ClipRequest",
-    "FeatureHeader",
-    "FeatureStore",
-    "Grid",
-    "Segment",
-    "TrimmedClip",
-    "TrimmedRequest",
-    "Video",
-    "VideoError",
-    "VideoInfo",
-    "check_dataset",
-    "decode_frames",
-    "frame_indices",
-    "probe",
-    "read_annotations",
-    "read_clip",
-    "read_clip_list",
-    "read_features",
-    "read_trimmed_clip",
-    "resize_features",
-    "seconds_to_snippet",
-    "snippet_centres",
-    "snippet_to_seconds",
-    "write_video",
-]

@@ -1,6 +1,7 @@
 """Proposals -> soft-NMS -> labelled detections, and the files they are kept in."""
 
-from lofi.detection.labels import (
+from lofi.config import PostProcessing
+from lofi.detection.classes import (
     VideoClasses,
     VideoClassifier,
     add_classes,
@@ -20,26 +21,3 @@ from lofi.detection.results import (
     write_detections,
     write_srt,
 )
-
-__all__ = [
-    "Detection",
-    "GridSoftNMS",
-    "VideoClasses",
-    "VideoClassifier",
-    "add_classes",
-    "detections",
-    "join_windows",
-    "main_labels",
-    "read_detections",
-    "read_hacs_top2",
-    "read_untrimmednet",
-    "read_video_classes",
-    "soft_nms",
-    "suppress",
-    "soft_nms_bmn",
-    "train_video_classifier",
-    "true_classes",
-    "write_csv",
-    "write_detections",
-    "write_srt",
-]

@@ -12,7 +12,7 @@ from lofi import config as configs
 from lofi.config import Config
 from lofi.data.datasets import Datasets
 from lofi.data.features import Features, head_inputs
-from lofi.detection.labels import (
+from lofi.detection.classes import (
     VideoClasses,
     VideoClassifier,
     is_class_file,
@@ -191,7 +191,7 @@ def train_classifier(config: Config, run_dir: str | Path, method: str = "") -> d
     if is_first():
         classifier.save(path)
     barrier()
-    return {"classifier": str(path), **classifier.record}
+    return {"classifier": str(path), "classes": list(classifier.names)}
 
 
 def video_classes(

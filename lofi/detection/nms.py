@@ -13,6 +13,7 @@ Shared quirks of both originals, kept because they change numbers:
 """
 
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -33,15 +34,13 @@ def soft_nms(segments: Any, scores: Any, sigma: float = 0.84, top_k: int = 100) 
     Raises:
         ValueError: shapes that do not fit, scores that are not finite, sigma <= 0.
     """
-    spans, start_scores = _checked(segments, scores)
-    if not sigma > 0:
-        raise ValueError(f"sigma is {sigma}; expected a positive number (0.84 in the LoFi paper)")
-    if len(start_scores) <= 1:
-        return _like(segments, scores, spans, start_scores)
+    spans, values = _checked(segments, scores)
     by_start = np.argsort(spans[:, 0])
     decay = _Decay(spans[by_start], sigma)
-    rows, kept = _greedy(start_scores[by_start], by_start, len(spans), decay, top_k)
-    return _like(segments, scores, spans[by_start[rows]], kept)
+    if len(values) > 1:
+        rows, values = _greedy(values[by_start], by_start, len(values), decay, top_k)
+        spans = spans[by_start[rows]]
+    return _like(segments, spans), _like(scores, values)
 
 
 def _greedy(
@@ -90,6 +89,10 @@ class _Decay:
     """
 
     def __init__(self, spans: np.ndarray, sigma: float) -> None:
+        if not sigma > 0:
+            raise ValueError(
+                f"sigma is {sigma}; expected a positive number (0.84 in the LoFi paper)"
+            )
         self.start, self.end = spans.T.copy()
         self.sigma = sigma
         self.proper = bool((self.end > self.start).all())
@@ -127,16 +130,14 @@ class GridSoftNMS:
     def __init__(
         self, snippets: int, durations: int, sigma: float = 0.84, max_bytes: int = 2**28
     ) -> None:
-        if not sigma > 0:
-            raise ValueError(f"sigma is {sigma}; expected a positive number")
         self.snippets, self.sigma = snippets, sigma
         s, d = np.nonzero(np.add.outer(np.arange(snippets), np.arange(durations)) < snippets)
         self._row_of = np.full((snippets + 1, snippets + 1), -1, np.int64)
         self._row_of[s, s + d + 1] = np.arange(len(s))
-        self._decay = _Decay(np.stack([s, s + d + 1], axis=1) / snippets, sigma)
         self._size = len(s)
-        self._rows: dict[int, np.ndarray] = {}
-        self._max_rows = max(1, max_bytes // (8 * len(s)))
+        decay = _Decay(np.stack([s, s + d + 1], axis=1) / snippets, sigma)
+        remember = lru_cache(maxsize=max(1, max_bytes // (8 * len(s))))
+        self._factors = remember(lambda row: decay(row).copy())
 
     def __call__(
         self, cells: np.ndarray, scores: np.ndarray, top_k: int = 100
@@ -168,40 +169,23 @@ class GridSoftNMS:
         picks, kept = _greedy(on_grid, index, len(rows), self._factors, top_k)
         return index[picks], kept
 
-    def _factors(self, row: int) -> np.ndarray:
-        factors = self._rows.get(row)
-        if factors is None:
-            if len(self._rows) >= self._max_rows:
-                self._rows.pop(next(iter(self._rows)))  # the oldest
-            factors = self._rows[row] = self._decay(row).copy()
-        return factors
-
 
 def soft_nms_bmn(
-    segments: Any,
-    scores: Any,
-    alpha: float = 0.4,
-    low: float = 0.5,
-    high: float = 0.9,
-    top_k: int = 100,
+    segments: Any, scores: Any, alpha: float = 0.4, top_k: int = 100
 ) -> tuple[Any, Any]:
     """BMN's suppression: decays only above a tIoU that grows with the picked segment's length.
 
-    The factor is exp(-tIoU^2 / alpha) where tIoU > low + (high - low) * length, so segments must
-    be fractions of the video. One more than `top_k` is picked, zero scores included, then cut.
-
-    Args:
-        segments: (N, 2) start and end in [0, 1].
-        scores: (N,) finite.
-    Returns:
-        As `soft_nms`.
+    The factor is exp(-tIoU^2 / alpha) where tIoU > 0.5 + 0.4 * length, so segments must be
+    fractions of the video. One more than `top_k` is picked, zero scores included, then cut.
+    Arguments and results as in `soft_nms`.
     """
-    spans, start_scores = _checked(segments, scores)
-    if len(start_scores) <= 1:
-        return _like(segments, scores, spans, start_scores)
-    order = np.argsort(-start_scores, kind="stable")
+    low, high = 0.5, 0.9  # thresholds of a segment of length 0 and of the whole video
+    spans, values = _checked(segments, scores)
+    if len(values) <= 1:
+        return _like(segments, spans), _like(scores, values)
+    order = np.argsort(-values, kind="stable")
     start, end = spans[order].T.copy()
-    live = start_scores[order]
+    live = values[order]
     length = end - start
     picks, kept = [], []
     for _ in range(min(top_k + 1, len(live) - 1)):
@@ -217,7 +201,8 @@ def soft_nms_bmn(
         live[hit] *= np.exp(-np.square(tiou[hit]) / alpha)
     kept = np.array(kept)
     best_first = np.argsort(-kept, kind="stable")[:top_k]
-    return _like(segments, scores, spans[order[np.array(picks)[best_first]]], kept[best_first])
+    spans = spans[order[np.array(picks)[best_first]]]
+    return _like(segments, spans), _like(scores, kept[best_first])
 
 
 def _checked(segments: Any, scores: Any) -> tuple[np.ndarray, np.ndarray]:
@@ -235,15 +220,9 @@ def _checked(segments: Any, scores: Any) -> tuple[np.ndarray, np.ndarray]:
     return spans.reshape(-1, 2), values
 
 
-def _like(segments: Any, scores: Any, spans: np.ndarray, values: np.ndarray) -> tuple[Any, Any]:
-    """Give results the container and floating dtype of the inputs."""
-    results = []
-    for source, result in ((segments, spans), (scores, values)):
-        if hasattr(source, "detach"):
-            dtype = source.dtype if source.dtype.is_floating_point else None
-            results.append(source.new_tensor(result, dtype=dtype))
-        elif isinstance(source, np.ndarray) and source.dtype.kind == "f":
-            results.append(result.astype(source.dtype))
-        else:
-            results.append(result.copy())
-    return results[0], results[1]
+def _like(source: Any, result: np.ndarray) -> Any:
+    """Give a result the container and floating dtype of its input."""
+    if hasattr(source, "detach"):
+        return source.new_tensor(result, dtype=source.dtype if source.is_floating_point() else None)
+    floating = isinstance(source, np.ndarray) and source.dtype.kind == "f"
+    return result.astype(source.dtype if floating else result.dtype)

@@ -9,7 +9,7 @@ from functools import lru_cache
 import numpy as np
 
 from lofi.config import PostProcessing
-from lofi.detection.labels import add_classes
+from lofi.detection.classes import add_classes
 from lofi.detection.nms import GridSoftNMS, soft_nms, soft_nms_bmn
 from lofi.detection.results import Detection
 from lofi.heads.base import Proposals

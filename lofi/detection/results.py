@@ -81,22 +81,18 @@ def read_detections(path: str | Path) -> dict[str, list[Detection]]:
             f'{path}: no "results"; expected {{"version", "results": {{id: [{{"label", "score", '
             '"segment"}]}, "external_data"}'
         )
-    return {video: _detections(entries, video, path) for video, entries in results.items()}
-
-
-def _detections(entries: Any, video: str, path: str | Path) -> list[Detection]:
-    found = []
-    try:
-        for entry in entries:
-            start, end = entry["segment"]
-            found.append(
-                Detection(float(start), float(end), entry.get("label", ""), float(entry["score"]))
-            )
-    except (AttributeError, KeyError, TypeError, ValueError):
-        raise ValueError(
-            f"{path}: video {video}, entry {len(found)} is malformed; expected "
-            '{"label": name, "score": number, "segment": [start_s, end_s]}'
-        ) from None
+    found: dict[str, list[Detection]] = {}
+    for video, entries in results.items():
+        found[video] = mine = []
+        try:
+            for e in entries:
+                start, end = map(float, e["segment"])
+                mine.append(Detection(start, end, e.get("label", ""), float(e["score"])))
+        except (AttributeError, KeyError, TypeError, ValueError):
+            raise ValueError(
+                f"{path}: video {video}, entry {len(mine)} is malformed; expected "
+                '{"label": name, "score": number, "segment": [start_s, end_s]}'
+            ) from None
     return found
 
 
@@ -118,8 +114,7 @@ def _read_csv(path: Path) -> dict[str, list[Detection]]:
     found: dict[str, list[Detection]] = {}
     with open(path, newline="", encoding="utf-8-sig") as file:
         rows = csv.reader(file)
-        header = next(rows, [])
-        if header != CSV_HEADER:
+        if (header := next(rows, [])) != CSV_HEADER:
             raise ValueError(
                 f"{path}: header is {','.join(header)!r}; expected {','.join(CSV_HEADER)!r}"
             )

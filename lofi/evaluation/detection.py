@@ -17,6 +17,7 @@ mAP the mean over the classes of the subset.  Quirks kept, because they move num
 Which videos count moves numbers too: by default all annotated videos of the subset
 ("official-4926"), so that a missing one costs recall; `available` adds the figures of those that
 could be had ("available-4728").  Numbers of different lists cannot be compared.
+`protocol_choices` shows why the same detections score 30 or 34.
 
 THUMOS14 is evaluated by the same code, as in G-TAD: subset "test", tIoU 0.3 to 0.7, times as
 strings or numbers.  "Ambiguous" is no class and its segments are not there: a detection on one is
@@ -25,15 +26,15 @@ Diving by design and count twice.  G-TAD's file leaves out three test videos (21
 instances); its rounding of times to 0.1 s is the `thumos` rule of `lofi.detection.add_classes`.
 """
 
-from collections.abc import Iterable, Mapping
+import hashlib
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 
-from lofi.evaluation.available import available_ids, restrict
-from lofi.evaluation.matching import align, average_precision, best_first, match, ranks
-from lofi.evaluation.tables import Predictions, Truth, prediction_table, truth_table
+from lofi.evaluation.columns import Predictions, Truth, prediction_table, restrict, truth_table
+from lofi.evaluation.matching import Matches
 
 
 class Protocol(NamedTuple):
@@ -48,40 +49,48 @@ PROTOCOLS = {
     "activitynet": Protocol("validation", tuple(np.linspace(0.5, 0.95, 10).tolist()), frozenset()),
     "thumos14": Protocol("test", (0.3, 0.4, 0.5, 0.6, 0.7), frozenset(["Ambiguous"])),
 }
-
-
 SORTS = {"file": "stable", "numpy": None}  # tie_order -> kind of numpy's argsort
 
 
-@dataclass(frozen=True)
-class DetectionResult:
-    """mAP with everything needed to compare it. All values are fractions."""
+def rules_of(protocol: str, tious: Any, tie_order: str = "file") -> tuple[Protocol, np.ndarray]:
+    """A protocol by name, and the thresholds to use (its own when `tious` is None)."""
+    if protocol not in PROTOCOLS:
+        raise ValueError(f"protocol {protocol!r} is unknown; choose one of {', '.join(PROTOCOLS)}")
+    if tie_order not in SORTS:
+        raise ValueError(f"tie_order is {tie_order!r}; choose {' or '.join(SORTS)}")
+    rules = PROTOCOLS[protocol]
+    thresholds = np.array(rules.tious if tious is None else tious, np.float64).reshape(-1)
+    if not len(thresholds) or not ((thresholds > 0) & (thresholds <= 1)).all():
+        raise ValueError(f"tious are {thresholds.tolist()}; expected numbers in (0, 1]")
+    return rules, thresholds
 
-    protocol: str
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """Where the numbers of an evaluation come from; everything needed to compare them."""
+
+    protocol: str = "activitynet"
     subset: str
     tious: tuple[float, ...]
-    map: tuple[float, ...]  # per tIoU
-    average_map: float
-    classes: tuple[str, ...]
-    ap: tuple[tuple[float, ...], ...]  # [class][tIoU]
-    class_instances: tuple[int, ...]
     videos: int  # annotated videos of the subset
     instances: int
-    predictions: int
-    videos_without_predictions: int
-    predictions_outside_subset: int
-    zero_length_instances: int
     video_list: str  # "official-4926" = all annotated videos, "available-4728" = those at hand
-    video_list_hash: str
+    video_list_hash: str  # first 12 hex digits of SHA-256 over the sorted ids
     tie_order: str
-    post_processing: Any = field(default=None, hash=False)  # as the detection file says
+    post_processing: Any = field(default=None, hash=False)  # as the prediction file says
     source: Mapping[str, Any] = field(default_factory=dict, hash=False)  # method, encoder, seed
-    available: "DetectionResult | None" = None  # the same detections on the available videos
+    available: Self | None = None  # the same predictions on the available videos
 
     @property
     def protocol_string(self) -> str:
-        """Protocol, subset, video list with its hash, and the choices that move numbers."""
-        return protocol_string(self)
+        """One line that two numbers must share to be comparable."""
+        first, last = self.tious[0], self.tious[-1]
+        tious = f"{first:g}:{last:g} ({len(self.tious)})" if len(self.tious) > 1 else f"{first:g}"
+        order = {"file": "later in the file first", "numpy": "as numpy sorts"}[self.tie_order]
+        return (
+            f"{self.protocol}/{self.subset} {self.video_list} [{self.video_list_hash}], "
+            f"tIoU {tious}, duplicates kept, ties {order}"
+        )
 
     def to_json(self) -> dict[str, Any]:
         """JSON-able dict, one key per field, and the protocol in words."""
@@ -90,55 +99,68 @@ class DetectionResult:
         record["available"] = self.available and self.available.to_json()
         return record
 
-    def at(self, tiou: float) -> float:
-        """mAP at one of the thresholds, e.g. 0.75."""
-        return self.map[threshold_index(self.tious, tiou)]
-
-    def __str__(self) -> str:
-        columns = self.tious if self.protocol == "thumos14" else (0.5, 0.75, 0.95)
-        shown = [t for t in columns if min(abs(t - x) for x in self.tious) < 1e-6]
-        values = " ".join(f"{100 * self.at(t):.2f}@{t:g}" for t in shown)
-        lines = [
-            f"mAP {values}, average {100 * self.average_map:.2f} % over {len(self.tious)} tIoUs "
-            f"({self.protocol}, {self.subset}, {self.video_list} [{self.video_list_hash}]: "
-            f"{self.videos} videos, {self.instances} instances, {len(self.classes)} classes; "
-            f"{self.predictions} detections, none in {self.videos_without_predictions} videos)"
-        ]
-        lines += origin_lines(self)
-        if self.predictions and self.predictions_outside_subset == self.predictions:
-            lines.append("  every detection is of a video outside the subset; compare the ids")
+    def text(self, line: str, *notes: str) -> str:
+        """For printing: the numbers in one line, where the file says it is from, the notes."""
+        lines = [line]
+        for name, record in (("post-processing", self.post_processing), ("from", self.source)):
+            if record:
+                pairs = record.items() if isinstance(record, Mapping) else [("", record)]
+                lines.append(f"  {name}: " + ", ".join(f"{k} {v}".strip() for k, v in pairs))
+        lines += notes
         if self.available:  # of the same file: its origin is said once
             lines.append(str(replace(self.available, post_processing=None, source={})))
         return "\n".join(lines)
 
 
-def protocol_string(result: Any) -> str:
-    """One line that two numbers must share to be comparable; takes either kind of result."""
-    tious = result.tious
-    listed = f"{tious[0]:g}:{tious[-1]:g} ({len(tious)})" if len(tious) > 1 else f"{tious[0]:g}"
-    order = {"file": "later in the file first", "numpy": "as numpy sorts"}[result.tie_order]
-    return (
-        f"{result.protocol}/{result.subset} {result.video_list} [{result.video_list_hash}], "
-        f"tIoU {listed}, duplicates kept, ties {order}"
-    )
+def provenance(truth: Truth, found: Predictions, list_name: str) -> dict[str, Any]:
+    """The fields of a `Result` that the tables determine."""
+    ids = "\n".join(sorted(truth.videos)).encode()
+    return {
+        "subset": truth.subset,
+        "videos": len(truth.videos),
+        "instances": len(truth.segments),
+        "video_list": f"{list_name}-{len(truth.videos)}",
+        "video_list_hash": hashlib.sha256(ids).hexdigest()[:12],
+        "post_processing": found.post_processing,
+        "source": found.source,
+    }
 
 
-def origin_lines(result: Any) -> list[str]:
-    """What a prediction file says about itself, for printing."""
-    lines = []
-    for name, record in (("post-processing", result.post_processing), ("from", result.source)):
-        if record:
-            pairs = record.items() if isinstance(record, Mapping) else [("", record)]
-            lines.append(f"  {name}: " + ", ".join(f"{k} {v}".strip() for k, v in pairs))
-    return lines
+@dataclass(frozen=True, kw_only=True)
+class DetectionResult(Result):
+    """mAP. All values are fractions."""
 
+    map: tuple[float, ...]  # per tIoU
+    average_map: float
+    classes: tuple[str, ...]
+    ap: tuple[tuple[float, ...], ...]  # [class][tIoU]
+    class_instances: tuple[int, ...]
+    predictions: int
+    videos_without_predictions: int
+    predictions_outside_subset: int
+    zero_length_instances: int
 
-def threshold_index(tious: Iterable[float], tiou: float) -> int:
-    """Place of a threshold in a list; ValueError when it is not there."""
-    for i, threshold in enumerate(tious):
-        if abs(threshold - tiou) < 1e-6:
-            return i
-    raise ValueError(f"tIoU {tiou} was not evaluated; thresholds are {tuple(tious)}")
+    def at(self, tiou: float) -> float:
+        """mAP at one of the thresholds, e.g. 0.75."""
+        for threshold, value in zip(self.tious, self.map):
+            if abs(threshold - tiou) < 1e-6:
+                return value
+        raise ValueError(f"tIoU {tiou} was not evaluated; thresholds are {self.tious}")
+
+    def __str__(self) -> str:
+        columns = self.tious if self.protocol == "thumos14" else (0.5, 0.75, 0.95)
+        shown = [t for t in columns if min(abs(t - x) for x in self.tious) < 1e-6]
+        values = " ".join(f"{100 * self.at(t):.2f}@{t:g}" for t in shown)
+        notes = []
+        if self.predictions and self.predictions_outside_subset == self.predictions:
+            notes = ["  every detection is of a video outside the subset; compare the ids"]
+        return self.text(
+            f"mAP {values}, average {100 * self.average_map:.2f} % over {len(self.tious)} tIoUs "
+            f"({self.protocol}, {self.subset}, {self.video_list} [{self.video_list_hash}]: "
+            f"{self.videos} videos, {self.instances} instances, {len(self.classes)} classes; "
+            f"{self.predictions} detections, none in {self.videos_without_predictions} videos)",
+            *notes,
+        )
 
 
 def detection_map(
@@ -161,39 +183,20 @@ def detection_map(
         tie_order: `file` (reproducible) or `numpy` (the toolkit's unstable sort).
         available: also evaluate the videos that could be had, in the result's `available`:
             "auto" = those with an entry in the detection file, a path to a list, or ids
-            (`tables.available_ids`). The main numbers stay those of all annotated videos.
+            (`columns.restrict`). The main numbers stay those of all annotated videos.
     Raises:
         ValueError: unknown protocol, empty subset, malformed input, a label that the subset does
             not have (names it and its video).
     """
-    rules, thresholds = rules_of(protocol, tious)
-    checked_tie_order(tie_order)
+    rules, thresholds = rules_of(protocol, tious, tie_order)
     truth = truth_table(ground_truth, subset or rules.subset, rules.ignore)
     found = prediction_table(detections, with_labels=True)
     result = evaluate_tables(truth, found, thresholds, protocol, tie_order)
     if available is None:
         return result
-    fewer = restrict(truth, found, available_ids(available, found))
+    fewer = restrict(truth, found, available)
     part = evaluate_tables(*fewer, thresholds, protocol, tie_order, "available")
     return replace(result, available=part)
-
-
-def rules_of(protocol: str, tious: Any) -> tuple[Protocol, np.ndarray]:
-    """A protocol by name, and the thresholds to use (its own when `tious` is None)."""
-    if protocol not in PROTOCOLS:
-        raise ValueError(f"protocol {protocol!r} is unknown; choose one of {', '.join(PROTOCOLS)}")
-    rules = PROTOCOLS[protocol]
-    thresholds = np.array(rules.tious if tious is None else tious, np.float64).reshape(-1)
-    if not len(thresholds) or not ((thresholds > 0) & (thresholds <= 1)).all():
-        raise ValueError(f"tious are {thresholds.tolist()}; expected numbers in (0, 1]")
-    return rules, thresholds
-
-
-def checked_tie_order(tie_order: str) -> str:
-    """`tie_order` when it is one of `SORTS`, else ValueError."""
-    if tie_order not in SORTS:
-        raise ValueError(f"tie_order is {tie_order!r}; choose {' or '.join(SORTS)}")
-    return tie_order
 
 
 def evaluate_tables(
@@ -205,29 +208,24 @@ def evaluate_tables(
     list_name: str = "official",
 ) -> DetectionResult:
     """`detection_map` of tables that are there already."""
-    ap, outside = average_precision(truth, found, tious, SORTS[tie_order])
+    matches = Matches(truth, found, tious, SORTS[tie_order])
+    ap = matches.average_precision()
     maps = ap.mean(axis=1)
     covered = {found.videos[v] for v in np.flatnonzero(np.bincount(found.video)).tolist()}
     return DetectionResult(
         protocol=protocol,
-        subset=truth.subset,
         tious=tuple(tious.tolist()),
+        tie_order=tie_order,
         map=tuple(maps.tolist()),
         average_map=float(maps.mean()),
         classes=truth.classes,
         ap=tuple(map(tuple, ap.T.tolist())),
-        class_instances=tuple(np.bincount(truth.label, minlength=len(truth.classes)).tolist()),
-        videos=len(truth.videos),
-        instances=len(truth.segments),
+        class_instances=tuple(matches.instances.tolist()),
         predictions=len(found.scores),
         videos_without_predictions=len(set(truth.videos) - covered),
-        predictions_outside_subset=outside,
+        predictions_outside_subset=int(np.count_nonzero(matches.video < 0)),
         zero_length_instances=int((truth.segments[:, 0] == truth.segments[:, 1]).sum()),
-        video_list=f"{list_name}-{len(truth.videos)}",
-        video_list_hash=truth.video_list_hash,
-        tie_order=tie_order,
-        post_processing=found.post_processing,
-        source=found.source,
+        **provenance(truth, found, list_name),
     )
 
 
@@ -237,24 +235,105 @@ def precision_recall_curve(
     label: str,
     tiou: float = 0.5,
     subset: str | None = None,
-    protocol: str = "activitynet",
 ) -> tuple[np.ndarray, np.ndarray]:
     """(recall, precision), (n,) each, after every detection of one class, best score first.
 
     The area under the envelope of these points is the class's AP at this tIoU. Inputs as in
     `detection_map`; ValueError when the subset does not have the class.
     """
-    rules, thresholds = rules_of(protocol, [tiou])
-    truth = truth_table(ground_truth, subset or rules.subset, rules.ignore)
+    rules, thresholds = rules_of("activitynet", [tiou])
+    truth = truth_table(ground_truth, subset or rules.subset)
     if label not in truth.classes:
         raise ValueError(f"class {label!r} is not in subset {truth.subset!r}: {truth.classes}")
-    found = prediction_table(detections, with_labels=True)
-    video, labels = align(truth, found)
-    order, sizes = best_first(labels, found.scores, len(truth.classes), "stable")
-    rank = ranks(order, sizes)
-    _, rows, _ = match(truth, found, video, labels, order, thresholds)
+    matches = Matches(truth, prediction_table(detections, with_labels=True), thresholds)
     mine = truth.classes.index(label)
-    hits = np.zeros(np.count_nonzero(labels == mine))
-    hits[rank[rows[labels[rows] == mine]]] = 1
+    hits = np.zeros(matches.sizes[mine])
+    hits[matches.rank[matches.row[matches.found.label[matches.row] == mine]]] = 1
     hits = np.cumsum(hits)
-    return hits / np.count_nonzero(truth.label == mine), hits / np.arange(1, len(hits) + 1)
+    return hits / matches.instances[mine], hits / np.arange(1, len(hits) + 1)
+
+
+# ---- one change of protocol a row ----
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What one set of detections scores when one thing about the evaluation is changed."""
+
+    name: str
+    meaning: str
+    result: DetectionResult
+    change: float  # of average mAP against the first row
+
+
+def protocol_choices(
+    ground_truth: Any,
+    detections: Mapping[str, Any],
+    subset: str | None = None,
+    protocol: str = "activitynet",
+) -> tuple[Choice, ...]:
+    """Score the same segments under the choices that publications differ in.
+
+    The first source of classes, as it is, is the first row and what the others are compared with.
+
+    Args:
+        ground_truth, subset, protocol: as in `detection_map`.
+        detections: source of classes ("shared", "own", "oracle") -> its detections, in any form
+            that `detection_map` takes.
+    Raises:
+        ValueError: no source, or what `detection_map` raises.
+    """
+    if not detections:
+        raise ValueError("there are no detections; give at least one source, name -> detections")
+    rules, tious = rules_of(protocol, None)
+    truth = truth_table(ground_truth, subset or rules.subset, rules.ignore)
+    tables = {name: prediction_table(x, with_labels=True) for name, x in detections.items()}
+    source, found = next(iter(tables.items()))
+    # Fusion with video classes repeats every segment: keep the best copy, the first of equals.
+    order = np.lexsort((-found.scores, found.segments[:, 1], found.segments[:, 0], found.video))
+    keys = np.column_stack([found.video, found.segments])[order]
+    best = np.ones(len(order), bool)
+    best[1:] = (keys[1:] != keys[:-1]).any(axis=1)
+    rounded = found._replace(scores=np.round(found.scores, 4))
+    clean = _cleaned(truth)
+    repaired = found.without(set(truth.classes) - set(clean.classes))
+    changes = [
+        ("one class", "of every segment only the best class", truth,
+         found.select(np.sort(order[best]))),
+        ("scores to 4 decimals", "ties: the later in the file first", truth, rounded),
+        ("scores to 4 decimals, reversed", "ties: the earlier in the file first", truth,
+         rounded.select(np.arange(len(found.scores))[::-1])),
+        ("times to 0.1 s", "as G-TAD on THUMOS14", truth,
+         found._replace(segments=np.round(found.segments, 1))),
+        ("clean truth", "without duplicate and zero-length instances", clean, repaired),
+        ("available videos", "the others are left out", *restrict(truth, found, "auto")),
+    ]  # fmt: skip
+    rows = [(f"{name} classes", "as it is", truth, table) for name, table in tables.items()]
+    rows += [(name, f"{source}: {meaning}", *changed) for name, meaning, *changed in changes]
+    results = [
+        evaluate_tables(
+            *row, tious, protocol, list_name="available" if name == changes[-1][0] else "official"
+        )
+        for name, _, *row in rows
+    ]
+    base = results[0].average_map
+    return tuple(
+        Choice(name, meaning, result, result.average_map - base)
+        for (name, meaning, *_), result in zip(rows, results)
+    )
+
+
+def _cleaned(truth: Truth, tolerance_s: float = 1e-3) -> Truth:
+    """Without zero-length instances and without those that repeat an earlier one of their video
+    and class to within `tolerance_s` (ActionFormer's and OpenTAD's files are like that)."""
+    seen: dict[tuple[int, int], list[list[float]]] = {}
+    keep = np.zeros(len(truth.segments), bool)
+    keys = zip(truth.video.tolist(), truth.label.tolist())
+    for row, (key, (start, end)) in enumerate(zip(keys, truth.segments.tolist())):
+        mine = seen.setdefault(key, [])
+        keep[row] = end > start and not any(
+            abs(start - a) <= tolerance_s and abs(end - b) <= tolerance_s for a, b in mine
+        )
+        if keep[row]:
+            mine.append([start, end])
+    return truth.select(keep)

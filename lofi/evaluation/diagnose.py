@@ -1,7 +1,8 @@
 """Where the points are lost: oracles, kinds of false positives, hard instances, missing videos.
 
 The ladder asks one question per rung: how much would mAP rise if this one thing were perfect?
-False-positive profile and sensitivity: `lofi.evaluation.errors`.
+Categories, their tIoU floor of 0.1, the buckets and normalised AP follow Alwassel et al.,
+"Diagnosing Error in Temporal Action Detectors", ECCV 2018 (sections 4 to 6).
 """
 
 from dataclasses import asdict, dataclass
@@ -9,22 +10,35 @@ from typing import Any
 
 import numpy as np
 
-from lofi.evaluation.available import restrict
+from lofi.evaluation.columns import Predictions, Truth, prediction_table, restrict, truth_table
 from lofi.evaluation.detection import DetectionResult, evaluate_tables, rules_of
-from lofi.evaluation.errors import (
-    FLOOR,
-    Bucket,
-    ClassErrors,
-    FalsePositiveProfile,
-    Matches,
-    best_truth,
-    categories,
-    class_errors,
-    profile,
-    sensitivity,
+from lofi.evaluation.matching import Matches, tiou_of
+
+FLOOR = 0.1  # tIoU below which a detection has nothing to do with an instance
+CATEGORIES = (
+    "true positive",
+    "double detection",
+    "wrong label",
+    "localisation error",
+    "confusion",
+    "background",
 )
-from lofi.evaluation.matching import align, average_precision, pairwise_tiou
-from lofi.evaluation.tables import Predictions, Truth, prediction_table, truth_table
+RUNGS = {  # what is perfect -> what that means
+    "labels": "every detection has the class of the instance it overlaps most",
+    "boundaries": f"detections with tIoU >= {FLOOR} to an instance of their class end where it "
+    "ends",
+    "scores": "detections are ranked by their tIoU to an instance of their class",
+    "suppression": "every instance keeps its best overlapping detection, with the highest score "
+    "of all",
+    "rejection": f"no detection has tIoU < {FLOOR} to all instances of its class",
+    "no suppression": "the detections before suppression",
+    "best suppression": "before suppression, one detection per instance kept: the best",
+}
+BUCKETS = {  # property -> name: upper end, inclusive
+    "coverage": {"XS": 0.2, "S": 0.4, "M": 0.6, "L": 0.8, "XL": np.inf},  # of the video
+    "length": {"XS": 30, "S": 60, "M": 120, "L": 180, "XL": np.inf},  # seconds
+    "instances": {"1": 1, "2-4": 4, "5-8": 8, "> 8": np.inf},  # of the class in the video
+}
 
 
 @dataclass(frozen=True)
@@ -36,6 +50,45 @@ class Rung:
     map: tuple[float, ...]
     average_map: float
     gain: float  # over the detections as they are
+
+
+@dataclass(frozen=True)
+class FalsePositiveProfile:
+    """What the best detections are: per class the top `multiple` x (instances of the class)."""
+
+    tiou: float
+    multiples: tuple[int, ...]
+    share: dict[str, tuple[float, ...]]  # category -> fraction per multiple, sums to 1
+    gain: dict[str, float]  # mAP at `tiou` gained by dropping all detections of the category
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """Instances with a property in a range: recall (1 - recall = false-negative rate) and AP_N.
+
+    `normalised_map` is Alwassel's AP_N, mean over classes and tIoUs: only these instances are to
+    be found, detections of the others are ignored, and precision is taken as if every class had
+    the mean number of instances, so that buckets of different size can be compared.
+    """
+
+    property: str
+    name: str
+    instances: int
+    recall: tuple[float, ...]  # per tIoU
+    average_recall: float
+    normalised_map: float
+
+
+@dataclass(frozen=True)
+class ClassErrors:
+    """One class: how well it does and what its best detections are."""
+
+    name: str
+    instances: int
+    predictions: int
+    average_ap: float
+    average_recall: float
+    share: dict[str, float]  # category -> fraction of the best `instances` detections, at `tiou`
 
 
 @dataclass(frozen=True)
@@ -78,27 +131,28 @@ class Diagnosis:
         for r in self.ladder:
             lines.append(f"  {r.name:24s} {100 * r.average_map:12.2f} {100 * r.gain:+7.2f}")
         p = self.profile
-        lines += ["", f"top detections at tIoU {p.tiou:g}, in % (1, 2, ... 10 x instances of the"]
-        lines[-1] += " class), and mAP gained without them"
+        lines += [
+            "",
+            f"top detections at tIoU {p.tiou:g}, in % (1, 2, ... 10 x instances of the class), "
+            "and mAP gained without them",
+        ]
         for name, share in p.share.items():
             gain = f" {100 * p.gain[name]:+8.2f}" if name in p.gain else ""
             lines.append(f"  {name:20s}" + "".join(f" {100 * x:5.1f}" for x in share) + gain)
         lines += ["", "instances, means over tIoUs       number   recall    AP_N"]
         for b in self.sensitivity:
             values = f"{100 * b.average_recall:8.2f} {100 * b.normalised_map:7.2f}"
-            numbers = f"{b.instances:8d} {values}"
-            lines.append(f"  {b.property:12s} {b.name:14s}    {numbers}")
-        worst = sorted(self.classes, key=lambda c: c.average_ap)[:5]
+            lines.append(f"  {b.property:12s} {b.name:14s}    {b.instances:8d} {values}")
         lines += ["", "weakest classes                 instances   recall      AP"]
-        for c in worst:
+        for c in sorted(self.classes, key=lambda c: c.average_ap)[:5]:
             numbers = f"{c.instances:8d} {100 * c.average_recall:8.2f} {100 * c.average_ap:7.2f}"
             lines.append(f"  {c.name[:30]:30s} {numbers}")
         if self.grid:
-            lines += ["", f"best recall of the anchor grid at tIoU {self.grid_tious()}"]
+            tious = " ".join(f"{t:g}" for t in self.result.tious)
+            lines += ["", f"best recall of the anchor grid at tIoU {tious}"]
         for g in self.grid:
-            end = " with video end" if g.include_video_end else ""
-            values = " ".join(f"{100 * x:6.2f}" for x in g.recall)
-            lines.append(f"  {f'L = {g.snippets}{end}':24s} {values}")
+            size = f"L = {g.snippets}{' with video end' if g.include_video_end else ''}"
+            lines.append(f"  {size:24s} " + " ".join(f"{100 * x:6.2f}" for x in g.recall))
         if self.missing.videos:
             lines += [
                 "",
@@ -106,10 +160,6 @@ class Diagnosis:
                 f"no detection; mAP without them {100 * self.missing.average_map_without_them:.2f}",
             ]
         return "\n".join(lines)
-
-    def grid_tious(self) -> str:
-        """The thresholds of the grid's columns."""
-        return " ".join(f"{t:g}" for t in self.result.tious)
 
 
 def diagnose(
@@ -136,117 +186,215 @@ def diagnose(
     found = prediction_table(detections, with_labels=True)
     result = evaluate_tables(truth, found, thresholds, protocol)
     matches = Matches(truth, found, thresholds)
-    category = categories(matches, profile_tiou)
-    ladder = _ladder(truth, matches.found, matches.video, thresholds, result.average_map)
+    near = Nearest(matches)
+    changes = _perfected(matches, near)
     if unsuppressed is not None:
-        all_of_them = prediction_table(unsuppressed, with_labels=True)
-        ladder += _without_suppression(truth, all_of_them, thresholds, result.average_map)
-    grid = ()
-    if np.isfinite(truth.durations).all():
-        grid = tuple(
-            GridRecall(size, end, grid_recall(truth, size, thresholds, end))
-            for size in snippets
-            for end in (False, True)
-        )
+        before = Matches(truth, prediction_table(unsuppressed, with_labels=True), thresholds)
+        changes["no suppression"] = before.found
+        changes["best suppression"] = _best_of_each(before.found, Nearest(before))
+    ladder = []
+    for name, changed in changes.items():
+        maps = Matches(truth, changed, thresholds).average_precision().mean(axis=1)
+        average = float(maps.mean())
+        gain = average - result.average_map
+        ladder.append(Rung(name, RUNGS[name], tuple(maps.tolist()), average, gain))
+    category = _categories(matches, near, profile_tiou)
+    recalled = np.zeros((len(thresholds), len(truth.segments)), bool)
+    recalled[matches.level, matches.hit] = True
+    sizes = snippets if np.isfinite(truth.durations).all() else ()
     return Diagnosis(
         result,
-        ladder,
-        profile(matches, category, profile_tiou),
-        sensitivity(matches),
-        class_errors(matches, category, np.array(result.ap)),
-        grid,
-        _missing(truth, found, matches.video, thresholds),
+        tuple(ladder),
+        _profile(matches, category, profile_tiou),
+        _sensitivity(matches, recalled),
+        _class_errors(matches, category, recalled, np.array(result.ap)),
+        tuple(
+            GridRecall(size, end, grid_recall(truth, size, thresholds, end))
+            for size in sizes
+            for end in (False, True)
+        ),
+        _missing(truth, found, matches),
     )
 
 
-def _ladder(
-    truth: Truth, found: Predictions, video: np.ndarray, tious: np.ndarray, base: float
-) -> tuple[Rung, ...]:
-    any_row, _ = best_truth(truth, found, video, same_label=False)
-    own_row, own_tiou = best_truth(truth, found, video, same_label=True)
-    near = own_tiou >= FLOOR
-    relabelled = np.where(any_row >= 0, truth.label[any_row], found.label)
-    snapped = np.where(near[:, None], truth.segments[own_row], found.segments)
-    kept, promoted = _one_per_instance(found.scores, own_row, own_tiou, near)
-    steps = {
-        "labels": (
-            "every detection has the class of the instance it overlaps most",
-            found._replace(label=relabelled),
-        ),
-        "boundaries": (
-            f"detections with tIoU >= {FLOOR} to an instance of their class end where it ends",
-            found._replace(segments=snapped),
-        ),
-        "scores": (
-            "detections are ranked by their tIoU to an instance of their class",
-            found._replace(scores=own_tiou),
-        ),
-        "suppression": (
-            "every instance keeps its best overlapping detection, with the highest score of all",
-            found._replace(scores=promoted).select(kept | ~near),
-        ),
-        "rejection": (
-            f"no detection has tIoU < {FLOOR} to all instances of its class",
-            found.select(near),
-        ),
+class Nearest:
+    """The instance that every detection overlaps most: row (N,) of it, -1 = none, and tIoU (N,).
+
+    `any_row`, `any_tiou`: of whatever class; `own_row`, `own_tiou`: of the detection's class.
+    """
+
+    def __init__(self, matches: Matches) -> None:
+        truth, found, video = matches.truth, matches.found, matches.video
+        by_video = np.argsort(truth.video, kind="stable")
+        counts = np.bincount(truth.video, minlength=len(truth.videos) + 1)  # last: not there
+        lengths = counts[video]
+        owner = np.repeat(np.arange(len(video)), lengths)
+        place = np.arange(len(owner)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+        rows = by_video[(np.cumsum(counts) - counts)[video][owner] + place]
+        tiou = tiou_of(found.segments.T[:, owner], truth.segments.T[:, rows])
+        tiou = np.nan_to_num(tiou, nan=1.0)  # 0/0 counts as a match
+        own = np.where(truth.label[rows] == found.label[owner], tiou, -1.0)
+
+        def best(tiou: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            order = np.lexsort((-tiou, owner))
+            first = order[np.flatnonzero(np.diff(owner[order], prepend=-1))]
+            good = first[tiou[first] > 0]
+            row, value = np.full(len(video), -1), np.zeros(len(video))
+            row[owner[good]], value[owner[good]] = rows[good], tiou[good]
+            return row, value
+
+        self.any_row, self.any_tiou = best(tiou)
+        self.own_row, self.own_tiou = best(own)
+
+
+def _perfected(matches: Matches, near: Nearest) -> dict[str, Predictions]:
+    """The detections with one thing perfect, by the names of `RUNGS`."""
+    truth, found = matches.truth, matches.found
+    close = near.own_tiou >= FLOOR
+    labels = np.where(near.any_row >= 0, truth.label[near.any_row], found.label)
+    segments = np.where(close[:, None], truth.segments[near.own_row], found.segments)
+    return {
+        "labels": found._replace(label=labels),
+        "boundaries": found._replace(segments=segments),
+        "scores": found._replace(scores=near.own_tiou),
+        "suppression": _best_of_each(found, near),
+        "rejection": found.select(close),
     }
-    return tuple(
-        _rung(truth, name, meaning, changed, tious, base)
-        for name, (meaning, changed) in steps.items()
-    )
 
 
-def _rung(
-    truth: Truth, name: str, meaning: str, found: Predictions, tious: np.ndarray, base: float
-) -> Rung:
-    maps = average_precision(truth, found, tious)[0].mean(axis=1)
-    average = float(maps.mean())
-    return Rung(name, meaning, tuple(maps.tolist()), average, average - base)
-
-
-def _without_suppression(
-    truth: Truth, found: Predictions, tious: np.ndarray, base: float
-) -> tuple[Rung, Rung]:
-    video, label = align(truth, found)
-    found = found._replace(labels=truth.classes, label=label)
-    row, tiou = best_truth(truth, found, video, same_label=True)
-    near = tiou >= FLOOR
-    kept, promoted = _one_per_instance(found.scores, row, tiou, near)
-    best = found._replace(scores=promoted).select(kept | ~near)
-    none = ("no suppression", "the detections before suppression")
-    ideal = ("best suppression", "before suppression, one detection per instance kept: the best")
-    return _rung(truth, *none, found, tious, base), _rung(truth, *ideal, best, tious, base)
-
-
-def _one_per_instance(
-    scores: np.ndarray, row: np.ndarray, tiou: np.ndarray, near: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """(N,) bool: the best overlapping detection of every instance; and scores where it has the
-    highest one of the detections of its instance."""
-    candidates = np.flatnonzero(near)
-    order = candidates[np.lexsort((-tiou[candidates], row[candidates]))]
-    first = np.flatnonzero(np.diff(row[order], prepend=-1))
-    kept, promoted = np.zeros(len(row), bool), scores.copy()
+def _best_of_each(found: Predictions, near: Nearest) -> Predictions:
+    """Of all detections close to an instance of their class only the one that overlaps it most,
+    with the highest score of them; those close to none stay."""
+    close = near.own_tiou >= FLOOR
+    candidates = np.flatnonzero(close)
+    order = candidates[np.lexsort((-near.own_tiou[candidates], near.own_row[candidates]))]
+    first = np.flatnonzero(np.diff(near.own_row[order], prepend=-1))
+    kept, scores = ~close, found.scores.copy()
     kept[order[first]] = True
     if len(first):
-        promoted[order[first]] = np.maximum.reduceat(scores[order], first)
-    return kept, promoted
+        scores[order[first]] = np.maximum.reduceat(found.scores[order], first)
+    return found._replace(scores=scores).select(kept)
 
 
-def _missing(
-    truth: Truth, found: Predictions, video: np.ndarray, tious: np.ndarray
-) -> MissingVideos:
+def _categories(matches: Matches, near: Nearest, tiou: float) -> np.ndarray:
+    """(N,) index into `CATEGORIES` of every prediction at one threshold."""
+    category = np.full(len(matches.video), CATEGORIES.index("background"))
+    for name, where in (
+        ("confusion", near.any_tiou >= FLOOR),
+        ("localisation error", near.own_tiou >= FLOOR),
+        ("wrong label", (near.any_tiou >= tiou) & (near.own_tiou < tiou)),
+        ("double detection", near.own_tiou >= tiou),
+        ("true positive", matches.at(np.array([tiou]))[1]),
+    ):
+        category[where] = CATEGORIES.index(name)
+    return category
+
+
+def _profile(matches: Matches, category: np.ndarray, tiou: float) -> FalsePositiveProfile:
+    """Shares of the categories among the best detections, and what each costs."""
+    multiples = tuple(range(1, 11))
+    instances = matches.instances[matches.found.label]
+    best = [category[matches.rank < multiple * instances] for multiple in multiples]
+    counts = np.stack([np.bincount(mine, minlength=len(CATEGORIES)) for mine in best], axis=1)
+    shares = counts / np.maximum(counts.sum(axis=0), 1)
+    share = dict(zip(CATEGORIES, map(tuple, shares.tolist())))
+
+    def map_of(rows: np.ndarray) -> float:
+        part = Matches(matches.truth, matches.found.select(rows), np.array([tiou]))
+        return float(part.average_precision()[0].mean())
+
+    base = map_of(category >= 0)
+    gain = {name: map_of(category != i) - base for i, name in enumerate(CATEGORIES) if i}
+    return FalsePositiveProfile(tiou, multiples, share, gain)
+
+
+def _sensitivity(matches: Matches, recalled: np.ndarray) -> tuple[Bucket, ...]:
+    """Recall and AP_N by coverage of the video, length, and instances of the class in the video.
+
+    `recalled`: (T, G) which instances are found at each threshold.
+    """
+    truth = matches.truth
+    length = truth.segments[:, 1] - truth.segments[:, 0]
+    key = truth.label * len(truth.videos) + truth.video
+    _, group, counts = np.unique(key, return_inverse=True, return_counts=True)
+    coverage = length / truth.durations[truth.video]
+    values = {"coverage": coverage, "length": length, "instances": counts[group]}
+    buckets = []
+    for name, limits in BUCKETS.items():
+        low = -np.inf
+        for bucket, high in limits.items():
+            inside = (values[name] > low) & (values[name] <= high)
+            low = high
+            if inside.any():
+                recall = recalled[:, inside].mean(axis=1)
+                numbers = tuple(recall.tolist()), float(recall.mean())
+                map_n = _normalised_map(matches, inside)
+                buckets.append(Bucket(name, bucket, int(inside.sum()), *numbers, map_n))
+    return tuple(buckets)
+
+
+def _normalised_map(matches: Matches, inside: np.ndarray) -> float:
+    """Mean AP_N of the instances `inside` (G,), over their classes and all thresholds.
+
+    Normalised precision R N / (R N + F) with recall R, false positives F so far, and N the mean
+    number of instances of a class of the subset (Alwassel et al., section 5).
+    """
+    truth, mean = matches.truth, float(matches.instances.mean())
+    wanted = np.bincount(truth.label[inside], minlength=len(truth.classes))
+    classes = np.split(matches.order, np.cumsum(matches.sizes)[:-1])
+    chosen = inside[matches.hit]
+    values = []
+    for t in range(len(matches.tious)):
+        here = matches.level == t
+        others, hits = np.zeros((2, len(matches.rank)), bool)
+        others[matches.row[here & ~chosen]] = True  # true positives of other instances: ignored
+        hits[matches.row[here & chosen]] = True
+        for c in np.flatnonzero(wanted).tolist():
+            true = np.flatnonzero(hits[classes[c][~others[classes[c]]]])
+            count = np.arange(1, len(true) + 1)
+            weighted = count / wanted[c] * mean  # R N
+            precision = weighted / (weighted + true + 1 - count)
+            envelope = np.maximum.accumulate(precision[::-1])
+            values.append(float(envelope.sum() / wanted[c]))
+    return float(np.mean(values))
+
+
+def _class_errors(
+    matches: Matches, category: np.ndarray, recalled: np.ndarray, ap: np.ndarray
+) -> tuple[ClassErrors, ...]:
+    """A row a class, in the order of the truth. `ap`: (classes, T)."""
+    truth, label = matches.truth, matches.found.label
+    recall = recalled.mean(axis=0)
+    rows = []
+    for c, name in enumerate(truth.classes):
+        best = category[(label == c) & (matches.rank < matches.instances[c])]
+        counts = np.bincount(best, minlength=len(CATEGORIES)) / max(len(best), 1)
+        rows.append(
+            ClassErrors(
+                name,
+                int(matches.instances[c]),
+                int(matches.sizes[c]),
+                float(ap[c].mean()),
+                float(recall[truth.label == c].mean()),
+                dict(zip(CATEGORIES, counts.tolist())),
+            )
+        )
+    return tuple(rows)
+
+
+def _missing(truth: Truth, found: Predictions, matches: Matches) -> MissingVideos:
     seen = np.zeros(len(truth.videos), bool)
-    seen[video[video >= 0]] = True
+    seen[matches.video[matches.video >= 0]] = True
+    names = np.array(truth.videos, object)
     average = float("nan")
     if seen.any():
-        names = set(np.array(truth.videos, object)[seen])
-        average = float(average_precision(*restrict(truth, found, names), tious)[0].mean())
+        fewer = restrict(truth, found, names[seen])
+        average = float(Matches(*fewer, matches.tious).average_precision().mean())
     return MissingVideos(
-        tuple(np.array(truth.videos, object)[~seen]),
+        tuple(names[~seen]),
         int((~seen[truth.video]).sum()),
         average,
-        tuple(sorted({found.videos[v] for v in np.unique(found.video[video < 0])})),
+        tuple(sorted({found.videos[v] for v in np.unique(found.video[matches.video < 0])})),
     )
 
 
@@ -274,7 +422,7 @@ def grid_segments(
             start = np.clip(round_start(unit[:, 0] * snippets), 0, last - 1)
             end = np.clip(round_end(unit[:, 1] * snippets), 1, last)
             cell = np.stack([start, end], axis=1) / snippets
-            tiou = np.where(end > start, np.nan_to_num(pairwise_tiou(unit, cell)), 0.0)
+            tiou = np.where(end > start, np.nan_to_num(tiou_of(unit.T, cell.T)), 0.0)
             better = tiou > best
             best[better], cells[better] = tiou[better], cell[better]
     return cells * duration[:, None], best

@@ -4,47 +4,98 @@ Everything is exact: the same comparisons and the same sums as one detection at 
 in an order that suits arrays.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 
-from lofi.evaluation.tables import Predictions, Truth
+from lofi.evaluation.columns import Predictions, Truth
 
 BLOCK = 2**15  # values handled at a time: they stay in the cache and in memory that is mapped
 
 
-def average_precision(
-    truth: Truth, found: Predictions, tious: np.ndarray, kind: str | None = "stable"
-) -> tuple[np.ndarray, int]:
-    """AP (T, classes), and how many predictions lie in videos without ground truth."""
-    video, label = align(truth, found)
-    order, sizes = best_first(label, found.scores, len(truth.classes), kind)
-    rank = ranks(order, sizes)
-    level, row, _ = match(truth, found, video, label, order, tious, kind)
-    ap = np.zeros((len(tious), len(truth.classes)))
-    key = label[row] * len(tious) + level
-    sequence = np.lexsort((rank[row], key))
-    key, found_at = key[sequence], rank[row[sequence]] + 1
-    instances = np.bincount(truth.label, minlength=len(truth.classes)).tolist()
-    starts = np.flatnonzero(np.diff(key, prepend=-1))
-    for mine in np.split(np.arange(len(key)), starts[1:]) if len(key) else ():
-        c, t = divmod(int(key[mine[0]]), len(tious))
-        ap[t, c] = interpolated_ap(found_at[mine[0] : mine[-1] + 1], instances[c])
-    return ap, int(np.count_nonzero(video < 0))
+class Matches:
+    """Which detection takes which instance of its class, at every threshold.
 
+    Attributes:
+        found: the detections, their labels as indices of the truth's classes.
+        video: (N,) index of their video in the truth, -1 = not there.
+        order, sizes, rank: detections of a class, best first: `best_first` and `ranks`.
+        level, row, hit: true positives: index of threshold, detection and instance of each.
+        instances: (classes,) of the truth.
+    """
 
-def align(truth: Truth, found: Predictions) -> tuple[np.ndarray, np.ndarray]:
-    """Predictions' videos (-1 = not in the ground truth) and labels as indices of the truth."""
-    videos = {name: i for i, name in enumerate(truth.videos)}
-    classes = {name: i for i, name in enumerate(truth.classes)}
-    for i, name in enumerate(found.labels):
-        if name not in classes:
-            row = int(np.argmax(found.label == i))
-            raise ValueError(
-                f"label {name!r} (video {found.videos[found.video[row]]}) is not among the "
-                f"{len(classes)} classes of subset {truth.subset!r}; check spelling and subset"
-            )
-    to_video = np.array([videos.get(name, -1) for name in found.videos], np.int64)
-    to_class = np.array([classes[name] for name in found.labels], np.int64)
-    return to_video[found.video], to_class[found.label]
+    def __init__(
+        self, truth: Truth, found: Predictions, tious: np.ndarray, kind: str | None = "stable"
+    ) -> None:
+        videos = {name: i for i, name in enumerate(truth.videos)}
+        classes = {name: i for i, name in enumerate(truth.classes)}
+        for i in np.flatnonzero(np.bincount(found.label)).tolist():  # the labels that occur
+            if found.labels[i] not in classes:
+                video = found.videos[found.video[np.argmax(found.label == i)]]
+                raise ValueError(
+                    f"label {found.labels[i]!r} (video {video}) is not among the {len(classes)} "
+                    f"classes of subset {truth.subset!r}; check spelling and subset"
+                )
+        to_video = np.array([videos.get(name, -1) for name in found.videos], np.int64)
+        to_class = np.array([classes.get(name, -1) for name in found.labels], np.int64)
+        self.video, label = to_video[found.video], to_class[found.label]
+        self.found = found._replace(labels=truth.classes, label=label)
+        self.truth, self.tious, self.kind = truth, tious, kind
+        self.order, self.sizes = best_first(label, found.scores, len(classes), kind)
+        self.rank = ranks(self.order, self.sizes)
+        self.level, self.row, self.hit = self.at(tious)
+        self.instances = np.bincount(truth.label, minlength=len(classes))
+
+    def at(self, tious: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """level, row and hit for other thresholds.
+
+        Greedy inside every (video, class); all groups with the same number of ground truths
+        advance together, one prediction each a step.
+        """
+        truth, segments = self.truth, self.found.segments
+        key = truth.label * len(truth.videos) + truth.video
+        truth_rows = np.argsort(key, kind="stable")  # file order inside a group
+        groups, size = np.unique(key, return_counts=True)
+        first_truth = np.cumsum(size) - size
+        rows = self.order[self.video[self.order] >= 0]
+        key = self.found.label[rows] * len(truth.videos) + self.video[rows]
+        slot = np.minimum(np.searchsorted(groups, key), len(groups) - 1)
+        hit = groups[slot] == key
+        rows, slot = rows[hit], slot[hit]
+        parts = []
+        for count in np.unique(size).tolist():
+            select = size[slot] == count
+            mine, its_slot = rows[select], slot[select]
+            truths = truth_rows[first_truth[its_slot][:, None] + np.arange(count)]
+            tiou = tiou_of(segments.T[:, mine, None], truth.segments.T[:, truths])  # (P, count)
+            near = ~(tiou < tious.min()).all(axis=1)
+            assign = _assign_single if count == 1 else _assign
+            level, winner, place = assign(its_slot[near], tiou[near], tious, self.kind)
+            parts.append(np.stack([level, mine[near][winner], truths[near][winner, place]]))
+        level, row, hit = np.concatenate(parts, axis=1)
+        return level, row, hit
+
+    def average_precision(self) -> np.ndarray:
+        """AP (T, classes): area under the envelope of precision over recall.
+
+        Recall only moves at true positives, and the envelope is attained there, so nothing else is
+        needed; the closing point (recall 1, precision 0) stays because it changes how numpy sums.
+        """
+        ap = np.zeros((len(self.tious), len(self.instances)))
+        key = self.found.label[self.row] * len(self.tious) + self.level
+        sequence = np.lexsort((self.rank[self.row], key))
+        key, found_at = key[sequence], self.rank[self.row[sequence]] + 1
+        starts = np.flatnonzero(np.diff(key, prepend=-1))
+        for start, stop in zip(starts.tolist(), [*starts[1:].tolist(), len(key)]):
+            c, t = divmod(int(key[start]), len(self.tious))
+            count = np.arange(stop - start + 1.0)
+            recall = count / self.instances[c]
+            precision = count[1:] / found_at[start:stop]
+            envelope = np.maximum.accumulate(precision[::-1])[::-1]
+            steps = np.zeros(len(precision) + (recall[-1] != 1.0))
+            np.multiply(recall[1:] - recall[:-1], envelope, out=steps[: len(precision)])
+            ap[t, c] = steps.sum()
+        return ap
 
 
 def best_first(
@@ -81,61 +132,6 @@ def ranks(order: np.ndarray, sizes: np.ndarray) -> np.ndarray:
     return rank
 
 
-def interpolated_ap(ranks: np.ndarray, instances: int) -> float:
-    """Area under the precision envelope from the ranks (1-based) of the true positives.
-
-    Recall only moves at true positives, and the envelope is attained there, so nothing else is
-    needed; the closing point (recall 1, precision 0) stays because it changes how numpy sums.
-    """
-    count = np.arange(len(ranks) + 1.0)
-    recall = count / instances
-    envelope = np.maximum.accumulate((count[1:] / ranks)[::-1])[::-1]
-    steps = np.zeros(len(ranks) + (recall[-1] != 1.0))
-    np.multiply(recall[1:] - recall[:-1], envelope, out=steps[: len(ranks)])
-    return float(steps.sum())
-
-
-def match(
-    truth: Truth,
-    found: Predictions,
-    video: np.ndarray,
-    label: np.ndarray,
-    order: np.ndarray,
-    tious: np.ndarray,
-    kind: str | None = "stable",
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """True positives: threshold index, prediction row and ground-truth row of each.
-
-    Greedy inside every (video, class); all groups with the same number of ground truths advance
-    together, one prediction each a step.
-
-    Args:
-        order: rows, best first inside each class.
-    """
-    key = truth.label * len(truth.videos) + truth.video
-    truth_rows = np.argsort(key, kind="stable")  # file order inside a group
-    groups, size = np.unique(key, return_counts=True)
-    first_truth = np.cumsum(size) - size
-    rows = order[video[order] >= 0]
-    key = label[rows] * len(truth.videos) + video[rows]
-    slot = np.minimum(np.searchsorted(groups, key), len(groups) - 1)
-    hit = groups[slot] == key
-    rows, slot = rows[hit], slot[hit]
-    levels, winners, taken = [], [], []
-    for count in np.unique(size).tolist():
-        select = size[slot] == count
-        mine, its_slot = rows[select], slot[select]
-        truths = truth_rows[first_truth[its_slot][:, None] + np.arange(count)]
-        tiou = pairwise_tiou(found.segments[mine][:, None], truth.segments[truths])  # (P, count)
-        near = ~(tiou < tious.min()).all(axis=1)
-        assign = _assign_single if count == 1 else _assign
-        level, winner, place = assign(its_slot[near], tiou[near], tious, kind)
-        levels.append(level)
-        winners.append(mine[near][winner])
-        taken.append(truths[near][winner, place])
-    return np.concatenate(levels), np.concatenate(winners), np.concatenate(taken)
-
-
 def _assign_single(
     group: np.ndarray, tiou: np.ndarray, tious: np.ndarray, kind: str | None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -166,9 +162,9 @@ def _assign(
     preference = np.argsort(tiou, axis=1, kind=kind)[:, ::-1]
     ranked = np.take_along_axis(tiou, preference, 1)
     passes = ~(ranked[:, None, :] < tious[None, :, None])  # (P, T, count)
-    groups, member = np.unique(group, return_inverse=True)
-    step = _place_in_group(member)
-    free = np.ones((len(groups), len(tious), tiou.shape[1]), bool)
+    _, member, sizes = np.unique(group, return_inverse=True, return_counts=True)
+    step = ranks(np.argsort(member, kind="stable"), sizes)
+    free = np.ones((len(sizes), len(tious), tiou.shape[1]), bool)
     found = [np.zeros((3, 0), np.int64)]
     by_step = np.argsort(step, kind="stable")
     for rows in np.split(by_step, np.flatnonzero(np.diff(step[by_step])) + 1):
@@ -184,24 +180,10 @@ def _assign(
     return level, winner, place
 
 
-def _place_in_group(member: np.ndarray) -> np.ndarray:
-    """0, 1, 2, ... for the first, second, third occurrence of every value."""
-    order = np.argsort(member, kind="stable")
-    counts = np.bincount(member)
-    place = np.empty(len(member), np.int64)
-    place[order] = np.arange(len(member)) - np.repeat(np.cumsum(counts) - counts, counts)
-    return place
-
-
-def pairwise_tiou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """tIoU of broadcast segments (..., 2); 0/0 is NaN, reversed segments as in the toolkit."""
-    return overlap_ratio(a[..., 0], a[..., 1], b[..., 0], b[..., 1])
-
-
-def overlap_ratio(
-    a_start: np.ndarray, a_end: np.ndarray, b_start: np.ndarray, b_end: np.ndarray
-) -> np.ndarray:
-    """`pairwise_tiou` of starts and ends that lie apart."""
+def tiou_of(a: Sequence[np.ndarray], b: Sequence[np.ndarray]) -> np.ndarray:
+    """tIoU of segments given as (starts, ends), arrays that broadcast; 0/0 is NaN, reversed
+    segments as in the toolkit."""
+    (a_start, a_end), (b_start, b_end) = a, b
     overlap = np.minimum(a_end, b_end)
     overlap -= np.maximum(a_start, b_start)
     np.maximum(overlap, 0.0, out=overlap)

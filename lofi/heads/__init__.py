@@ -26,28 +26,6 @@ from lofi.heads.maps import (
     valid_mask,
 )
 
-__all__ = [
-    "BMN",
-    "GTAD",
-    "Head",
-    "LossStatistics",
-    "Losses",
-    "Maps",
-    "Proposals",
-    "Targets",
-    "build_head",
-    "collate_targets",
-    "draw",
-    "load_published",
-    "loss",
-    "loss_statistics",
-    "part_of",
-    "published_state_dict",
-    "targets",
-    "to_device",
-    "valid_mask",
-]
-
 
 def build_head(config: HeadConfig, channels: int, classes: int = 0, seed: int = 0) -> Head:
     """A freshly initialised head; the framework's default initialisation from the seed.

@@ -8,9 +8,8 @@ Sources: released post-processing of G-TAD for ActivityNet, HACS and THUMOS14.
 """
 
 import json
-from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from lofi.detection.results import Detection
 from lofi.files import read_json, save_tensors
 
 CLASS_RULES = ("anet", "hacs", "thumos")
+TENSORS = ("weight", "bias", "mean", "std")  # of a classifier's file
 THUMOS14_CLASSES = {  # name -> class number in THUMOS14's list of 101
     "BaseballPitch": 7, "BasketballDunk": 9, "Billiards": 12, "CleanAndJerk": 21,
     "CliffDiving": 22, "CricketBowling": 23, "CricketShot": 24, "Diving": 26, "FrisbeeCatch": 31,
@@ -75,19 +75,16 @@ def read_video_classes(path: str | Path) -> VideoClasses:
     if Path(path).suffix == ".npy":
         return read_untrimmednet(path)
     content = read_json(path, "video class scores")
-    rows = content.get("results", content) if isinstance(content, dict) else None
     try:
+        rows = content.get("results", content)
+        rows = {video.removeprefix("v_"): row for video, row in rows.items()}
         if "class" in content:
             names = tuple(content["class"])
-            scores = {_plain_id(v): np.array(row, np.float64) for v, row in rows.items()}
+            scores = {video: np.array(row, np.float64) for video, row in rows.items()}
         else:
             names = tuple(sorted({entry["label"] for row in rows.values() for entry in row}))
-            index = {name: i for i, name in enumerate(names)}
-            scores = {}
-            for video, row in rows.items():
-                scores[_plain_id(video)] = vector = np.zeros(len(names))
-                for entry in row:
-                    vector[index[entry["label"]]] = float(entry["score"])
+            listed = [{e["label"]: float(e["score"]) for e in row} for row in rows.values()]
+            scores = {v: np.array([x.get(n, 0.0) for n in names]) for v, x in zip(rows, listed)}
     except (AttributeError, KeyError, TypeError, ValueError):
         raise ValueError(
             f'{path}: not a class-score file; expected {{"results": {{id: [scores]}}, "class": '
@@ -99,10 +96,6 @@ def read_video_classes(path: str | Path) -> VideoClasses:
 def is_class_file(source: str) -> bool:
     """Whether `detect.shared_classes` names an external score file; else it is a method."""
     return Path(source).suffix in (".json", ".npy")
-
-
-def _plain_id(video: str) -> str:
-    return video.removeprefix("v_")
 
 
 def read_hacs_top2(
@@ -124,11 +117,11 @@ def read_hacs_top2(
                 f"{path}: no entry {position} for video {video} ({len(rows)} entries, "
                 f"{len(video_ids)} videos); the file matches videos by position only"
             )
-        scores[video] = vector = np.zeros(len(names))
+        scores[video] = np.zeros(len(names))
         for entry in rows[str(position)]:
             if not 0 <= entry["label"] < len(names):
                 raise ValueError(f"{path}: class index {entry['label']} of {len(names)} classes")
-            vector[entry["label"]] = entry["score"]
+            scores[video][entry["label"]] = entry["score"]
     return VideoClasses(tuple(names), scores, Path(path).name)
 
 
@@ -147,12 +140,9 @@ def read_untrimmednet(path: str | Path) -> VideoClasses:
 
 def true_classes(videos: Iterable[Any]) -> VideoClasses:
     """Oracle: score 1 for every class annotated in the video (localization alone is judged)."""
-    videos = list(videos)
-    names = tuple(sorted({segment.label for video in videos for segment in video.segments}))
-    index = {name: i for i, name in enumerate(names)}
-    scores = {video.id: np.zeros(len(names)) for video in videos}
-    for video in videos:
-        scores[video.id][[index[segment.label] for segment in video.segments]] = 1.0
+    shown = {video.id: {segment.label for segment in video.segments} for video in videos}
+    names = tuple(sorted(set().union(*shown.values())))
+    scores = {v: np.array([name in labels for name in names], float) for v, labels in shown.items()}
     return VideoClasses(names, scores, "ground truth")
 
 
@@ -160,12 +150,12 @@ def main_labels(videos: Iterable[Any]) -> dict[str, str]:
     """One label per annotated video: the most frequent, then the longest in total."""
     labels = {}
     for video in videos:
-        counts = Counter(segment.label for segment in video.segments)
-        seconds: dict[str, float] = defaultdict(float)
+        lengths: dict[str, list[float]] = {}
         for segment in video.segments:
-            seconds[segment.label] += segment.end_s - segment.start_s
-        if counts:
-            labels[video.id] = max(sorted(counts), key=lambda name: (counts[name], seconds[name]))
+            lengths.setdefault(segment.label, []).append(segment.end_s - segment.start_s)
+        if lengths:
+            weight = {name: (len(its), sum(its)) for name, its in lengths.items()}
+            labels[video.id] = max(sorted(weight), key=weight.get)
     return labels
 
 
@@ -191,14 +181,13 @@ def add_classes(
     """
     if rule not in CLASS_RULES:
         raise ValueError(f"class rule {rule!r} is unknown; choose one of {', '.join(CLASS_RULES)}")
-    best = np.argsort(-np.asarray(class_scores, np.float64), kind="stable")
+    class_scores = np.asarray(class_scores)
+    best = np.argsort(-class_scores.astype(np.float64), kind="stable")
+    chosen = [(names[c], float(class_scores[c])) for c in best[:count]]
     if rule == "hacs":
-        first = class_scores[best[0]]
-        second = class_scores[best[1]] if len(best) > 1 else 0.0
-        chosen = [(names[best[0]], first / (first + second) if first else 0.0)]
-    else:
-        chosen = [(names[c], class_scores[c]) for c in best[:count]]
-    chosen = [(name, float(weight)) for name, weight in chosen if weight != 0]
+        first, second = [*class_scores[best[:2]], 0.0][:2]  # 0: there is only one class
+        chosen = [(names[best[0]], float(first / (first + second)) if first else 0.0)]
+    chosen = [(name, weight) for name, weight in chosen if weight != 0]
     spans = np.asarray(segments, np.float64).tolist()
     values = np.asarray(scores, np.float64).tolist()
     if rule == "thumos":
@@ -223,13 +212,12 @@ class VideoClassifier:
     bias: torch.Tensor  # (classes,)
     mean: torch.Tensor  # (2C,) of the training summaries
     std: torch.Tensor  # (2C,)
-    record: dict[str, Any] = field(default_factory=dict)  # how it was trained
 
     def predict(self, features: torch.Tensor) -> np.ndarray:
         """Probabilities (classes,) of one video from its (C, L) snippet features."""
-        if 2 * features.shape[0] != len(self.mean):
+        if 2 * len(features) != len(self.mean):
             raise ValueError(
-                f"features have {features.shape[0]} channels, this classifier was trained on "
+                f"features have {len(features)} channels, this classifier was trained on "
                 f"{len(self.mean) // 2}; use the encoder it was trained with"
             )
         summary = (video_summary(features) - self.mean) / self.std
@@ -242,9 +230,8 @@ class VideoClassifier:
 
     def save(self, path: str | Path) -> None:
         """Write safetensors with the names in its header."""
-        tensors = {k: getattr(self, k) for k in ("weight", "bias", "mean", "std")}
-        header = {"names": json.dumps(self.names), "record": json.dumps(self.record)}
-        save_tensors(path, tensors, header)
+        tensors = {k: getattr(self, k) for k in TENSORS}
+        save_tensors(path, tensors, {"names": json.dumps(self.names)})
 
     @staticmethod
     def load(path: str | Path) -> "VideoClassifier":
@@ -255,12 +242,10 @@ class VideoClassifier:
             raise FileNotFoundError(f"{path}: no such file (expected a video classifier)")
         try:
             with safe_open(path, framework="pt") as file:
-                header = file.metadata() or {}
-                parts = {k: file.get_tensor(k) for k in ("weight", "bias", "mean", "std")}
-            names, record = json.loads(header["names"]), json.loads(header["record"])
+                names = tuple(json.loads(file.metadata()["names"]))
+                return VideoClassifier(names, *map(file.get_tensor, TENSORS))
         except Exception as error:
             raise ValueError(f"{path}: not a video classifier ({error}); train it again") from None
-        return VideoClassifier(tuple(names), record=record, **parts)
 
 
 def video_summary(features: torch.Tensor) -> torch.Tensor:
@@ -274,7 +259,6 @@ def train_video_classifier(
     features: Mapping[str, torch.Tensor],
     labels: Mapping[str, str],
     weight_decay: float = 1e-2,
-    iterations: int = 200,
 ) -> VideoClassifier:
     """Fit the classifier with L-BFGS on the standardised summaries.
 
@@ -300,8 +284,7 @@ def train_video_classifier(
     y = torch.tensor([names.index(labels[video]) for video in videos])
     weight = torch.zeros(len(names), x.shape[1], requires_grad=True)
     bias = torch.zeros(len(names), requires_grad=True)
-    search = {"max_iter": iterations, "line_search_fn": "strong_wolfe"}
-    optimizer = torch.optim.LBFGS([weight, bias], **search)
+    optimizer = torch.optim.LBFGS([weight, bias], max_iter=200, line_search_fn="strong_wolfe")
 
     def closure() -> torch.Tensor:
         optimizer.zero_grad()
@@ -311,12 +294,5 @@ def train_video_classifier(
         return loss
 
     with torch.enable_grad():
-        loss = float(optimizer.step(closure).detach())
-    hits = (x @ weight.T + bias).argmax(1) == y
-    record = {
-        "videos": len(videos),
-        "weight_decay": weight_decay,
-        "first_loss": loss,
-        "training_accuracy": float(hits.float().mean()),
-    }
-    return VideoClassifier(names, weight.detach(), bias.detach(), mean, std, record)
+        optimizer.step(closure)
+    return VideoClassifier(names, weight.detach(), bias.detach(), mean, std)

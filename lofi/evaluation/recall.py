@@ -8,73 +8,38 @@ proposal less); proposals of videos outside the ground truth count towards the s
 starts at the first step, so a perfect method gets 99, not 100.
 """
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from lofi.evaluation.available import available_ids, restrict
-from lofi.evaluation.detection import (
-    SORTS,
-    checked_tie_order,
-    origin_lines,
-    protocol_string,
-    rules_of,
-)
-from lofi.evaluation.matching import BLOCK, best_first, overlap_ratio
-from lofi.evaluation.tables import Predictions, Truth, prediction_table, truth_table
+from lofi.evaluation.columns import Predictions, Truth, prediction_table, restrict, truth_table
+from lofi.evaluation.detection import SORTS, Result, provenance, rules_of
+from lofi.evaluation.matching import BLOCK, best_first, tiou_of
 
 STEPS = 100
 
 
-@dataclass(frozen=True)
-class RecallResult:
+@dataclass(frozen=True, kw_only=True)
+class RecallResult(Result):
     """AR@AN. Recalls are fractions, `auc` is in percent as in the literature."""
 
     average_recall: dict[str, float]  # at 1, 5, 10, 100 proposals per video on average
     auc: float
-    tious: tuple[float, ...]
     proposals_per_video: tuple[float, ...]  # (100,) the axis AN
     recall: tuple[tuple[float, ...], ...]  # [tIoU][AN]
     average_recall_curve: tuple[float, ...]  # (100,) mean over tIoU
     max_proposals: int | None
-    subset: str
-    videos: int
-    instances: int
     proposals: int
     videos_without_proposals: int
-    video_list: str  # as in `DetectionResult`
-    video_list_hash: str
-    tie_order: str
-    protocol: str = "activitynet"
-    post_processing: Any = field(default=None, hash=False)  # as the proposal file says
-    source: Mapping[str, Any] = field(default_factory=dict, hash=False)
-    available: "RecallResult | None" = None  # the same proposals on the available videos
-
-    @property
-    def protocol_string(self) -> str:
-        """Protocol, subset, video list with its hash, and the choices that move numbers."""
-        return protocol_string(self)
-
-    def to_json(self) -> dict[str, Any]:
-        """JSON-able dict, one key per field, and the protocol in words."""
-        record = asdict(replace(self, available=None))
-        record["protocol_string"] = self.protocol_string
-        record["available"] = self.available and self.available.to_json()
-        return record
 
     def __str__(self) -> str:
         values = ", ".join(f"AR@{k} {100 * v:.2f}" for k, v in self.average_recall.items())
-        line = (
+        return self.text(
             f"{values}, AUC {self.auc:.2f} ({self.subset}, {self.video_list} "
             f"[{self.video_list_hash}]: {self.videos} videos, {self.instances} instances; "
             f"{self.proposals} proposals, none in {self.videos_without_proposals} videos)"
         )
-        lines = [line, *origin_lines(self)]
-        if self.available:  # of the same file: its origin is said once
-            lines.append(str(replace(self.available, post_processing=None, source={})))
-        return "\n".join(lines)
 
 
 def proposal_recall(
@@ -98,14 +63,13 @@ def proposal_recall(
     Raises:
         ValueError: empty subset, malformed input, or no proposals at all.
     """
-    checked_tie_order(tie_order)
-    _, thresholds = rules_of("activitynet", tious)
+    _, thresholds = rules_of("activitynet", tious, tie_order)
     truth = truth_table(ground_truth, subset)
     found = prediction_table(proposals, with_labels=False)
     result = _evaluate(truth, found, thresholds, max_proposals, tie_order)
     if available is None:
         return result
-    fewer = restrict(truth, found, available_ids(available, found))
+    fewer = restrict(truth, found, available)
     part = _evaluate(*fewer, thresholds, max_proposals, tie_order, "available")
     return replace(result, available=part)
 
@@ -145,20 +109,14 @@ def _evaluate(
         average_recall={str(k): float(curve[k - 1]) for k in (1, 5, 10, 100)},
         auc=100.0 * area / float(axis[-1]) if axis[-1] else 0.0,
         tious=tuple(thresholds.tolist()),
+        tie_order=tie_order,
         proposals_per_video=tuple(axis.tolist()),
         recall=tuple(map(tuple, recall.tolist())),
         average_recall_curve=tuple(curve.tolist()),
         max_proposals=max_proposals,
-        subset=truth.subset,
-        videos=num_videos,
-        instances=len(truth.segments),
         proposals=total,
         videos_without_proposals=int(np.count_nonzero(counts == 0)),
-        video_list=f"{list_name}-{num_videos}",
-        video_list_hash=truth.video_list_hash,
-        tie_order=tie_order,
-        post_processing=found.post_processing,
-        source=found.source,
+        **provenance(truth, found, list_name),
     )
 
 
@@ -173,7 +131,7 @@ def _first_ranks(
     """
     lengths = kept[truth.video]  # proposals facing each ground truth
     offset = (np.cumsum(kept) - kept)[truth.video]  # place in `order` of the first of them
-    start, end = segments[:, 0], segments[:, 1]
+    start, end = segments.T
     rising = np.sort(tious)
     first = np.full((len(lengths), len(tious) + 1), np.iinfo(np.int64).max)
     for size in np.unique(lengths[lengths > 0]).tolist():  # those that face as many together
@@ -181,8 +139,7 @@ def _first_ranks(
         for low in range(0, len(facing), block):
             mine = facing[low : low + block]
             row = order[offset[mine, None] + np.arange(size)]
-            theirs = truth.segments[mine, None]
-            tiou = overlap_ratio(theirs[..., 0], theirs[..., 1], start[row], end[row])
+            tiou = tiou_of(truth.segments.T[:, mine, None], (start[row], end[row]))
             best = np.maximum.accumulate(np.fmax(tiou, 0.0, out=tiou), axis=1)  # NaN becomes 0
             better = best >= rising[0]
             better[:, 1:] &= best[:, 1:] > best[:, :-1]  # only these can be the first to reach

@@ -1,0 +1,317 @@
+"""Ground truth and predictions as columns: files and objects in, flat arrays out.
+
+Predictions number in the hundreds of thousands, so their columns are filled in one pass over whole
+files; only when that fails is the file walked entry by entry to name the culprit.
+"""
+
+import gc
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from itertools import chain
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from lofi.files import read_json
+
+
+class Truth(NamedTuple):
+    """Annotations of one subset, in file order; videos without annotations are left out."""
+
+    subset: str
+    videos: tuple[str, ...]  # ids, order of first appearance
+    classes: tuple[str, ...]  # order of first appearance
+    video: np.ndarray  # (G,) index into videos
+    label: np.ndarray  # (G,) index into classes
+    segments: np.ndarray  # (G, 2) seconds
+    durations: np.ndarray  # (videos,) seconds, NaN where the source has none
+
+    def select(self, rows: np.ndarray) -> "Truth":
+        """The instances where `rows` (G,) is true; videos and classes without any vanish."""
+        video, place = _compact(self.video[rows])
+        label, number = _compact(self.label[rows])
+        return Truth(
+            self.subset,
+            tuple(self.videos[v] for v in video.tolist()),
+            tuple(self.classes[c] for c in label.tolist()),
+            place,
+            number,
+            self.segments[rows],
+            self.durations[video],
+        )
+
+
+class Predictions(NamedTuple):
+    """Detections or proposals in file order."""
+
+    videos: tuple[str, ...]  # ids in the file
+    video: np.ndarray  # (N,) index into videos
+    labels: tuple[str, ...]  # names in the file, () for proposals
+    label: np.ndarray  # (N,) index into labels, all 0 for proposals
+    scores: np.ndarray  # (N,)
+    segments: np.ndarray  # (N, 2) seconds
+    post_processing: Any = None  # how they were made from maps, when the file says so
+    source: Mapping[str, Any] = {}  # what else the file says: method, encoder, seed, ...
+
+    def select(self, rows: np.ndarray) -> "Predictions":
+        """The predictions of these rows: (N,) bool, or indices in the order wanted."""
+        names = ("video", "label", "scores", "segments")
+        return self._replace(**{name: getattr(self, name)[rows] for name in names})
+
+    def without(self, classes: Collection[str]) -> "Predictions":
+        """The predictions of all other classes; proposals have none and stay."""
+        if not self.labels:
+            return self
+        gone = np.array([name in classes for name in self.labels])
+        return self.select(~gone[self.label])
+
+
+def _compact(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The distinct values in order of first appearance, and every value's place among them."""
+    distinct, first, place = np.unique(values, return_index=True, return_inverse=True)
+    order = np.argsort(first)
+    return distinct[order], np.argsort(order)[place]
+
+
+# ---- reading ----
+
+
+@contextmanager
+def _collection_paused() -> Iterator[None]:
+    """Half a million small dicts are built and dropped twice as fast without garbage collection."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
+
+
+def _read_fast(path: str | Path, what: str) -> Any:
+    """`read_json` three times as fast; what orjson refuses (NaN, broken or absent files) goes to
+    `read_json`, which has the error messages."""
+    import orjson
+
+    try:
+        return orjson.loads(Path(path).read_bytes())
+    except (OSError, ValueError):
+        return read_json(path, what)
+
+
+@_collection_paused()
+def truth_table(source: Any, subset: str, ignore: frozenset[str] = frozenset()) -> Truth:
+    """Collect the annotations of a subset (exact name).
+
+    Args:
+        source: path, ActivityNet-format dict, or list of `lofi.data.Video`.
+        ignore: labels to leave out.
+    Raises:
+        ValueError: no annotation in this subset (names the subsets there are), malformed entries.
+    """
+    what = str(source) if isinstance(source, str | Path) else "ground truth"
+    rows = list(_truth_rows(source, what))
+    videos: dict[str, int] = {}
+    classes: dict[str, int] = {}
+    video, labels, segments, durations = [], [], [], []
+    for name, its_subset, duration, annotations in rows:
+        if its_subset != subset:
+            continue
+        for start, end, label in annotations:
+            if label in ignore:
+                continue
+            if name not in videos:
+                durations.append(duration)
+            video.append(videos.setdefault(name, len(videos)))
+            labels.append(classes.setdefault(label, len(classes)))
+            segments.append((start, end))
+    if not segments:
+        subsets = sorted({str(row[1]) for row in rows})
+        raise ValueError(
+            f"{what}: no annotated video in subset {subset!r} ({len(rows)} videos, subsets: "
+            f"{', '.join(subsets) or 'none'}); choose one of these"
+        )
+    arrays = np.array(video), np.array(labels), np.array(segments), np.array(durations, float)
+    return Truth(subset, tuple(videos), tuple(classes), *arrays)
+
+
+def _truth_rows(source: Any, what: str) -> Iterator[tuple[str, str | None, float, list]]:
+    """(id, subset, duration, [(start, end, label)]) per video."""
+    if isinstance(source, str | Path):
+        path, source = source, None
+        if Path(path).suffix.lower() == ".json":
+            source = _read_fast(path, "annotations in ActivityNet format")
+        if not isinstance(source, Mapping) or "database" not in source:  # the other formats
+            from lofi.data.annotations import read_annotations
+
+            source = read_annotations(path)
+    if not isinstance(source, Mapping):
+        for v in source:
+            rows = [(float(s.start_s), float(s.end_s), s.label) for s in v.segments]
+            yield v.id, v.subset, np.nan if v.duration_s is None else v.duration_s, rows
+        return
+    if not isinstance(source.get("database"), Mapping):
+        raise ValueError(
+            f'{what}: no "database"; expected {{"database": {{id: {{"subset", "annotations": '
+            '[{"label", "segment"}]}}}'
+        )
+    for name, entry in source["database"].items():
+        try:
+            rows = [
+                (float(a["segment"][0]), float(a["segment"][1]), a["label"])
+                for a in entry.get("annotations", ())
+            ]
+            yield name, entry["subset"], float(entry.get("duration", "nan")), rows
+        except (AttributeError, IndexError, KeyError, TypeError, ValueError):
+            raise ValueError(
+                f'{what}: video {name} is malformed; expected {{"subset", "annotations": '
+                '[{"label": name, "segment": [start_s, end_s]}]}'
+            ) from None
+
+
+@_collection_paused()
+def prediction_table(source: Any, with_labels: bool) -> Predictions:
+    """Collect detections (`with_labels`) or proposals.
+
+    Args:
+        source: path (ActivityNet-format JSON or our CSV), such a dict, or a dict from id to a list
+            of `Detection`, to a list of such JSON entries, or to arrays (segments (N, 2), scores).
+    Raises:
+        ValueError: malformed entries, scores or times that are not finite.
+    """
+    what = str(source) if isinstance(source, str | Path) else "predictions"
+    if isinstance(source, str | Path) and Path(source).suffix.lower() == ".csv":
+        from lofi.detection.results import read_detections
+
+        source = read_detections(source)
+    elif isinstance(source, str | Path):
+        source = _read_fast(source, "detections in ActivityNet format")
+        if not isinstance(source, dict) or not isinstance(source.get("results"), dict):
+            raise ValueError(
+                f'{what}: no "results"; expected {{"version", "results": {{id: [...]}}, '
+                '"external_data"}'
+            )
+    external: Any = {}
+    if isinstance(source, Mapping) and isinstance(source.get("results"), Mapping):
+        source, external = source["results"], source.get("external_data")
+    if not isinstance(source, Mapping):
+        raise ValueError(f"{what}: {type(source).__name__}; expected a dict, id -> detections")
+    external = dict(external) if isinstance(external, Mapping) else {}
+    made = external.pop("post_processing", None)
+    table = Predictions(tuple(source), *_columns(source, with_labels, what), made, external)
+    start, end = table.segments.T
+    finite = np.isfinite(table.scores) & np.isfinite(start) & np.isfinite(end)
+    if not finite.all():
+        first = int(np.argmin(finite))
+        raise ValueError(
+            f"{what}: video {table.videos[table.video[first]]} has a score or time that is not a "
+            f"finite number ({table.scores[first]}, {table.segments[first].tolist()}); drop it"
+        )
+    return table
+
+
+def _columns(results: Mapping[str, Any], with_labels: bool, what: str) -> tuple:
+    """video, labels, label, scores, segments of `Predictions`."""
+    lists = list(results.values())
+    index: dict[str, int] | None = {} if with_labels else None
+    width = 4 if with_labels else 3
+    if lists and isinstance(lists[0], tuple) and len(lists[0]) == 2 and not with_labels:
+        counts = [len(scores) for _, scores in lists]
+        pairs = [np.column_stack([np.reshape(s, (-1, 2)), scores]) for s, scores in lists]
+        columns = np.concatenate(pairs, dtype=np.float64)
+    else:
+        counts = [len(entries) for entries in lists]
+        as_dicts = any(isinstance(entries[0], Mapping) for entries in lists if entries)
+        numbers = _numbers(chain.from_iterable(lists), as_dicts, index)
+        try:
+            columns = np.fromiter(numbers, np.float64, width * sum(counts)).reshape(-1, width)
+        except (AttributeError, KeyError, TypeError, ValueError):
+            raise ValueError(_culprit(results, as_dicts, with_labels, what)) from None
+    label = columns[:, 3].astype(np.int64) if with_labels else np.zeros(len(columns), np.int64)
+    video = np.repeat(np.arange(len(lists)), counts)
+    return video, tuple(index or ()), label, columns[:, 2], columns[:, :2]
+
+
+def _numbers(entries: Iterable[Any], as_dicts: bool, index: dict[str, int] | None) -> Iterator[Any]:
+    """start, end, score and (with `index`, which it fills) label of JSON entries or `Detection`s.
+
+    One pass over half a million dicts is bound by memory: nothing is kept of them.
+    """
+    number = None if index is None else index.setdefault
+    if as_dicts:
+        for entry in entries:
+            start, end = entry["segment"]
+            yield start
+            yield end
+            yield entry["score"]
+            if number:
+                yield number(entry["label"], len(index))
+    else:
+        for start, end, label, score in entries:
+            yield start
+            yield end
+            yield score
+            if number:
+                yield number(label, len(index))
+
+
+def _culprit(results: Mapping[str, Any], as_dicts: bool, with_labels: bool, what: str) -> str:
+    """One line about the first malformed entry."""
+    expected = '{"label": name, ' if with_labels else "{"
+    expected += '"score": number, "segment": [start_s, end_s]}'
+    for video, entries in results.items():
+        for position, entry in enumerate(entries):
+            try:
+                list(map(float, _numbers([entry], as_dicts, {} if with_labels else None)))
+            except (AttributeError, KeyError, TypeError, ValueError):
+                return f"{what}: video {video}, entry {position} is {entry}; expected {expected}"
+    return f"{what}: malformed; expected a list of {expected} per video"
+
+
+# ---- which videos count ----
+
+
+def restrict(truth: Truth, found: Predictions, available: Any) -> tuple[Truth, Predictions]:
+    """Both tables as if only the videos that could be had existed in the ground truth.
+
+    Classes that then have no instance vanish, with their predictions; predictions in videos that
+    the ground truth never had stay.
+
+    Args:
+        available: "auto" = every video with an entry (perhaps empty) in the prediction file; a
+            path: text with one id a line, JSON list, or JSON with "database" or "results"; or the
+            ids. A prefix `v_` is dropped where the id is then known.
+    Raises:
+        ValueError: none of them is annotated.
+    """
+    if isinstance(available, str) and available == "auto":
+        ids = set(found.videos)
+    else:
+        if isinstance(available, str | Path):
+            available = _read_ids(Path(available))
+        ids = {str(name) for name in available}
+        ids |= {name.removeprefix("v_") for name in ids}
+    keep = np.array([name in ids for name in truth.videos])
+    if not keep.any():
+        raise ValueError(
+            f"none of the {len(ids)} available videos is among the {len(truth.videos)} annotated "
+            f"ones of subset {truth.subset!r} (first: {truth.videos[0]}); check the ids"
+        )
+    fewer = truth.select(keep[truth.video])
+    left_out = set(truth.videos) - set(fewer.videos)
+    here = np.array([name not in left_out for name in found.videos], bool)[found.video]
+    return fewer, found.select(here).without(set(truth.classes) - set(fewer.classes))
+
+
+def _read_ids(path: Path) -> Iterable[Any]:
+    if path.suffix.lower() == ".json":
+        content = _read_fast(path, "list of available videos")
+        if isinstance(content, Mapping):
+            content = content.get("database", content.get("results", content))
+        return content
+    if not path.is_file():
+        raise FileNotFoundError(
+            f'{path}: no such file (expected the ids of available videos, or "auto")'
+        )
+    return path.read_text(encoding="utf-8").split()
