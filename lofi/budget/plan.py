@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from lofi.budget.count import activation_bytes, tensor_bytes
+from lofi.budget.memory import activation_bytes, tensor_bytes
 from lofi.config import Mode
 from lofi.encoders import Encoder, build_encoder, freeze_batch_norm
 from lofi.fidelity import LOW_BUDGET, REDUCTIONS, Fidelity
