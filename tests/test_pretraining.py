@@ -167,7 +167,7 @@ def test_the_shares_of_several_processes_add_up_to_one_batch(config, tmp_path, m
     task = pretraining._classification(config, "acp", encoder, clips, [], config.acp)
     run = pretraining.RunFolder(tmp_path / "run", {})
     with pretraining.ClipSource(config, run) as source:
-        training = pretraining._training(config, task, task.reader(source), "cpu")
+        training = pretraining._training(config, task, source, "cpu")
         encoder.eval()  # batch statistics are those of a share: with them only about equal
         whole = training.losses(training.load(1), 1)
         monkeypatch.setattr(pretraining, "reduce_sum", lambda count: torch.tensor(8.0))

@@ -10,18 +10,17 @@ chance (0.50 measured, preset tiny, one seed) and its encoder localizes worse th
 Speed reaches 0.6 to 0.7 there.
 """
 
-from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lofi.config import Config
 from lofi.data import TrimmedClip, VideoError
 from lofi.data.datasets import fingerprint
 from lofi.data.snippets import resampled_frames, window_indices
-from lofi.encoders.pretext import ArrowHead, AverageHead, SpeedHead
 from lofi.training.augmentation import (
     Square,
     draw_colour,
@@ -37,17 +36,16 @@ from lofi.training.models import start_encoder
 from lofi.training.pretraining import (
     Batch,
     ClipSource,
-    Read,
     Task,
     pretrain,
     source_clips,
     split_clips,
-    started_from,
 )
 
 NORMAL, FAST = (1.0, 1.2), (1.7, 2.2)  # speed factors of the two classes
 SIZES = (32, 64 / 224, 336 / 224)  # multiple, smallest and largest side over S
 SMALL_SIZES = (8, 0.5, 1.5)  # the same for S below 112
+DROPOUT = 0.5  # in front of the classifiers
 
 
 def train_arrow(
@@ -96,37 +94,29 @@ def _train(config, run_dir, stage: str, resume: bool, on_step, device: str) -> d
         kept=kept,
         held=held,
         setting=config.speed if stage == "speed" else config.arrow,
-        reader=lambda source: _pair_reader(source, pairs, config.full.frames),
+        read=partial(_read_pairs, pairs, config.full.frames),
         settings={"head": kind},
         result={"held_out": len(held)},
     )
-    settings = {"clips": fingerprint(clips)} | started_from(config, encoder)
-    return pretrain(config, run_dir, task, settings, resume, on_step, device)
+    return pretrain(config, run_dir, task, {"clips": fingerprint(clips)}, resume, on_step, device)
 
 
-# (source, clips, one generator each, frames, augmentation) → (2, frames, 3, S, S) each or None
-Pairs = Callable[[ClipSource, list[TrimmedClip], list[torch.Generator], int, str], list]
-
-
-def _pair_reader(source: ClipSource, pairs: Pairs, frames: int) -> Read:
-    """Batches of both copies of every clip, the first labelled 0, the second 1."""
-
-    def read(clips: Sequence[TrimmedClip], address: tuple, augment: str) -> Batch:
-        mine = share(len(clips))
-        draws = [generator_for(*address, "clip", i) for i in mine]
-        found = pairs(source, [clips[i] for i in mine], draws, frames, augment)
-        found = [pair for pair in found if pair is not None]
-        if not found:
-            return None
-        pixels = source.pixels
-        if pairs is _speed_pairs and augment != "none":  # one size a batch
-            pixels = _draw_size(pixels, generator_for(*address, "size"))
-            whole = Square(0, 0, source.pixels)
-            found = [whole.cut(pair.flatten(0, 1), pixels).view(2, frames, 3, pixels, pixels)
-                     for pair in found]  # fmt: skip
-        return torch.cat(found), torch.tensor([0, 1]).repeat(len(found))
-
-    return read
+def _read_pairs(pairs, frames: int, source, clips, address: tuple, augment: str) -> Batch:
+    """Both copies of every clip, the first labelled 0, the second 1."""
+    mine = share(len(clips))
+    draws = [generator_for(*address, "clip", i) for i in mine]
+    found = pairs(source, [clips[i] for i in mine], draws, frames, augment)
+    found = [pair for pair in found if pair is not None]
+    if not found:
+        return None
+    pixels = source.pixels
+    if pairs is _speed_pairs and augment != "none":  # one size a batch
+        step, low, high = SIZES if pixels >= 112 else SMALL_SIZES
+        sizes = [n for n in range(step, int(high * pixels) + 1, step) if n >= low * pixels]
+        draw = torch.randint(len(sizes), (), generator=generator_for(*address, "size"))
+        pixels, whole = sizes[int(draw)], Square(0, 0, source.pixels)
+        found = [whole.cut(pair.flatten(0, 1), pixels).unflatten(0, (2, frames)) for pair in found]
+    return torch.cat(found), torch.tensor([0, 1]).repeat(len(found))
 
 
 def _arrow_pairs(source, clips, draws, frames: int, augment: str) -> list[Tensor | None]:
@@ -217,7 +207,62 @@ def keep_frames(frames: int, factor: float, generator: torch.Generator) -> Tenso
     return torch.tensor(kept)
 
 
-def _draw_size(pixels: int, generator: torch.Generator) -> int:
-    step, low, high = SIZES if pixels >= 112 else SMALL_SIZES
-    sizes = [n for n in range(step, int(high * pixels) + 1, step) if n >= low * pixels]
-    return sizes[int(torch.randint(len(sizes), (), generator=generator))]
+class ArrowHead(nn.Module):
+    """T-CAM: the maps of the two halves of the frames side by side, so that order is visible.
+
+    Args:
+        channels: C; the two convolutions have 2 C, the halves one after the other.
+    """
+
+    def __init__(self, channels: int):
+        super().__init__()
+        layers: list[nn.Module] = []
+        for _ in range(2):
+            layers += [
+                nn.Conv2d(2 * channels, 2 * channels, 3, padding=1, bias=False),
+                nn.BatchNorm2d(2 * channels),
+                nn.ReLU(inplace=True),
+                nn.Dropout2d(DROPOUT),
+            ]
+        self.layers = nn.Sequential(*layers)
+        self.classifier = nn.Conv2d(2 * channels, 1, 1)
+
+    def heat(self, maps: Tensor) -> Tensor:
+        """Where the picture looks reversed: (N, F, C, h, w) → (N, h, w), whose mean is the logit.
+
+        Raises:
+            ValueError: one frame, which has no direction.
+        """
+        frames = maps.shape[1]
+        if frames < 2:
+            raise ValueError(f"{frames} frame has no direction in time; use at least 2")
+        halves = maps[:, : frames // 2].mean(1), maps[:, frames // 2 :].mean(1)
+        return self.classifier(self.layers(torch.cat(halves, 1)))[:, 0]
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """(N, F, C, h, w) to (N,) logits, positive for reversed clips."""
+        return self.heat(maps).mean((1, 2))
+
+
+class AverageHead(nn.Module):
+    """One logit a frame, averaged: order is visible only through the encoder's temporal shift."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.classifier = nn.Sequential(nn.Dropout(DROPOUT), nn.Linear(channels, 1))
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """(N, F, C, h, w) to (N,) logits, positive for reversed clips."""
+        return self.classifier(maps.mean((3, 4))).mean((1, 2))
+
+
+class SpeedHead(nn.Module):
+    """Largest value over space, mean over the frames, one logit."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.classifier = nn.Sequential(nn.Dropout(DROPOUT), nn.Linear(channels, 1))
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """(N, F, C, h, w) to (N,) logits, positive for sped-up clips."""
+        return self.classifier(maps.amax((3, 4)).mean(1))[:, 0]
