@@ -10,6 +10,7 @@ chance (0.50 measured, preset tiny, one seed) and its encoder localizes worse th
 Speed reaches 0.6 to 0.7 there.
 """
 
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -95,18 +96,17 @@ def _train(config, run_dir, stage: str, resume: bool, on_step, device: str) -> d
         held=held,
         setting=config.speed if stage == "speed" else config.arrow,
         read=partial(_read_pairs, pairs, config.full.frames),
-        settings={"head": kind},
+        settings={"clips": fingerprint(clips), "head": kind},
         result={"held_out": len(held)},
     )
-    return pretrain(config, run_dir, task, {"clips": fingerprint(clips)}, resume, on_step, device)
+    return pretrain(config, run_dir, task, resume, on_step, device)
 
 
 def _read_pairs(pairs, frames: int, source, clips, address: tuple, augment: str) -> Batch:
     """Both copies of every clip, the first labelled 0, the second 1."""
     mine = share(len(clips))
     draws = [generator_for(*address, "clip", i) for i in mine]
-    found = pairs(source, [clips[i] for i in mine], draws, frames, augment)
-    found = [pair for pair in found if pair is not None]
+    found = list(pairs(source, [clips[i] for i in mine], draws, frames, augment))
     if not found:
         return None
     pixels = source.pixels
@@ -119,12 +119,11 @@ def _read_pairs(pairs, frames: int, source, clips, address: tuple, augment: str)
     return torch.cat(found), torch.tensor([0, 1]).repeat(len(found))
 
 
-def _arrow_pairs(source, clips, draws, frames: int, augment: str) -> list[Tensor | None]:
+def _arrow_pairs(source, clips, draws, frames: int, augment: str) -> Iterator[Tensor]:
+    """(2, frames, 3, S, S) of every clip that can be read and moves steadily."""
     views = [draw_geometry(augment, generator) for generator in draws]
-    pairs: list[Tensor | None] = []
     for clip, generator in zip(source.read(clips, views, frames), draws):
         if clip is None or not is_steady(clip):
-            pairs.append(None)
             continue
         square = inside_borders(clip)
         if augment != "none":
@@ -134,13 +133,12 @@ def _arrow_pairs(source, clips, draws, frames: int, augment: str) -> list[Tensor
             clip = recolour(clip, draw_colour(generator))
         if augment != "none":
             clip = hide_origin(clip, generator)
-        pairs.append(torch.stack([clip, clip.flip(0)]))
-    return pairs
+        yield torch.stack([clip, clip.flip(0)])
 
 
-def _speed_pairs(source, clips, draws, frames: int, augment: str) -> list[Tensor | None]:
+def _speed_pairs(source, clips, draws, frames: int, augment: str) -> Iterator[Tensor]:
+    """(2, frames, 3, S, S) of every clip that can be read and is long enough."""
     stride = max(1, source.data.frame_stride // 2)  # so that twice as fast is a snippet's stride
-    pairs: list[Tensor | None] = []
     for clip, generator in zip(clips, draws):
         view = draw_geometry(augment, generator)
         try:
@@ -148,16 +146,13 @@ def _speed_pairs(source, clips, draws, frames: int, augment: str) -> list[Tensor
             picked = normal_and_fast(run, frames, generator)
         except VideoError as error:
             source.run.skip(str(clip.path), error)
-            pairs.append(None)
             continue
         (steps,) = source.read([clip], [view], run, stride)
         if steps is not None:
             pair = steps[picked.flatten()]
             if augment == "colour":
                 pair = recolour(pair, draw_colour(generator))
-            steps = pair.unflatten(0, (2, frames))
-        pairs.append(steps)
-    return pairs
+            yield pair.unflatten(0, (2, frames))
 
 
 def clip_length(source: ClipSource, clip: TrimmedClip) -> int:
@@ -216,7 +211,7 @@ class ArrowHead(nn.Module):
 
     def __init__(self, channels: int):
         super().__init__()
-        layers: list[nn.Module] = []
+        layers = []
         for _ in range(2):
             layers += [
                 nn.Conv2d(2 * channels, 2 * channels, 3, padding=1, bias=False),

@@ -51,10 +51,9 @@ def train_acp(
         {"encoder": path, "accuracy": on held-out source clips, "sha256", "weights": where it
         started, …}; also in result.json.
     """
-    clips = source_clips(config, run_dir, "acp")
-    kept, held = split_clips(clips)
-    task = _classification(config, "acp", start_encoder(config), kept, held, config.acp)
-    return pretrain(config, run_dir, task, {"clips": fingerprint(clips)}, resume, on_step, device)
+    clips, encoder = source_clips(config, run_dir, "acp"), start_encoder(config)
+    task = _classification(config, "acp", encoder, clips, split_clips(clips), config.acp)
+    return pretrain(config, run_dir, task, resume, on_step, device)
 
 
 def train_acp_plus(
@@ -68,9 +67,9 @@ def train_acp_plus(
     """ACP+: go on with classification, on the trimmed segments of the target training videos."""
     segments = run_data(config, run_dir).segments
     encoder, start = load_encoder(config, run_dir, config.acp_plus_start)
-    task = _classification(config, "acp+", encoder, segments, [], config.acp_plus)
-    settings = {"clips": fingerprint(segments), "start": start}
-    return pretrain(config, run_dir, task, settings, resume, on_step, device)
+    task = _classification(config, "acp+", encoder, segments, (segments, []), config.acp_plus)
+    task.settings["start"] = start
+    return pretrain(config, run_dir, task, resume, on_step, device)
 
 
 def train_icp(
@@ -101,8 +100,8 @@ def train_icp(
             "resnet18-f37072fd.pth, …); only the toy worlds train it"
         )
     clips = source_clips(config, run_dir, "icp")
-    task = _classification(config, "icp", encoder, *split_clips(clips), config.icp, frames=1)
-    return pretrain(config, run_dir, task, {"clips": fingerprint(clips)}, resume, on_step, device)
+    task = _classification(config, "icp", encoder, clips, split_clips(clips), config.icp, frames=1)
+    return pretrain(config, run_dir, task, resume, on_step, device)
 
 
 def source_clips(config: Config, run_dir: str | Path, stage: str) -> tuple[TrimmedClip, ...]:
@@ -143,7 +142,7 @@ class Task:
         kept, held: clips to train on, and clips that only measure accuracy (may be empty).
         read: (source, clips of a logical batch, address of the random draws, augmentation) →
             this process's share of them.
-        settings: what the result depends on besides the common settings.
+        settings: what the result depends on besides the common settings and published weights.
         result: for result.json.
     """
 
@@ -159,8 +158,8 @@ class Task:
     result: dict[str, Any]
 
 
-def _classification(config, stage, encoder, kept, held, setting, frames: int = 0) -> Task:
-    names = sorted({clip.label for clip in [*kept, *held]})
+def _classification(config, stage, encoder, clips, split, setting, frames: int = 0) -> Task:
+    names = sorted({clip.label for clip in clips})
     frames = frames or config.acp_frames
     torch.manual_seed(config.seed)  # the classifier's framework initialisation
     classifier = nn.Linear(encoder.channels, len(names))
@@ -169,11 +168,11 @@ def _classification(config, stage, encoder, kept, held, setting, frames: int = 0
         encoder=encoder,
         classifier=classifier,
         logits=lambda x: classifier(encoder(x)),
-        kept=kept,
-        held=held,
+        kept=split[0],
+        held=split[1],
         setting=setting,
         read=partial(_read_labelled, names, frames),
-        settings={"frames": frames},
+        settings={"clips": fingerprint(clips), "frames": frames},
         result={"classes": names},
     )
 
@@ -191,23 +190,14 @@ def _read_labelled(names, frames: int, source, clips, address: tuple, augment: s
     return x, torch.tensor([names.index(clips[i].label) for i, _ in kept])
 
 
-def pretrain(
-    config: Config,
-    run_dir: str | Path,
-    task: Task,
-    settings: dict[str, Any],
-    resume: bool,
-    on_step: OnStep | None,
-    device: str,
-) -> dict[str, Any]:
+def pretrain(config: Config, run_dir, task: Task, resume: bool, on_step, device: str) -> dict:
     """Train a task in its run folder; returns and stores the encoder's path and the accuracy.
 
     The loss is the cross-entropy, a mean over all items of the logical batch that could be read.
-    `settings` says what is trained on; published starting weights enter by their hash.
     """
     stage, encoder = task.stage, task.encoder
-    start = {"start": encoder_hash(encoder)} if config.weights else {}
-    settings = {"stage": stage, **start, **settings, **common_settings(config), **task.settings}
+    published = {"start": encoder_hash(encoder)} if config.weights else {}
+    settings = {"stage": stage, **published, **task.settings, **common_settings(config)}
     settings |= {"training": asdict(task.setting)}
     run = RunFolder(Path(run_dir) / stage / "encoder", settings, resume)
     if (done := run.result()) is not None:
