@@ -128,7 +128,7 @@ def measured_bytes(
         bf16 = torch.autocast(like.device.type, torch.bfloat16, enabled=amp == "bf16")
         with torch.no_grad(), bf16:
             step.head(like.new_zeros(1, step.encoder.channels, fidelity.snippets))
-    static, clips = sum(map(tensor_bytes, step.static)), step.clips(batch)
+    static, clips = sum(tensor.nbytes for tensor in step.static), step.clips(batch)
     meter = _CudaMeter if clips.is_cuda else _CpuMeter
     with meter() as measured:
         step.run(clips, measured)
@@ -192,7 +192,7 @@ class _Step:
             saved_bytes=saved,
             saved_bytes_per_video=saved / self.videos_at_once,
             peak_bytes=peak,
-            parameters_bytes=sum(map(tensor_bytes, self.modules.parameters())),
+            parameters_bytes=sum(weight.nbytes for weight in self.modules.parameters()),
             frames_bytes=at_once * size.frames * 3 * size.pixels**2 * self.static[0].itemsize,
             flops=flops,
             top=top,
@@ -209,11 +209,6 @@ def _losses(head: nn.Module | None, features: Tensor) -> dict[str, Tensor]:
         return {"loss": loss(outputs, targets, draws=draw(targets)).total}
     leaves = [leaf for leaf in tree_leaves(outputs) if isinstance(leaf, Tensor)]
     return {"loss": sum(leaf.float().sum() for leaf in leaves)}
-
-
-def tensor_bytes(tensor: Tensor) -> int:
-    """Bytes of a tensor's values."""
-    return tensor.numel() * tensor.element_size()
 
 
 @contextmanager
@@ -242,12 +237,9 @@ def _without_data(amp: str, *modules: nn.Module | str | None) -> Iterator:
             return module
         if module is None:
             return None
-        memo: dict[int, Any] = {}
-        for tensor in (*module.parameters(), *module.buffers()):
-            empty = convert(tensor.detach())
-            if isinstance(tensor, nn.Parameter):
-                empty = nn.Parameter(empty, requires_grad=tensor.requires_grad)
-            memo[id(tensor)] = empty
+        memo = {id(buffer): convert(buffer) for buffer in module.buffers()}
+        for weight in module.parameters():
+            memo[id(weight)] = nn.Parameter(convert(weight.detach()), weight.requires_grad)
         return copy.deepcopy(module, memo)
 
     with fake:
@@ -289,7 +281,7 @@ class _Ledger(TorchDispatchMode, Watch):
         self.flops, self.times, self.consumers = 0.0, times, {}
         self._device = next(modules.parameters()).device
         self._entries: dict[int, tuple[str, str, int]] = {}  # storage → module, kind, bytes
-        self._before: set[int] = set()
+        self._constants, self._before = set(), set()  # storages
         self._path = [""]  # of the modules that are running; the encoder's go without prefix
         for name, module in modules.named_modules():
             name = name.removeprefix("encoder.").removeprefix("encoder")
@@ -305,29 +297,27 @@ class _Ledger(TorchDispatchMode, Watch):
         packet = func.overloadpacket
         if packet in flop_registry:
             self.flops += self.times * flop_registry[packet](*args, **kwargs, out_val=out)
-        new = [t for t in _tensors(out) if t.untyped_storage()._cdata not in self._entries]
+        new = [tensor for tensor in _tensors(out) if _storage(tensor) not in self._entries]
         if new:
-            name, inputs = packet.__name__, [self._entry(tensor) for tensor in _tensors(args)]
-            if name == "lift_fresh" or (inputs and all(kind == CONSTANT for _, kind, _ in inputs)):
+            name, inputs = packet.__name__, [_storage(tensor) for tensor in _tensors(args)]
+            if name == "lift_fresh" or (inputs and self._constants.issuperset(inputs)):
                 name = CONSTANT  # made from numbers in the program alone
             for tensor in new:
                 self.enter(tensor, name)
         if packet is torch.ops.aten.convolution_backward and out[1] is not None:
             # The kernel's own layout of the weight gradient, before it is copied into ours.
-            self.peak = max(self.peak, self.live + tensor_bytes(out[1]))
+            self.peak = max(self.peak, self.live + out[1].nbytes)
         return out
-
-    def _entry(self, tensor: Tensor) -> tuple[str, str, int]:
-        return self._entries.get(tensor.untyped_storage()._cdata, ("", "", 0))
 
     def enter(self, tensor: Tensor, operation: str = "") -> None:
         """Add the storage of a tensor, once; it leaves by itself."""
-        storage = tensor.untyped_storage()
-        key, size = storage._cdata, storage.nbytes()
+        storage, key = tensor.untyped_storage(), _storage(tensor)
         if key in self._entries:
             return
-        if operation in (CONSTANT, GIVEN) or tensor.device != self._device:
-            size = 0
+        counted = operation not in (CONSTANT, GIVEN) and tensor.device == self._device
+        size = storage.nbytes() if counted else 0
+        if operation == CONSTANT:
+            self._constants.add(key)
         kind = _KINDS.get(operation, operation.replace("_", " "))
         if operation == "max_pool2d_with_indices" and tensor.dtype == torch.int64:
             kind = "pooling indices"
@@ -338,6 +328,7 @@ class _Ledger(TorchDispatchMode, Watch):
 
     def _leave(self, key: int) -> None:
         self.live -= self._entries.pop(key)[2]
+        self._constants.discard(key)
 
     def begin(self) -> None:
         self._before, self._path = set(self._entries), [""]
@@ -375,6 +366,10 @@ def _run(func: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
     if key not in _MEMO:
         _MEMO[key] = _layout(func(*args, **kwargs))
     return _empty(_MEMO[key])
+
+
+def _storage(tensor: Tensor) -> int:
+    return tensor.untyped_storage()._cdata
 
 
 def _tensors(value: Any) -> list[Tensor]:
