@@ -3,7 +3,8 @@
 Sources: Wei et al., CVPR 2018; Benaim et al., CVPR 2020, on the snippets of the encoder. LoFi
 table 7 does not say how it trained them; all numbers here are the originals' or ours. Both copies
 of a clip are in the same batch with the same crop, flip and colour, so that nothing but the
-direction (or the speed) tells them apart.
+direction (or the speed) tells them apart. The heads are thrown away, like ACP's classifier.
+N snippets, F frames, C channels, h × w the encoder's last maps.
 
 The toy worlds' actors oscillate, which looks the same in both directions: there arrow stays at
 chance (0.50 measured, preset tiny, one seed) and its encoder localizes worse than a random one.
