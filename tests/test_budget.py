@@ -9,12 +9,18 @@ import torch
 import tyro
 
 from lofi import commands, heads
-from lofi.budget import GIB, Mode, activation_bytes, measured_bytes, memory_model, plan
+from lofi.budget import GIB, Mode, activation_bytes, measured_bytes, plan
 from lofi.encoders import build_encoder, encoder_hash, freeze_batch_norm, freeze_until
 from lofi.fidelity import Fidelity, schedule
 
 FULL = Fidelity(snippets=100, frames=8, pixels=224)
 SMALL = Fidelity(snippets=4, frames=4, pixels=48)
+# Measured steps of a ResNet see 112 pixels, the smallest pictures of the paper. At 48 pixels its
+# last maps are 2 × 2; there oneDNN without AVX-512 multiplies matrices for the weight's gradient
+# ("x64:gemm:jit") with 37.8 MB of scratch (four 512 × 512 × 3 × 3 weights, and the columns), where
+# the kernel for larger maps ("jit:avx2") has one blocked copy of it, 9.4 MB, as predicted. Measured
+# on AVX2, predicted / measured peak: 0.78 to 0.86 at 48 pixels, 0.9997 to 1.0003 at 96 and 112.
+REAL = Fidelity(snippets=2, frames=2, pixels=112)
 
 
 @pytest.mark.parametrize(
@@ -67,13 +73,13 @@ def test_what_is_kept_is_what_autograd_lists():
     ("name", "fidelity", "batch", "amp", "mode"),
     [
         ("tsm-toy", Fidelity(8, 4, 48), 2, "fp32", "full"),
-        ("tsm-r18", SMALL, 2, "fp32", "full"),
-        ("tsm-r18", SMALL, 1, "bf16", "full"),
+        ("tsm-r18", REAL, 2, "fp32", "full"),
+        ("tsm-r18", REAL, 1, "bf16", "full"),
         ("r2plus1d-18", Fidelity(2, 4, 48), 1, "fp32", "full"),
-        ("tsm-r18", SMALL, 1, "fp32", Mode(recompute=True)),
-        ("tsm-r18", SMALL, 1, "fp32", Mode(fold=True)),
-        ("tsm-r18", SMALL, 1, "fp32", "partial"),
-        ("tsm-r18", SMALL, 1, "fp32", Mode("exact", chunk=1)),
+        ("tsm-r18", REAL, 1, "fp32", Mode(recompute=True)),
+        ("tsm-r18", REAL, 1, "fp32", Mode(fold=True)),
+        ("tsm-r18", REAL, 1, "fp32", "partial"),
+        ("tsm-r18", REAL, 1, "fp32", Mode("exact", chunk=1)),
         ("tsm-toy", SMALL, 2, "fp32", Mode("sampled", chunk=2, ratio=0.5)),
         ("tsm-toy", SMALL, 2, "fp32", "frozen"),
     ],
@@ -151,33 +157,6 @@ def test_two_chunks_stand_for_all():
     )
     assert many.flops == pytest.approx(25 * few.flops, rel=1e-9)
     assert many.peak_bytes == pytest.approx(few.peak_bytes, rel=0.01)
-
-
-@pytest.mark.parametrize(
-    ("name", "amp"),
-    [("tsm-r18", "fp32"), ("tsm-r18", "bf16"), ("tsm-r50", "fp32"), ("r2plus1d-18", "fp32"),
-     ("tsm-toy", "fp32"), ("tsm-toy", "bf16")],
-)  # fmt: skip
-def test_the_closed_form_gives_the_counted_bytes(name, amp):
-    model = memory_model(name, amp)
-    for fidelity, batch in ((FULL, 16), (Fidelity(10, 5, 97), 2), (Fidelity(25, 16, 158), 1)):
-        counted = activation_bytes(name, None, fidelity, batch, amp)
-        assert model.saved_bytes(fidelity, batch) == pytest.approx(counted.saved_bytes, rel=1e-6)
-        assert model.peak_bytes(fidelity, batch) == pytest.approx(counted.peak_bytes, rel=1e-6)
-    assert model.parameters_bytes == counted.parameters_bytes
-    begun = time.perf_counter()
-    for pixels in range(100, 200):
-        model.peak_bytes(Fidelity(50, 8, pixels), 16)
-    assert (time.perf_counter() - begun) / 100 < 0.01  # a slider redraws at once
-
-
-def test_the_closed_form_knows_graphs_only():
-    mode = Mode("partial", stage="layer1", recompute=True)
-    counted = activation_bytes("tsm-r18", None, FULL, 2, mode=mode)
-    found = memory_model("tsm-r18", mode=mode).peak_bytes(FULL, 2)
-    assert found == pytest.approx(counted.peak_bytes, rel=1e-6)
-    with pytest.raises(ValueError, match="mode exact, chunk 4 is no single graph"):
-        memory_model("tsm-r18", mode=Mode("exact"))
 
 
 @pytest.mark.parametrize(

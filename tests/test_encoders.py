@@ -87,8 +87,21 @@ def relative(found: torch.Tensor, expected: np.ndarray) -> float:
 
 
 def test_features_stages_and_gradients_equal_the_public_code(reference):
+    """In float64, features also in float32.
+
+    In float32 a gradient depends on the kernel: sums in another order may turn the sign of an
+    activation near 0, and with it a ReLU. Measured with AVX2 kernels: one activation of 12,550,144
+    (tsm_resnet50) and one of 20,196,704 (r2plus1d_18) change their sign, which moves the norms of
+    gradients by up to 1.6e-3 and 8e-5; no other network has such an activation. The reference
+    inputs were chosen so that the public code's own float32 gradients are those of float64: in
+    float64 all numbers here are within 6e-7 of it.
+    """
     name, encoder, facts, arrays, (weight, bias) = reference
-    frames = reference_input(facts).requires_grad_()
+    frames = reference_input(facts)
+    with torch.no_grad():
+        features = encoder(frames)
+    assert relative(features, arrays["feature"]) < 1e-6
+    assert relative(features @ weight.T + bias, arrays["logits"]) < 1e-6
     stages = {}
     handles = [
         getattr(encoder, stage)[-1].register_forward_hook(
@@ -96,30 +109,34 @@ def test_features_stages_and_gradients_equal_the_public_code(reference):
         )
         for stage in encoder.stages[1:]
     ]
+    encoder.double()
+    frames = frames.double().requires_grad_()
     features = encoder(frames)
     for handle in handles:
         handle.remove()
     assert relative(features.detach(), arrays["feature"]) < 1e-6
-    assert relative((features @ weight.T + bias).detach(), arrays["logits"]) < 1e-6
+    logits = features.detach() @ weight.double().T + bias.double()
+    assert relative(logits, arrays["logits"]) < 1e-6
     for stage, out in stages.items():
         if f"{stage}_channel_mean" in arrays:
             assert relative(out.flatten(2).mean(2), arrays[f"{stage}_channel_mean"]) < 1e-6
     probe = reference_numbers(facts["probe_tag"], facts["probe_salt"], list(features.shape))
     (features * torch.from_numpy(probe.astype(np.float32))).sum().backward()
-    norms = frames.grad.double().flatten(2).norm(dim=2)
-    assert relative(norms, arrays["input_grad_norm"]) < 1e-5
-    found = {key: float(p.grad.double().norm()) for key, p in encoder.named_parameters()}
+    norms = frames.grad.flatten(2).norm(dim=2)
+    assert relative(norms, arrays["input_grad_norm"]) < 1e-6
+    found = {key: float(p.grad.norm()) for key, p in encoder.named_parameters()}
     expected = {
         key.removeprefix("base_model.").replace(".net.", "."): norm
         for key, norm in facts["param_grad_norm"].items()
         if "fc" not in key
     }
-    assert found == pytest.approx(expected, rel=1e-5)
+    assert found == pytest.approx(expected, rel=1e-6)
     encoder.zero_grad(set_to_none=True)
     if "frame_feature" in arrays:
         with torch.no_grad():
             frame_features = encoder.frame_features(frames)
         assert relative(frame_features, arrays["frame_feature"]) < 1e-6
+    encoder.float()
 
 
 def test_batch_statistics_equal_the_public_code(reference):

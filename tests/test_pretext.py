@@ -4,6 +4,7 @@ The worlds here are moving dots: falling dots speed up, so their direction in ti
 """
 
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -12,11 +13,18 @@ from lofi import config as configs
 from lofi.data import TrimmedClip, VideoError, write_video
 from lofi.data.toyworld import TINY, write_world
 from lofi.encoders import build_encoder, normalise
-from lofi.encoders.pretext import ArrowHead, AverageHead, SpeedHead
 from lofi.training import pretext
 from lofi.training.augmentation import Square, hide_origin, inside_borders, is_steady
 from lofi.training.methods import Concatenated, components, load_encoder, unshifted
-from lofi.training.pretext import keep_frames, normal_and_fast, train_arrow, train_speed
+from lofi.training.pretext import (
+    ArrowHead,
+    AverageHead,
+    SpeedHead,
+    keep_frames,
+    normal_and_fast,
+    train_arrow,
+    train_speed,
+)
 from lofi.training.pretraining import ClipSource, train_acp
 from lofi.training.run_folder import RunFolder
 
@@ -61,7 +69,7 @@ def tiny(tmp_path_factory):
 
 def reader(config, folder, pairs):
     source = ClipSource(config, RunFolder(folder, {}))
-    return pretext._pair_reader(source, pairs, config.full.frames)
+    return partial(pretext._read_pairs, pairs, config.full.frames, source)
 
 
 def clips_of(config) -> list[TrimmedClip]:
@@ -240,6 +248,6 @@ def test_broken_and_short_clips_are_skipped_with_a_reason(tiny, tmp_path):
     broken.write_bytes(b"nothing")
     clips = [TrimmedClip(short, "x"), good, TrimmedClip(broken, "x")]
     source = ClipSource(tiny, RunFolder(tmp_path / "run", {}))
-    x, labels = pretext._pair_reader(source, pretext._speed_pairs, 4)(clips, (0, 1), "none")
+    x, labels = pretext._read_pairs(pretext._speed_pairs, 4, source, clips, (0, 1), "none")
     assert len(x) == 2 and labels.tolist() == [0, 1]
     assert [row["item"] for row in source.run.skipped()] == sorted([str(short), str(broken)])

@@ -164,10 +164,10 @@ def test_icp_of_a_toy_world_sees_single_frames_without_shift(config, tmp_path):
 def test_the_shares_of_several_processes_add_up_to_one_batch(config, tmp_path, monkeypatch):
     clips = pretraining.source_clips(config, tmp_path, "acp")
     encoder = build_encoder("tsm-toy", seed=0)
-    task = pretraining._classification(config, "acp", encoder, clips, [], config.acp)
+    task = pretraining._classification(config, "acp", encoder, clips, (clips, []), config.acp)
     run = pretraining.RunFolder(tmp_path / "run", {})
     with pretraining.ClipSource(config, run) as source:
-        training = pretraining._training(config, task, task.reader(source), "cpu")
+        training = pretraining._training(config, task, source, "cpu")
         encoder.eval()  # batch statistics are those of a share: with them only about equal
         whole = training.step(training.load(1), 1)
         parameters = [p for module in training.modules.values() for p in module.parameters()]

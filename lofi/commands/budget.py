@@ -37,7 +37,7 @@ def memory(
         micro_batch: videos whose graph is held at once; 0 = the batch.
         top: largest consumers that are listed.
     """
-    from lofi.budget import activation_bytes
+    from lofi.budget import GIB, activation_bytes
     from lofi.config import Mode
     from lofi.fidelity import Fidelity
 
@@ -47,12 +47,11 @@ def memory(
     report = activation_bytes(model, built, fidelity, batch, amp, how, micro_batch)
     if json:
         write_json(json, report.as_dict())
-    gib = 2**30
     print(f"{encoder}, {head} head, {report.fidelity}, batch {batch}, {amp}, mode {report.mode}")
-    print(f"saved for the backward pass  {report.saved_bytes / gib:9.2f} GiB")
-    print(f"  a video                    {report.saved_bytes_per_video / gib:9.2f} GiB")
-    print(f"peak of the step             {report.peak_bytes / gib:9.2f} GiB")
-    print(f"parameters                   {report.parameters_bytes / gib:9.3f} GiB")
+    print(f"saved for the backward pass  {report.saved_bytes / GIB:9.2f} GiB")
+    print(f"  a video                    {report.saved_bytes_per_video / GIB:9.2f} GiB")
+    print(f"peak of the step             {report.peak_bytes / GIB:9.2f} GiB")
+    print(f"parameters                   {report.parameters_bytes / GIB:9.3f} GiB")
     for row in report.top[:top]:
         print(f"  {row.bytes / report.saved_bytes:6.1%}  {row.name} ({row.kind})")
 
@@ -74,6 +73,7 @@ def plan(
         budget_gib: memory of one device in GiB.
         batch: videos a step on that device.
     """
+    from lofi.budget import GIB
     from lofi.budget import plan as make_plan
     from lofi.fidelity import Fidelity
     from lofi.figures.tables import Table
@@ -86,7 +86,7 @@ def plan(
               "frames a video")  # fmt: skip
     body = tuple(
         (
-            row.configuration, str(row.fidelity), str(row.mode), f"{row.peak_bytes / 2**30:.1f}",
+            row.configuration, str(row.fidelity), str(row.mode), f"{row.peak_bytes / GIB:.1f}",
             "yes" if row.fits else "no", str(row.largest_batch), f"{row.relative_compute:.2f}",
             str(row.decoded_frames),
         )

@@ -67,22 +67,18 @@ def build_encoder(
         raise ValueError(f"unknown encoder {name!r}; known: {', '.join(ENCODERS)}")
     if seed is not None:
         generator = torch.Generator().manual_seed(seed)
+    family, size = name.split("-")
+    size, fold = size.removeprefix("r"), 8 if family == "tsm" else 0
     with torch.random.fork_rng(devices=[]):  # torch's own initialisation draws numbers for nothing
-        encoder = _construct(name)
+        if family == "r2plus1d":
+            encoder = R2Plus1D(name)
+        elif size == "toy":
+            encoder = ResNet(name, _BLOCKS[size], 16, fold=fold // 2, toy_stem=True)
+        else:
+            encoder = ResNet(name, _BLOCKS[size], bottleneck=size == "50", fold=fold)
     for module in encoder.modules():
         if isinstance(module, nn.Conv2d | nn.Conv3d):
             nn.init.kaiming_normal_(
                 module.weight, mode="fan_out", nonlinearity="relu", generator=generator
             )
     return encoder
-
-
-def _construct(name: str) -> Encoder:
-    family, size = name.split("-")
-    size = size.removeprefix("r")
-    if family == "r2plus1d":
-        return R2Plus1D(name)
-    if size == "toy":
-        return ResNet(name, _BLOCKS[size], 16, fold=4 if family == "tsm" else 0, toy_stem=True)
-    fold = 8 if family == "tsm" else 0
-    return ResNet(name, _BLOCKS[size], bottleneck=size == "50", fold=fold)

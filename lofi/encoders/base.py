@@ -166,20 +166,14 @@ def _check(encoder: nn.Module) -> None:
 
 def _apply_freezing(encoder: Encoder) -> None:
     """Set every flag from `frozen_stage` and `frozen_batch_norm`, so that their order is free."""
-    frozen = encoder.frozen_stage is not None
+    frozen, batch_norm = encoder.frozen_stage is not None, encoder.frozen_batch_norm
     for stage in encoder.stages:
-        for module in encoder.stage_modules(stage):
-            _set_trainable(module, not frozen, encoder.frozen_batch_norm)
+        for part in nn.ModuleList(encoder.stage_modules(stage)).modules():
+            held = frozen or (isinstance(part, BatchNorm) and batch_norm in ("affine", "folded"))
+            for parameter in part.parameters(recurse=False):
+                parameter.requires_grad_(not held)
+            if isinstance(part, BatchNorm):
+                part.frozen = frozen or batch_norm is not None
+                part.folded = batch_norm == "folded"
         frozen = frozen and stage != encoder.frozen_stage
     encoder.train(encoder.training)
-
-
-def _set_trainable(module: nn.Module, trainable: bool, batch_norm: str | None) -> None:
-    for part in module.modules():
-        is_norm = isinstance(part, BatchNorm)
-        for parameter in part.parameters(recurse=False):
-            held = is_norm and batch_norm in ("affine", "folded")
-            parameter.requires_grad_(trainable and not held)
-        if is_norm:
-            part.frozen = batch_norm is not None or not trainable
-            part.folded = batch_norm == "folded"

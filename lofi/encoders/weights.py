@@ -46,15 +46,11 @@ def save_encoder(encoder: Encoder, path: str | Path, extra: Mapping[str, str] = 
             itself ("format", "format_version", "encoder", "sha256") are refused.
     """
     digest = encoder_hash(encoder)
-    own = {
-        "format": FORMAT,
-        "format_version": FORMAT_VERSION,
-        "encoder": encoder.name,
-        "sha256": digest,
-    }
+    own = {"format": FORMAT, "format_version": FORMAT_VERSION}
+    own |= {"encoder": encoder.name, "sha256": digest}
     if clash := sorted(own.keys() & extra.keys()):
         raise ValueError(f"metadata {', '.join(clash)} belongs to the format; use another name")
-    save_tensors(path, _state(encoder), {**extra, **own})
+    save_tensors(path, encoder.state_dict(), {**extra, **own})
     return digest
 
 
@@ -63,7 +59,7 @@ def encoder_hash(encoder: Encoder) -> str:
 
     The same on every device and in every memory format. Counters of seen batches do not enter.
     """
-    return _digest(encoder.name, _state(encoder))
+    return _digest(encoder.name, encoder.state_dict())
 
 
 def _digest(name: str, tensors: Mapping[str, Tensor]) -> str:
@@ -97,16 +93,13 @@ def load_weights(encoder: Encoder, path: str | Path, strict: bool = True) -> Loa
     found = {name: value for name, value in found.items() if isinstance(value, Tensor)}
     if strict and origin and origin.get("encoder") != encoder.name:
         _raise_other(encoder, path, origin.get("encoder", "an unnamed encoder"), found)
-    wanted = _state(encoder)
-    fits = {
-        name for name in found.keys() & wanted.keys() if found[name].shape == wanted[name].shape
-    }
-    matched = tuple(name for name in wanted if name in fits)
+    wanted = encoder.state_dict()
+    common = [name for name in wanted if name in found]
+    matched = tuple(name for name in common if found[name].shape == wanted[name].shape)
     # Files from before torch 0.4.1 have no batch counters; nothing here reads them.
-    missing = tuple(
-        name for name in wanted if name not in fits and not name.endswith("num_batches_tracked")
-    )
-    unexpected = tuple(name for name in found if name not in fits)
+    needed = [name for name in wanted if not name.endswith("num_batches_tracked")]
+    missing = tuple(name for name in needed if name not in matched)
+    unexpected = tuple(name for name in found if name not in matched)
     if (missing or unexpected) and (strict or not matched):
         _raise_other(encoder, path, _recognise(found), found)
     for name in matched:
@@ -117,10 +110,6 @@ def load_weights(encoder: Encoder, path: str | Path, strict: bool = True) -> Loa
             wanted[name].copy_(found[name])
     log.info("%s: %d tensors into %s (%s layout)", path, len(matched), encoder.name, layout)
     return LoadReport(matched, missing, unexpected, layout, classifier, origin)
-
-
-def _state(encoder: Encoder) -> dict[str, Tensor]:
-    return dict(encoder.state_dict())
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -144,10 +133,8 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             content = content[field]
             break
     if not isinstance(content, Mapping) or not any(isinstance(v, Tensor) for v in content.values()):
-        found = f"holds no named tensors but a {type(content).__name__}"
-        raise ValueError(
-            f"{path}: {found} (expected a state dict); export the model's state_dict()"
-        )
+        found = f"{path}: holds no named tensors but a {type(content).__name__}"
+        raise ValueError(f"{found} (expected a state dict); export the model's state_dict()")
     return dict(content), {}
 
 
@@ -196,10 +183,8 @@ def _translate(
     """Name of the layout, tensors under torchvision's names, names of the classification layer."""
     names = {name: name.removeprefix("module.") for name in found}
     if local := next((name for name in names if ".nl." in name), None):
-        raise ValueError(
-            f"{path}: non-local blocks ({local}), which no encoder here has; "
-            "take the checkpoint without _nl"
-        )
+        what = f"non-local blocks ({local}), which no encoder here has"
+        raise ValueError(f"{path}: {what}; take the checkpoint without _nl")
     short = names.values()
     layout = "lofi" if own else "torchvision"
     if any(name.startswith("base_model.") for name in short):
@@ -240,7 +225,7 @@ def _recognise(found: Mapping[str, Tensor]) -> str:
 
 def _raise_other(encoder: Encoder, path: Path, other: str, found: Mapping[str, Tensor]) -> NoReturn:
     """One line that names both architectures and the first place where they differ."""
-    wanted = _state(encoder)
+    wanted = encoder.state_dict()
     where = "same names and shapes, but not the same network"
     extra = sorted(found.keys() - wanted.keys(), key=lambda name: (found[name].dim() < 2, name))
     for name in [*wanted, *extra]:

@@ -8,6 +8,7 @@ from torch.nn import functional as F
 from lofi.data import Augmentation
 
 MAX_SHIFT = 0.08  # of the side
+MAX_SHAKE = 2  # pixels
 GAIN = (0.7, 1.3)
 BLACK = 16  # mean grey level of a row or column below which it is a black border
 STATIC, SHOT_CUT = 1.0, 60.0  # mean grey-level change of neighbouring frames
@@ -46,11 +47,7 @@ def colour(clips: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     """Permute and invert colour channels, change the gain and shift the picture, per clip.
 
     A source classifier that cannot rely on colour or position has to look at shape and motion.
-
-    Args:
-        clips: (B, F, 3, S, S) uint8; every frame of a clip changes in the same way.
-    Returns:
-        uint8 of the same shape.
+    (B, F, 3, S, S) uint8 in and out; every frame of a clip changes in the same way.
     """
     return torch.stack([recolour(clip, draw_colour(generator)) for clip in clips])
 
@@ -58,9 +55,7 @@ def colour(clips: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
 def recolour(clip: torch.Tensor, draw: Colour) -> torch.Tensor:
     """Apply a draw of `colour` to one clip (F, 3, S, S) uint8."""
     side = clip.shape[-1]
-    clip = clip[:, draw.order]
-    if draw.invert:
-        clip = 255 - clip
+    clip = 255 - clip[:, draw.order] if draw.invert else clip[:, draw.order]
     clip = (128 + (clip.float() - 128) * draw.gain).clamp_(0, 255).to(torch.uint8)
     reach = int(MAX_SHIFT * side)
     return _moved(clip, round(draw.dy * reach), round(draw.dx * reach))
@@ -116,24 +111,21 @@ def inside_borders(clip: torch.Tensor) -> Square:
 def is_steady(clip: torch.Tensor) -> bool:
     """Whether a clip (F, 3, S, S) moves and holds no shot cut; else it has no direction to learn.
 
-    Mean absolute difference of neighbouring frames: at least 1 grey level over all of them, at most
-    60 for any of them.
+    Mean absolute difference of neighbouring frames: at least 1 grey level, for none above 60.
     """
     change = clip.float().diff(dim=0).abs().mean((1, 2, 3))
     return float(change.mean()) >= STATIC and float(change.max()) <= SHOT_CUT
 
 
-def hide_origin(clip: torch.Tensor, generator: torch.Generator, reach: int = 2) -> torch.Tensor:
+def hide_origin(clip: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     """Cover traces of cameras and codecs: random grey, a shaking picture, ±1 grey level of noise.
 
-    Args:
-        clip: (F, 3, S, S) uint8; becomes grey as a whole, with probability 0.2.
-        reach: of the shaking, pixels; a random walk, which looks the same in both directions.
+    (F, 3, S, S) uint8. The shaking is a random walk, which looks the same in both directions.
     """
     if torch.rand((), generator=generator) < GREY:
         clip = clip.float().mean(1, keepdim=True).to(torch.uint8).expand(-1, 3, -1, -1)
     steps = torch.randint(-1, 2, (len(clip), 2), generator=generator)
-    path = steps.cumsum(0).clamp_(-reach, reach).tolist()
+    path = steps.cumsum(0).clamp_(-MAX_SHAKE, MAX_SHAKE).tolist()
     clip = torch.stack([_moved(frame, dy, dx) for frame, (dy, dx) in zip(clip, path)])
     noise = torch.randint(-1, 2, clip.shape, generator=generator, dtype=torch.int16)
     return (clip + noise).clamp_(0, 255).to(torch.uint8)

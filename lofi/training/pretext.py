@@ -3,25 +3,26 @@
 Sources: Wei et al., CVPR 2018; Benaim et al., CVPR 2020, on the snippets of the encoder. LoFi
 table 7 does not say how it trained them; all numbers here are the originals' or ours. Both copies
 of a clip are in the same batch with the same crop, flip and colour, so that nothing but the
-direction (or the speed) tells them apart.
+direction (or the speed) tells them apart. The heads are thrown away, like ACP's classifier.
+N snippets, F frames, C channels, h × w the encoder's last maps.
 
 The toy worlds' actors oscillate, which looks the same in both directions: there arrow stays at
 chance (0.50 measured, preset tiny, one seed) and its encoder localizes worse than a random one.
 Speed reaches 0.6 to 0.7 there.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lofi.config import Config
 from lofi.data import TrimmedClip, VideoError
 from lofi.data.datasets import fingerprint
 from lofi.data.snippets import resampled_frames, window_indices
-from lofi.encoders.pretext import ArrowHead, AverageHead, SpeedHead
 from lofi.training.augmentation import (
     Square,
     draw_colour,
@@ -37,17 +38,16 @@ from lofi.training.methods import start_encoder
 from lofi.training.pretraining import (
     Batch,
     ClipSource,
-    Read,
     Task,
     pretrain,
     source_clips,
     split_clips,
-    started_from,
 )
 
 NORMAL, FAST = (1.0, 1.2), (1.7, 2.2)  # speed factors of the two classes
 SIZES = (32, 64 / 224, 336 / 224)  # multiple, smallest and largest side over S
 SMALL_SIZES = (8, 0.5, 1.5)  # the same for S below 112
+DROPOUT = 0.5  # in front of the classifiers
 
 
 def train_arrow(
@@ -96,45 +96,35 @@ def _train(config, run_dir, stage: str, resume: bool, on_step, device: str) -> d
         kept=kept,
         held=held,
         setting=config.speed if stage == "speed" else config.arrow,
-        reader=lambda source: _pair_reader(source, pairs, config.full.frames),
-        settings={"head": kind},
+        read=partial(_read_pairs, pairs, config.full.frames),
+        settings={"clips": fingerprint(clips), "head": kind},
         result={"held_out": len(held)},
     )
-    settings = {"clips": fingerprint(clips)} | started_from(config, encoder)
-    return pretrain(config, run_dir, task, settings, resume, on_step, device)
+    return pretrain(config, run_dir, task, resume, on_step, device)
 
 
-# (source, clips, one generator each, frames, augmentation) → (2, frames, 3, S, S) each or None
-Pairs = Callable[[ClipSource, list[TrimmedClip], list[torch.Generator], int, str], list]
+def _read_pairs(pairs, frames: int, source, clips, address: tuple, augment: str) -> Batch:
+    """Both copies of every clip, the first labelled 0, the second 1."""
+    mine = share(len(clips))
+    draws = [generator_for(*address, "clip", i) for i in mine]
+    found = list(pairs(source, [clips[i] for i in mine], draws, frames, augment))
+    if not found:
+        return None
+    pixels = source.pixels
+    if pairs is _speed_pairs and augment != "none":  # one size a batch
+        step, low, high = SIZES if pixels >= 112 else SMALL_SIZES
+        sizes = [n for n in range(step, int(high * pixels) + 1, step) if n >= low * pixels]
+        draw = torch.randint(len(sizes), (), generator=generator_for(*address, "size"))
+        pixels, whole = sizes[int(draw)], Square(0, 0, source.pixels)
+        found = [whole.cut(pair.flatten(0, 1), pixels).unflatten(0, (2, frames)) for pair in found]
+    return torch.cat(found), torch.tensor([0, 1]).repeat(len(found))
 
 
-def _pair_reader(source: ClipSource, pairs: Pairs, frames: int) -> Read:
-    """Batches of both copies of every clip, the first labelled 0, the second 1."""
-
-    def read(clips: Sequence[TrimmedClip], address: tuple, augment: str) -> Batch:
-        mine = share(len(clips))
-        draws = [generator_for(*address, "clip", i) for i in mine]
-        found = pairs(source, [clips[i] for i in mine], draws, frames, augment)
-        found = [pair for pair in found if pair is not None]
-        if not found:
-            return None
-        pixels = source.pixels
-        if pairs is _speed_pairs and augment != "none":  # one size a batch
-            pixels = _draw_size(pixels, generator_for(*address, "size"))
-            whole = Square(0, 0, source.pixels)
-            found = [whole.cut(pair.flatten(0, 1), pixels).view(2, frames, 3, pixels, pixels)
-                     for pair in found]  # fmt: skip
-        return torch.cat(found), torch.tensor([0, 1]).repeat(len(found))
-
-    return read
-
-
-def _arrow_pairs(source, clips, draws, frames: int, augment: str) -> list[Tensor | None]:
+def _arrow_pairs(source, clips, draws, frames: int, augment: str) -> Iterator[Tensor]:
+    """(2, frames, 3, S, S) of every clip that can be read and moves steadily."""
     views = [draw_geometry(augment, generator) for generator in draws]
-    pairs: list[Tensor | None] = []
     for clip, generator in zip(source.read(clips, views, frames), draws):
         if clip is None or not is_steady(clip):
-            pairs.append(None)
             continue
         square = inside_borders(clip)
         if augment != "none":
@@ -144,13 +134,12 @@ def _arrow_pairs(source, clips, draws, frames: int, augment: str) -> list[Tensor
             clip = recolour(clip, draw_colour(generator))
         if augment != "none":
             clip = hide_origin(clip, generator)
-        pairs.append(torch.stack([clip, clip.flip(0)]))
-    return pairs
+        yield torch.stack([clip, clip.flip(0)])
 
 
-def _speed_pairs(source, clips, draws, frames: int, augment: str) -> list[Tensor | None]:
+def _speed_pairs(source, clips, draws, frames: int, augment: str) -> Iterator[Tensor]:
+    """(2, frames, 3, S, S) of every clip that can be read and is long enough."""
     stride = max(1, source.data.frame_stride // 2)  # so that twice as fast is a snippet's stride
-    pairs: list[Tensor | None] = []
     for clip, generator in zip(clips, draws):
         view = draw_geometry(augment, generator)
         try:
@@ -158,16 +147,13 @@ def _speed_pairs(source, clips, draws, frames: int, augment: str) -> list[Tensor
             picked = normal_and_fast(run, frames, generator)
         except VideoError as error:
             source.run.skip(str(clip.path), error)
-            pairs.append(None)
             continue
         (steps,) = source.read([clip], [view], run, stride)
         if steps is not None:
             pair = steps[picked.flatten()]
             if augment == "colour":
                 pair = recolour(pair, draw_colour(generator))
-            steps = pair.unflatten(0, (2, frames))
-        pairs.append(steps)
-    return pairs
+            yield pair.unflatten(0, (2, frames))
 
 
 def clip_length(source: ClipSource, clip: TrimmedClip) -> int:
@@ -217,7 +203,62 @@ def keep_frames(frames: int, factor: float, generator: torch.Generator) -> Tenso
     return torch.tensor(kept)
 
 
-def _draw_size(pixels: int, generator: torch.Generator) -> int:
-    step, low, high = SIZES if pixels >= 112 else SMALL_SIZES
-    sizes = [n for n in range(step, int(high * pixels) + 1, step) if n >= low * pixels]
-    return sizes[int(torch.randint(len(sizes), (), generator=generator))]
+class ArrowHead(nn.Module):
+    """T-CAM: the maps of the two halves of the frames side by side, so that order is visible.
+
+    Args:
+        channels: C; the two convolutions have 2 C, the halves one after the other.
+    """
+
+    def __init__(self, channels: int):
+        super().__init__()
+        layers = []
+        for _ in range(2):
+            layers += [
+                nn.Conv2d(2 * channels, 2 * channels, 3, padding=1, bias=False),
+                nn.BatchNorm2d(2 * channels),
+                nn.ReLU(inplace=True),
+                nn.Dropout2d(DROPOUT),
+            ]
+        self.layers = nn.Sequential(*layers)
+        self.classifier = nn.Conv2d(2 * channels, 1, 1)
+
+    def heat(self, maps: Tensor) -> Tensor:
+        """Where the picture looks reversed: (N, F, C, h, w) → (N, h, w), whose mean is the logit.
+
+        Raises:
+            ValueError: one frame, which has no direction.
+        """
+        frames = maps.shape[1]
+        if frames < 2:
+            raise ValueError(f"{frames} frame has no direction in time; use at least 2")
+        halves = maps[:, : frames // 2].mean(1), maps[:, frames // 2 :].mean(1)
+        return self.classifier(self.layers(torch.cat(halves, 1)))[:, 0]
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """(N, F, C, h, w) to (N,) logits, positive for reversed clips."""
+        return self.heat(maps).mean((1, 2))
+
+
+class AverageHead(nn.Module):
+    """One logit a frame, averaged: order is visible only through the encoder's temporal shift."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.classifier = nn.Sequential(nn.Dropout(DROPOUT), nn.Linear(channels, 1))
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """(N, F, C, h, w) to (N,) logits, positive for reversed clips."""
+        return self.classifier(maps.mean((3, 4))).mean((1, 2))
+
+
+class SpeedHead(nn.Module):
+    """Largest value over space, mean over the frames, one logit."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.classifier = nn.Sequential(nn.Dropout(DROPOUT), nn.Linear(channels, 1))
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """(N, F, C, h, w) to (N,) logits, positive for sped-up clips."""
+        return self.classifier(maps.amax((3, 4)).mean(1))[:, 0]

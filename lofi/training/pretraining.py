@@ -10,6 +10,7 @@ running statistics are averaged.
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from lofi.config import Config, Optimisation
-from lofi.data import Augmentation, TrimmedClip, TrimmedRequest, VideoError
+from lofi.data import TrimmedClip, TrimmedRequest, VideoError
 from lofi.data.datasets import fingerprint, open_reader
 from lofi.encoders import encoder_hash, normalise
 from lofi.encoders.base import Encoder
@@ -50,10 +51,9 @@ def train_acp(
         {"encoder": path, "accuracy": on held-out source clips, "sha256", "weights": where it
         started, …}; also in result.json.
     """
-    clips = source_clips(config, run_dir, "acp")
-    task = _classification(config, "acp", start_encoder(config), *split_clips(clips), config.acp)
-    settings = {"clips": fingerprint(clips)} | started_from(config, task.encoder)
-    return pretrain(config, run_dir, task, settings, resume, on_step, device)
+    clips, encoder = source_clips(config, run_dir, "acp"), start_encoder(config)
+    task = _classification(config, "acp", encoder, clips, split_clips(clips), config.acp)
+    return pretrain(config, run_dir, task, resume, on_step, device)
 
 
 def train_acp_plus(
@@ -67,9 +67,9 @@ def train_acp_plus(
     """ACP+: go on with classification, on the trimmed segments of the target training videos."""
     segments = run_data(config, run_dir).segments
     encoder, start = load_encoder(config, run_dir, config.acp_plus_start)
-    task = _classification(config, "acp+", encoder, list(segments), [], config.acp_plus)
-    settings = {"clips": fingerprint(segments), "start": start}
-    return pretrain(config, run_dir, task, settings, resume, on_step, device)
+    task = _classification(config, "acp+", encoder, segments, (segments, []), config.acp_plus)
+    task.settings["start"] = start
+    return pretrain(config, run_dir, task, resume, on_step, device)
 
 
 def train_icp(
@@ -91,7 +91,7 @@ def train_icp(
     """
     encoder = start_encoder(config, unshifted(config.encoder))
     if config.weights:
-        settings = {"stage": "icp"} | started_from(config, encoder)
+        settings = {"stage": "icp", "start": encoder_hash(encoder)}
         run = RunFolder(Path(run_dir) / "icp" / "encoder", settings, resume)
         return run.result() or run.finish(save_stage_encoder(config, run, encoder, "icp"))
     if not config.data.preset:
@@ -100,10 +100,8 @@ def train_icp(
             "resnet18-f37072fd.pth, …); only the toy worlds train it"
         )
     clips = source_clips(config, run_dir, "icp")
-    task = _classification(config, "icp", encoder, *split_clips(clips), config.icp, frames=1)
-    return pretrain(
-        config, run_dir, task, {"clips": fingerprint(clips)}, resume, on_step, device
-    )  # fmt: skip
+    task = _classification(config, "icp", encoder, clips, split_clips(clips), config.icp, frames=1)
+    return pretrain(config, run_dir, task, resume, on_step, device)
 
 
 def source_clips(config: Config, run_dir: str | Path, stage: str) -> tuple[TrimmedClip, ...]:
@@ -115,11 +113,6 @@ def source_clips(config: Config, run_dir: str | Path, stage: str) -> tuple[Trimm
             "'segments' to classify the labelled segments of your training videos"
         )
     return clips
-
-
-def started_from(config: Config, encoder: Encoder) -> dict[str, str]:
-    """The hash of published starting weights, for a stage's settings; {} for random ones."""
-    return {"start": encoder_hash(encoder)} if config.weights else {}
 
 
 HELD_OUT = 10  # without subsets in the list, every tenth source clip only measures accuracy
@@ -136,8 +129,6 @@ def split_clips(clips: Sequence[TrimmedClip]) -> tuple[list[TrimmedClip], list[T
 
 # (uint8 clips (n, F, 3, S, S), labels (n,)) of this process's share, or None when it is empty.
 Batch = tuple[torch.Tensor, torch.Tensor] | None
-# (clips of a logical batch, address of the random draws, augmentation) → Batch
-Read = Callable[[Sequence[TrimmedClip], tuple, str], Batch]
 
 
 @dataclass
@@ -149,8 +140,9 @@ class Task:
         classifier: what is trained beside the encoder.
         logits: normalised frames (n, F, 3, S, S) → (n, classes), or (n,) for two classes.
         kept, held: clips to train on, and clips that only measure accuracy (may be empty).
-        reader: makes the function that reads a batch from a source of clips.
-        settings: what the result depends on besides the common settings.
+        read: (source, clips of a logical batch, address of the random draws, augmentation) →
+            this process's share of them.
+        settings: what the result depends on besides the common settings and published weights.
         result: for result.json.
     """
 
@@ -161,21 +153,13 @@ class Task:
     kept: Sequence[TrimmedClip]
     held: Sequence[TrimmedClip]
     setting: Optimisation
-    reader: Callable[["ClipSource"], Read]
+    read: Callable[["ClipSource", Sequence[TrimmedClip], tuple, str], Batch]
     settings: dict[str, Any]
     result: dict[str, Any]
 
 
-def _classification(
-    config: Config,
-    stage: str,
-    encoder: Encoder,
-    kept: Sequence[TrimmedClip],
-    held: Sequence[TrimmedClip],
-    setting: Optimisation,
-    frames: int = 0,
-) -> Task:
-    names = sorted({clip.label for clip in [*kept, *held]})
+def _classification(config, stage, encoder, clips, split, setting, frames: int = 0) -> Task:
+    names = sorted({clip.label for clip in clips})
     frames = frames or config.acp_frames
     torch.manual_seed(config.seed)  # the classifier's framework initialisation
     classifier = nn.Linear(encoder.channels, len(names))
@@ -184,30 +168,36 @@ def _classification(
         encoder=encoder,
         classifier=classifier,
         logits=lambda x: classifier(encoder(x)),
-        kept=kept,
-        held=held,
+        kept=split[0],
+        held=split[1],
         setting=setting,
-        reader=lambda source: _labelled_reader(source, names, frames),
-        settings={"frames": frames},
+        read=partial(_read_labelled, names, frames),
+        settings={"clips": fingerprint(clips), "frames": frames},
         result={"classes": names},
     )
 
 
-def pretrain(
-    config: Config,
-    run_dir: str | Path,
-    task: Task,
-    settings: dict[str, Any],
-    resume: bool,
-    on_step: OnStep | None,
-    device: str,
-) -> dict[str, Any]:
+def _read_labelled(names, frames: int, source, clips, address: tuple, augment: str) -> Batch:
+    draws = generator_for(*address, "augmentation")
+    views = [draw_geometry(augment, draws) for _ in clips]
+    tints = [draw_colour(draws) if augment == "colour" else None for _ in clips]
+    mine = share(len(clips))
+    found = source.read([clips[i] for i in mine], [views[i] for i in mine], frames)
+    kept = [(i, x) for i, x in zip(mine, found) if x is not None]
+    if not kept:
+        return None
+    x = torch.stack([x if tints[i] is None else recolour(x, tints[i]) for i, x in kept])
+    return x, torch.tensor([names.index(clips[i].label) for i, _ in kept])
+
+
+def pretrain(config: Config, run_dir, task: Task, resume: bool, on_step, device: str) -> dict:
     """Train a task in its run folder; returns and stores the encoder's path and the accuracy.
 
     The loss is the cross-entropy, a mean over all items of the logical batch that could be read.
     """
     stage, encoder = task.stage, task.encoder
-    settings = {"stage": stage, **settings, **clip_settings(config), **task.settings}
+    published = {"start": encoder_hash(encoder)} if config.weights else {}
+    settings = {"stage": stage, **published, **task.settings, **clip_settings(config)}
     settings |= {"training": asdict(task.setting)}
     run = RunFolder(Path(run_dir) / stage / "encoder", settings, resume)
     if (done := run.result()) is not None:
@@ -215,23 +205,24 @@ def pretrain(
     encoder.to(device)
     task.classifier.to(device)
     with ClipSource(config, run) as source:
-        read = task.reader(source)
-        fit(_training(config, task, read, device), run, on_step)
-        _average_statistics(encoder)
-        _average_statistics(task.classifier)
-        accuracy = _accuracy(config, task, read, device) if task.held else None
+        fit(_training(config, task, source, device), run, on_step)
+        with torch.no_grad():  # every process gets the mean of the running statistics
+            for buffer in (*encoder.buffers(), *task.classifier.buffers()):
+                if buffer.is_floating_point():
+                    buffer.copy_(reduce_sum(buffer) / size())
+        accuracy = _accuracy(config, task, source, device) if task.held else None
     result = save_stage_encoder(config, run, encoder, stage)
     return run.finish(result | {"accuracy": accuracy, "skipped": run.skipped()} | task.result)
 
 
-def _training(config: Config, task: Task, read: Read, device: str) -> Training:
+def _training(config: Config, task: Task, source: "ClipSource", device: str) -> Training:
     address, setting = (config.seed, task.stage), task.setting
     modules = {"encoder": task.encoder.train(), "classifier": task.classifier.train()}
     batches = Batches(len(task.kept), setting.batch, setting.epochs, address)
 
     def load(step: int) -> Batch:
         clips = [task.kept[i] for i in batches.at(step)]
-        return read(clips, (*address, step), setting.augment)
+        return task.read(source, clips, (*address, step), setting.augment)
 
     def step(batch: Batch, number: int):
         mine = 0.0 if batch is None else float(len(batch[1]))
@@ -246,14 +237,6 @@ def _training(config: Config, task: Task, read: Read, device: str) -> Training:
     return Training(modules, setting, batches, load, step, ahead, config.checkpoint_every)
 
 
-@torch.no_grad()
-def _average_statistics(module: nn.Module) -> None:
-    """Give every process the mean of the processes' running statistics; one keeps its own."""
-    for buffer in module.buffers():
-        if buffer.is_floating_point():
-            buffer.copy_(reduce_sum(buffer) / size())
-
-
 def _scores(task: Task, batch: Batch, device: str) -> tuple[torch.Tensor, torch.Tensor]:
     """Cross-entropy and number of right answers, both summed over the batch."""
     x, label = batch[0].to(device), batch[1].to(device)
@@ -265,14 +248,14 @@ def _scores(task: Task, batch: Batch, device: str) -> tuple[torch.Tensor, torch.
 
 
 @torch.no_grad()
-def _accuracy(config: Config, task: Task, read: Read, device: str) -> float:
+def _accuracy(config: Config, task: Task, source: "ClipSource", device: str) -> float:
     """Share of right answers on the held-out clips, without augmentation."""
     task.encoder.eval()
     task.classifier.eval()
     found = torch.zeros(2, device=device)  # right answers, answers
     for start in range(0, len(task.held), 64):
         clips = task.held[start : start + 64]
-        batch = read(clips, (config.seed, task.stage, "held out", start), "none")
+        batch = task.read(source, clips, (config.seed, task.stage, "held out", start), "none")
         if batch is not None:
             found[0] += _scores(task, batch, device)[1]
             found[1] += len(batch[1])
@@ -293,41 +276,15 @@ class ClipSource:
     def __exit__(self, *error) -> None:
         self.reader.close()
 
-    def read(
-        self,
-        clips: Sequence[TrimmedClip],
-        views: Sequence[Augmentation | None],
-        frames: int,
-        stride: int | None = None,
-    ) -> list[torch.Tensor | None]:
-        """uint8 (frames, 3, S, S) of each clip, None for one that cannot be read."""
-        data = self.data
-        stride = stride or data.frame_stride
-        found = self.reader.read(
-            [
-                TrimmedRequest(
-                    clip, frames, self.pixels, stride, data.crop_ratio, view, data.resample_fps
-                )
-                for clip, view in zip(clips, views)
-            ]
-        )
+    def read(self, clips, views, frames: int, stride: int = 0) -> list[torch.Tensor | None]:
+        """uint8 (frames, 3, S, S) of each clip in its view, None for one that cannot be read."""
+        data, stride = self.data, stride or self.data.frame_stride
+        how = frames, self.pixels, stride, data.crop_ratio
+        requests = [
+            TrimmedRequest(clip, *how, view, data.resample_fps) for clip, view in zip(clips, views)
+        ]
+        found = self.reader.read(requests)
         for clip, item in zip(clips, found):
             if isinstance(item, VideoError):
                 self.run.skip(str(clip.path), item)
         return [None if isinstance(item, VideoError) else item for item in found]
-
-
-def _labelled_reader(source: ClipSource, names: list[str], frames: int) -> Read:
-    def read(clips: Sequence[TrimmedClip], address: tuple, augment: str) -> Batch:
-        draws = generator_for(*address, "augmentation")
-        views = [draw_geometry(augment, draws) for _ in clips]
-        tints = [draw_colour(draws) if augment == "colour" else None for _ in clips]
-        mine = share(len(clips))
-        found = source.read([clips[i] for i in mine], [views[i] for i in mine], frames)
-        kept = [(i, x) for i, x in zip(mine, found) if x is not None]
-        if not kept:
-            return None
-        x = torch.stack([x if tints[i] is None else recolour(x, tints[i]) for i, x in kept])
-        return x, torch.tensor([names.index(clips[i].label) for i, _ in kept])
-
-    return read

@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from torch import Tensor, nn
+from torch import nn
 
-from lofi.budget.count import activation_bytes, tensor_bytes
+from lofi.budget.memory import activation_bytes
 from lofi.config import Mode
 from lofi.encoders import Encoder, build_encoder, freeze_batch_norm
 from lofi.fidelity import LOW_BUDGET, REDUCTIONS, Fidelity
@@ -63,8 +63,8 @@ def plan(
     low["low budget"] = full.reduced(*LOW_BUDGET)
     wanted = [(f"{name} LoFi", fidelity, Mode()) for name, fidelity in low.items()]
     wanted += [("full fidelity", full, mode) for mode in modes]
-    trained = [*_trained(encoder), *_trained(head)]
-    state = optimiser_copies * sum(map(tensor_bytes, trained))
+    weights = [*encoder.parameters(), *(head.parameters() if head is not None else ())]
+    state = optimiser_copies * sum(weight.nbytes for weight in weights if weight.requires_grad)
     room = budget_gib * GIB - state
     reports = [activation_bytes(encoder, head, size, batch, amp, mode) for _, size, mode in wanted]
     base = next((r for r in reports if r.fidelity == full and r.mode == Mode()), None)
@@ -78,10 +78,10 @@ def plan(
             largest = max(0, int((room - one) // per_video) + 1)
         rows.append(
             PlanRow(
-                name,
-                fidelity,
-                mode,
-                batch,
+                configuration=name,
+                fidelity=fidelity,
+                mode=mode,
+                batch=batch,
                 peak_bytes=report.peak_bytes + state,
                 largest_batch=largest if fits or batch > 1 else 0,
                 fits=fits,
@@ -90,7 +90,3 @@ def plan(
             )
         )
     return rows
-
-
-def _trained(module: nn.Module | None) -> list[Tensor]:
-    return [p for p in module.parameters() if p.requires_grad] if module is not None else []

@@ -1,0 +1,453 @@
+"""Memory of one training step: predicted from tensors without data, and measured.
+
+The step is the one that training makes (`lofi.training.end_to_end.EndToEnd`), run on modules whose
+weights have a shape but no data: every storage that appears is added up until it vanishes. The
+optimiser's state is not part of a step, nor is scratch space inside a kernel, but for one copy of
+a weight's gradient in every convolution. Some kernels take more: without AVX-512, those for the
+2 × 2 maps in which 48 pixels end took four such copies (measured, oneDNN 3.12).
+B videos, L snippets a video, F frames a snippet, S pixels a side, C channels.
+"""
+
+import copy
+import math
+import weakref
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry
+
+from lofi.config import Mode
+from lofi.encoders import Encoder, build_encoder, freeze_batch_norm
+from lofi.encoders.base import BatchNorm
+from lofi.fidelity import Fidelity
+from lofi.heads import Maps, Targets, draw, loss
+from lofi.training.end_to_end import EndToEnd, Watch
+
+
+class Consumer(NamedTuple):
+    """Memory kept for the backward pass by one kind of tensor of one layer."""
+
+    name: str  # module path in the encoder, or "head.…"
+    bytes: int
+    kind: str
+
+
+@dataclass(frozen=True)
+class MemoryReport:
+    """Bytes of one training step; see `activation_bytes`.
+
+    `saved_bytes` is what waits for the backward pass, frames and weights not included, when it is
+    most: all of the graph, or in the chunked modes the larger of one chunk's and the head's graph.
+    `saved_bytes_per_video` is its share of one of the videos held at once.
+    `peak_bytes` is everything at once: weights, statistics, gradients, frames, activations and
+    what the backward pass makes; the videos themselves wait elsewhere. `flops` counts
+    multiplications and additions of convolutions and matrix products in both passes. `top` lists
+    consumers of `saved_bytes`, largest first.
+    """
+
+    encoder: str
+    head: str | None
+    fidelity: Fidelity
+    batch: int
+    micro_batch: int
+    amp: str
+    mode: Mode
+    saved_bytes: int
+    saved_bytes_per_video: float
+    peak_bytes: int
+    parameters_bytes: int
+    frames_bytes: int
+    flops: float
+    top: tuple[Consumer, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain numbers, strings, lists and dictionaries, for JSON."""
+        return asdict(self) | {"top": [entry._asdict() for entry in self.top]}
+
+
+def activation_bytes(
+    encoder: Encoder | str,
+    head: nn.Module | None,
+    fidelity: Fidelity,
+    batch: int = 1,
+    amp: str = "fp32",
+    mode: Mode | str = "full",
+    micro_batch: int = 0,
+) -> MemoryReport:
+    """Predict the memory of one training step; takes a second and allocates next to nothing.
+
+    Args:
+        encoder: as it will be trained (frozen parts count as such; live batch norm counts as
+            frozen where training demands it), or a name (frozen batch norm).
+        head: from (B, C, L) features to `Maps`, whose loss is counted, or any tuple of tensors;
+            None: the features are the output.
+        batch: B, videos on one device.
+        amp: "fp32", or "bf16" for autocast.
+        micro_batch: videos whose graph is held at once; 0 = all.
+    Raises:
+        ValueError: unknown name, precision or mode, or a batch below 1.
+    """
+    with _without_data(amp, encoder, head) as hollow:
+        step = _Step(hollow(encoder), hollow(head), fidelity, batch, amp, mode, micro_batch)
+        videos = min(batch, 2 * step.videos_at_once)  # equal parts: two stand for all
+        clips = step.clips(videos)
+        with _Ledger(step.modules, batch / videos) as ledger:
+            ledger.enter(clips, GIVEN)
+            for tensor in step.static:
+                ledger.enter(tensor)
+            step.run(clips, ledger)
+    top = [Consumer(name, size, kind) for (name, kind), size in ledger.consumers.items()]
+    top.sort(key=lambda entry: (-entry.bytes, entry.name, entry.kind))
+    return step.report(ledger.saved, ledger.peak, ledger.flops, tuple(top))
+
+
+def measured_bytes(
+    encoder: Encoder,
+    head: nn.Module | None,
+    fidelity: Fidelity,
+    batch: int = 1,
+    amp: str = "fp32",
+    mode: Mode | str = "full",
+    micro_batch: int = 0,
+) -> MemoryReport:
+    """Run the step for real on copies of the modules and read torch's allocator; `top` is empty.
+
+    On the CPU the profiler lists every allocation; on CUDA the allocator's statistics are used.
+    """
+    copies = copy.deepcopy(encoder), copy.deepcopy(head)
+    step = _Step(*copies, fidelity, batch, amp, mode, micro_batch)
+    if head is not None:  # makes the tables that a head keeps for the process
+        like = next(step.encoder.parameters())
+        bf16 = torch.autocast(like.device.type, torch.bfloat16, enabled=amp == "bf16")
+        with torch.no_grad(), bf16:
+            step.head(like.new_zeros(1, step.encoder.channels, fidelity.snippets))
+    static, clips = sum(tensor.nbytes for tensor in step.static), step.clips(batch)
+    meter = _CudaMeter if clips.is_cuda else _CpuMeter
+    with meter() as measured:
+        step.run(clips, measured)
+    return step.report(measured.saved, measured.peak + static)
+
+
+class _Step:
+    """A question about memory: one training step and the modules on which it is tried."""
+
+    def __init__(self, encoder, head, fidelity, batch, amp, mode: Mode | str, micro_batch) -> None:
+        if batch < 1:
+            raise ValueError(f"batch is {batch}, expected at least 1 video")
+        if micro_batch < 0:
+            raise ValueError(f"micro_batch is {micro_batch}, expected 0 (all) or more videos")
+        self.encoder, self.head, self.fidelity = encoder, head, fidelity
+        self.batch, self.amp, self.micro_batch = batch, amp, micro_batch
+        self.mode = Mode(mode) if isinstance(mode, str) else mode
+        self.videos_at_once = min(batch, micro_batch or batch)
+        self.modules = nn.ModuleDict({"encoder": encoder, "head": head})
+        self.static = [*self.modules.parameters(), *self.modules.buffers()]
+
+    def clips(self, videos: int) -> Tensor:
+        """(B, L, F, 3, S, S) uint8 beside the encoder."""
+        size = self.fidelity
+        shape = (videos, size.snippets, size.frames, 3, size.pixels, size.pixels)
+        return torch.zeros(shape, dtype=torch.uint8, device=self.static[0].device)
+
+    def run(self, clips: Tensor, watch: Watch) -> None:
+        """Forward and backward; gradients stay on the modules."""
+        encoder, mode = self.encoder, self.mode
+        live = any(isinstance(m, BatchNorm) and m.training for m in encoder.modules())
+        if mode.fold:
+            freeze_batch_norm(encoder, fold=True)
+        elif live and (mode.chunked or self.micro_batch):  # training refuses anything else
+            freeze_batch_norm(encoder)
+        self.modules.zero_grad(set_to_none=True)
+        sampled = None
+        if mode.name == "sampled":
+            count = max(1, round(mode.ratio * self.fidelity.snippets))
+            sampled = torch.arange(count).expand(len(clips), count)
+        step = EndToEnd(encoder, mode, list(self.modules.parameters()), amp=self.amp,
+                        micro_batch=self.micro_batch, watch=watch)  # fmt: skip
+        step.backpropagate(clips, lambda features, _: _losses(self.head, features), sampled)
+
+    def report(
+        self, saved: int, peak: int, flops: float = math.nan, top: tuple[Consumer, ...] = ()
+    ) -> MemoryReport:
+        """What was counted or measured, beside the question that was asked."""
+        size = self.fidelity
+        at_once = self.videos_at_once * size.snippets
+        if self.mode.chunked:
+            at_once = min(self.mode.chunk, at_once)
+        return MemoryReport(
+            encoder=self.encoder.name,
+            head=type(self.head).__name__ if self.head is not None else None,
+            fidelity=size,
+            batch=self.batch,
+            micro_batch=self.micro_batch,
+            amp=self.amp,
+            mode=self.mode,
+            saved_bytes=saved,
+            saved_bytes_per_video=saved / self.videos_at_once,
+            peak_bytes=peak,
+            parameters_bytes=sum(weight.nbytes for weight in self.modules.parameters()),
+            frames_bytes=at_once * size.frames * 3 * size.pixels**2 * self.static[0].itemsize,
+            flops=flops,
+            top=top,
+        )
+
+
+def _losses(head: nn.Module | None, features: Tensor) -> dict[str, Tensor]:
+    """The loss of a head of this kit, else the sum of all outputs."""
+    outputs = features if head is None else head(features)
+    if isinstance(outputs, Maps):
+        labels = outputs.start.new_zeros(outputs.start.shape)
+        iou = outputs.start.new_zeros(outputs.confidence[:, 0].shape)
+        targets = Targets(iou, labels, labels, iou.bool())
+        return {"loss": loss(outputs, targets, draws=draw(targets)).total}
+    leaves = [leaf for leaf in tree_leaves(outputs) if isinstance(leaf, Tensor)]
+    return {"loss": sum(leaf.float().sum() for leaf in leaves)}
+
+
+@contextmanager
+def _without_data(amp: str, *modules: nn.Module | str | None) -> Iterator:
+    """Yields a function that copies (or builds) a module whose tensors have no data.
+
+    Meta tensors where they suffice. Autocast only knows devices that compute, and modules from
+    elsewhere may name one; for them fake tensors (slower, and not part of torch's public
+    interface) pretend to be there.
+    """
+    kinds = {type(m) for part in modules if isinstance(part, nn.Module) for m in part.modules()}
+    meta = amp == "fp32" and all(k.__module__.split(".")[0] in ("lofi", "torch") for k in kinds)
+    if meta:
+        fake, convert = nullcontext(), lambda tensor: tensor.to("meta")
+    else:
+        from torch._subclasses.fake_tensor import FakeTensorMode
+
+        fake = FakeTensorMode(allow_non_fake_inputs=True)
+        convert = fake.from_tensor
+
+    def hollow(module: nn.Module | str | None) -> nn.Module | None:
+        if isinstance(module, str):
+            with torch.device("meta") if meta else nullcontext():
+                module = build_encoder(module)
+            freeze_batch_norm(module)  # as LoFi trains by default
+            return module
+        if module is None:
+            return None
+        memo = {id(buffer): convert(buffer) for buffer in module.buffers()}
+        for weight in module.parameters():
+            memo[id(weight)] = nn.Parameter(convert(weight.detach()), weight.requires_grad)
+        return copy.deepcopy(module, memo)
+
+    with fake:
+        yield hollow
+
+
+CONSTANT, GIVEN = "constant", "given"  # storages that are not counted
+
+# What made a tensor that is still there after the forward pass, and why it is kept.
+_KINDS = {
+    "convolution": "convolution output",
+    "native_batch_norm": "batch norm or ReLU output",
+    "_native_batch_norm_legit": "batch norm or ReLU output",
+    "_native_batch_norm_legit_no_training": "batch norm or ReLU output",
+    "cudnn_batch_norm": "batch norm or ReLU output",
+    "max_pool2d_with_indices": "pooled output",
+    "empty_like": "shifted copy",
+    "_to_copy": "copy in another precision",
+}
+
+
+class _Ledger(TorchDispatchMode, Watch):
+    """Bytes of all storages that operations make, from their appearance to their end.
+
+    Tables that a module makes from constants (a head's sampling plan) stay for the process and
+    are left out. Of several equal passes only two are made: the second one has the peak of all.
+
+    Attributes:
+        live, peak: bytes now, and at most so far.
+        saved: most bytes that stayed between `begin` and `end`.
+        consumers: (module, kind) → bytes of that moment.
+        flops: of convolutions and matrix products.
+        times: what follows stands for this many equal passes.
+    """
+
+    def __init__(self, modules: nn.ModuleDict, times: float) -> None:
+        super().__init__()
+        self.live = self.peak = self.saved = 0
+        self.flops, self.times, self.consumers = 0.0, times, {}
+        self._device = next(modules.parameters()).device
+        self._entries: dict[int, tuple[str, str, int]] = {}  # storage → module, kind, bytes
+        self._constants, self._before = set(), set()  # storages
+        self._path = [""]  # of the modules that are running; the encoder's go without prefix
+        for name, module in modules.named_modules():
+            name = name.removeprefix("encoder.").removeprefix("encoder")
+            module.register_forward_pre_hook(lambda *_, name=name: self._path.append(name))
+            module.register_forward_hook(self._leave_module)
+
+    def _leave_module(self, *_: Any) -> None:
+        self._path.pop()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        out = _run(func, args, kwargs)
+        packet = func.overloadpacket
+        if packet in flop_registry:
+            self.flops += self.times * flop_registry[packet](*args, **kwargs, out_val=out)
+        new = [tensor for tensor in _tensors(out) if _storage(tensor) not in self._entries]
+        if new:
+            name, inputs = packet.__name__, [_storage(tensor) for tensor in _tensors(args)]
+            if name == "lift_fresh" or (inputs and self._constants.issuperset(inputs)):
+                name = CONSTANT  # made from numbers in the program alone
+            for tensor in new:
+                self.enter(tensor, name)
+        if packet is torch.ops.aten.convolution_backward and out[1] is not None:
+            # The kernel's own layout of the weight gradient, before it is copied into ours.
+            self.peak = max(self.peak, self.live + out[1].nbytes)
+        return out
+
+    def enter(self, tensor: Tensor, operation: str = "") -> None:
+        """Add the storage of a tensor, once; it leaves by itself."""
+        storage, key = tensor.untyped_storage(), _storage(tensor)
+        if key in self._entries:
+            return
+        counted = operation not in (CONSTANT, GIVEN) and tensor.device == self._device
+        size = storage.nbytes() if counted else 0
+        if operation == CONSTANT:
+            self._constants.add(key)
+        kind = _KINDS.get(operation, operation.replace("_", " "))
+        if operation == "max_pool2d_with_indices" and tensor.dtype == torch.int64:
+            kind = "pooling indices"
+        self._entries[key] = (self._path[-1], kind, size)
+        self.live += size
+        self.peak = max(self.peak, self.live)
+        weakref.finalize(storage, self._leave, key)
+
+    def _leave(self, key: int) -> None:
+        self.live -= self._entries.pop(key)[2]
+        self._constants.discard(key)
+
+    def begin(self) -> None:
+        self._before, self._path = set(self._entries), [""]
+
+    def end(self) -> None:
+        kept = [entry for key, entry in self._entries.items() if key not in self._before]
+        total = sum(size for *_, size in kept)
+        if total > self.saved:
+            self.saved, self.consumers = total, defaultdict(int)
+            for module, kind, size in kept:
+                if size:
+                    self.consumers[module, kind] += size
+
+    def chunks(self, parts: list) -> Iterator:
+        """The first two of a step's (number, rows) chunks, which stand for all of them."""
+        few, before = parts[:2], self.times
+        self.times *= sum(len(rows) for _, rows in parts) / sum(len(rows) for _, rows in few)
+        yield from few
+        self.times = before
+
+
+_MEMO: dict[tuple, Any] = {}  # operation and layouts → layouts of what comes out
+
+
+def _run(func: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
+    """func(*args, **kwargs); on meta tensors only the first time that these shapes are met.
+
+    torch finds most shapes in Python; a network asks for the same ones again and again.
+    """
+    tensors = _tensors((args, tuple(kwargs.values())))
+    fresh = all(result.alias_info is None for result in func._schema.returns)
+    if not (fresh and tensors and all(tensor.is_meta for tensor in tensors)):
+        return func(*args, **kwargs)
+    key = (func, _layout(args), _layout(tuple(kwargs.items())))
+    if key not in _MEMO:
+        _MEMO[key] = _layout(func(*args, **kwargs))
+    return _empty(_MEMO[key])
+
+
+def _storage(tensor: Tensor) -> int:
+    return tensor.untyped_storage()._cdata
+
+
+def _tensors(value: Any) -> list[Tensor]:
+    """The tensors among an operation's arguments or results, lists included."""
+    if isinstance(value, Tensor):
+        return [value]
+    if isinstance(value, list | tuple):
+        return [tensor for item in value for tensor in _tensors(item)]
+    return []
+
+
+def _layout(value: Any) -> tuple:
+    """What can be known of a value without data; hashable."""
+    if isinstance(value, Tensor):
+        return value.shape, value.stride(), value.dtype
+    if isinstance(value, list | tuple):
+        return tuple(map(_layout, value))
+    return type(value), value
+
+
+def _empty(layout: tuple) -> Any:
+    """New meta tensors of a layout."""
+    if layout and isinstance(layout[0], torch.Size):
+        return torch.empty_strided(*layout[:2], dtype=layout[2], device="meta")
+    if layout and isinstance(layout[0], type):
+        return layout[1]
+    return tuple(map(_empty, layout))
+
+
+class _CpuMeter(Watch):
+    """Reads torch's CPU allocator through the profiler; bytes of what the block allocates."""
+
+    saved = peak = 0
+
+    def __enter__(self) -> "_CpuMeter":
+        activities = [torch.profiler.ProfilerActivity.CPU]
+        self._profile = torch.profiler.profile(activities=activities, profile_memory=True)
+        self._profile.__enter__()
+        return self
+
+    def begin(self) -> None:
+        with torch.profiler.record_function("lofi:begin"):
+            pass
+
+    def end(self) -> None:
+        with torch.profiler.record_function("lofi:end"):
+            pass
+
+    def __exit__(self, *error: Any) -> None:
+        self._profile.__exit__(*error)
+        events = self._profile.profiler.kineto_results.events()
+        live = start = 0
+        for event in sorted(events, key=lambda event: event.start_ns()):
+            if event.name() == "[memory]":
+                live += event.nbytes()
+                self.peak = max(self.peak, live)
+            elif event.name() == "lofi:begin":
+                start = live
+            elif event.name() == "lofi:end":
+                self.saved = max(self.saved, live - start)
+
+
+class _CudaMeter(Watch):
+    """Reads the statistics of torch's CUDA allocator; bytes above what was there before."""
+
+    saved = peak = 0
+
+    def __enter__(self) -> "_CudaMeter":
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        self._base = torch.cuda.memory_allocated()
+        return self
+
+    def begin(self) -> None:
+        self._start = torch.cuda.memory_allocated()
+
+    def end(self) -> None:
+        self.saved = max(self.saved, torch.cuda.memory_allocated() - self._start)
+
+    def __exit__(self, *error: Any) -> None:
+        self.peak = torch.cuda.max_memory_allocated() - self._base
