@@ -117,7 +117,7 @@ def _fingerprint(notebook: Path, parameters: dict[str, Any]) -> str:
 def report(config: configs.Config, run_dir: Path, methods: Sequence[str], seconds: float) -> str:
     """results.json, report.html and the table that `make demo` prints."""
     from lofi.figures.tables import summary_table
-    from lofi.run_report import write_run_report
+    from lofi.report import write_run_report
 
     results = write_results(config, run_dir, methods, seconds)
     write_run_report(config, run_dir, results)

@@ -19,7 +19,7 @@ LAYERS = [
     ["detection"],
     ["evaluation"],
     ["figures"],
-    ["experiment", "run_report"],
+    ["experiment", "report"],
     ["notebook", "launch"],
     ["course"],
     ["commands"],

@@ -1,7 +1,16 @@
-"""The pictures of a run: what the stages left in its folder, handed to `lofi.figures`."""
+"""report.html of a run, and the pictures of it that notebooks show too.
 
+The page holds text, tables and figures, readable offline, on paper and by ear: styles (from the
+template report.html beside this file) and pictures are inside, nothing is loaded from elsewhere.
+"""
+
+import base64
+import html
+import io
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from string import Template
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -17,7 +26,7 @@ from lofi.data.datasets import Datasets, open_datasets
 from lofi.data.windows import frame_grid
 from lofi.detection import Detection, read_detections
 from lofi.figures import curves, maps, tables, timelines
-from lofi.figures.report import Details, Part, Picture, Section, write_report
+from lofi.files import write_text
 from lofi.training.full_fidelity import head_inputs, load_features, video_features
 from lofi.training.models import Standardise, load_head
 from lofi.training.run_folder import read_metrics
@@ -27,6 +36,89 @@ NAMES = {
     "t-lofi": "T-LoFi", "st-lofi": "ST-LoFi", "short-c-lofi": "Short C-LoFi",
     "c-lofi": "Long C-LoFi", "low-lofi": "low budget",
 }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A figure in a report.
+
+    Args:
+        figure: an Axes or a Figure of matplotlib; it stays open.
+        caption: the sentence under it, which says what to see.
+        alt: what the picture shows, for readers who cannot see it; the caption when empty.
+    """
+
+    figure: Axes | Figure
+    caption: str
+    alt: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.caption.strip():
+            raise ValueError("a Picture needs a caption: one sentence that says what to see")
+
+
+@dataclass(frozen=True)
+class Details:
+    """Code, shown as it is in fixed width, that is folded away until it is opened."""
+
+    summary: str
+    code: str
+
+
+Part = str | tables.Table | Picture | Details  # a string is a paragraph
+
+
+def write_report(path: str | Path, title: str, sections: Mapping[str, Sequence[Part]]) -> Path:
+    """Write a report of {heading: parts} atomically and return its path.
+
+    Args:
+        path: where; the folder is created.
+        title: headline and window title.
+        sections: in order; an empty heading is the introduction, the contents stand after it.
+    Raises:
+        ValueError: a part of another kind.
+    """
+    contents, body = [], []
+    for i, (heading, parts) in enumerate(sections.items(), start=1):
+        if heading:
+            contents.append(f'<li><a href="#s{i}">{html.escape(heading)}</a></li>')
+            body.append(f'<h2 id="s{i}">{html.escape(heading)}</h2>')
+        body += map(_part, parts)
+    if len(contents) > 2:
+        start = len(sections.get("", ()))
+        body.insert(start, f'<nav aria-label="Contents"><ol>{"".join(contents)}</ol></nav>')
+    template = Template(Path(__file__).with_suffix(".html").read_text(encoding="utf-8"))
+    write_text(path, template.substitute(title=html.escape(title), body="\n".join(body)))
+    return Path(path)
+
+
+def _part(part: Part) -> str:
+    match part:
+        case str():
+            return f"<p>{html.escape(part)}</p>"
+        case tables.Table():
+            return part.html()
+        case Details():
+            summary, code = html.escape(part.summary), html.escape(part.code)
+            return f"<details>\n<summary>{summary}</summary>\n<pre>{code}</pre>\n</details>"
+        case Picture():
+            return _image(part)
+    raise ValueError(
+        f"a report is made of str, Table, Picture and Details, got {type(part).__name__}"
+    )
+
+
+def _image(picture: Picture) -> str:
+    figure, buffer = picture.figure, io.BytesIO()
+    figure = figure.get_figure(root=True) if isinstance(figure, Axes) else figure
+    figure.savefig(buffer, format="png", dpi=144, metadata={"Software": None})
+    data = base64.b64encode(buffer.getvalue()).decode("ascii")
+    width = round(figure.get_figwidth() * 100)  # drawn for 100 dpi
+    return (
+        f'<figure>\n<img width="{width}" alt="{html.escape(picture.alt or picture.caption)}" '
+        f'src="data:image/png;base64,{data}">\n'
+        f"<figcaption>{html.escape(picture.caption)}</figcaption>\n</figure>"
+    )
 
 
 def thumbnails_of(path: str | Path, count: int = 10) -> tuple[np.ndarray, np.ndarray, float]:
@@ -41,18 +133,6 @@ def detections_figure(path: str | Path, found: Sequence[Detection], top: int = 8
     frames, times, duration = thumbnails_of(path)
     rows = {"detections": list(found)[:top]}
     return timelines.video_timeline(frames, times, rows, duration, top=top, title=Path(path).name)
-
-
-def comparison_figure(
-    run_dir: str | Path, video: Video, methods: Sequence[str], kind: str = "shared"
-) -> Figure:
-    """Thumbnails, ground truth and the detections of several methods for one test video."""
-    frames, times, duration = thumbnails_of(video.path)
-    rows: dict[str, Any] = {"ground truth": list(video.segments)}
-    for method in methods:
-        path = Path(run_dir) / method / "detections" / f"{kind}.json"
-        rows[NAMES.get(method, method)] = read_detections(path).get(video.id, [])
-    return timelines.video_timeline(frames, times, rows, duration, top=3, title=video.id)
 
 
 def maps_figure(config: Config, run_dir: str | Path, video: Video, method: str) -> Figure:
@@ -83,9 +163,9 @@ def similarity_figure(run_dir: str | Path, video: Video, methods: Sequence[str])
     """
     values = {}
     for method in methods:
-        features = load_features(run_dir, method, [video])[video.id]
         others = sorted((Path(run_dir) / method / "features").glob("[!.]*.safetensors"))[:16]
-        values[method] = _standardised(features, [read_features(path) for path in others])
+        features = load_features(run_dir, method, [video])[video.id]
+        values[method] = [features, *map(read_features, others)]
     return _similarity_panels(values, video)
 
 
@@ -99,23 +179,19 @@ def encoders_figure(
     values = {}
     for method, encoder in encoders.items():
         encoder.eval()
-        features, *rest = (video_features(config, encoder, v.path)[0] for v in (video, *others))
-        values[method] = _standardised(features, rest)
+        values[method] = [video_features(config, encoder, v.path)[0] for v in (video, *others)]
     return _similarity_panels(values, video)
 
 
-def _standardised(features: torch.Tensor, others: Sequence[torch.Tensor]) -> torch.Tensor:
-    standardise = Standardise(features.shape[0])
-    standardise.fit_to(others)
-    return standardise(features)
-
-
-def _similarity_panels(values: Mapping[str, torch.Tensor], video: Video) -> Figure:
+def _similarity_panels(values: Mapping[str, list[torch.Tensor]], video: Video) -> Figure:
+    """A panel for each method; values are the features of `video` and then of others."""
     duration_s = probe(video.path).duration_s
     size = (3.9 * len(values), 3.3)
     figure, axes = plt.subplots(1, len(values), figsize=size, layout="constrained", squeeze=False)
-    for ax, (method, features) in zip(axes[0], values.items()):
-        maps.similarity(features, video.segments, duration_s=duration_s, ax=ax)
+    for ax, (method, (features, *others)) in zip(axes[0], values.items()):
+        standardise = Standardise(features.shape[0])
+        standardise.fit_to(others)
+        maps.similarity(standardise(features), video.segments, duration_s=duration_s, ax=ax)
         ax.set_title(NAMES.get(method, method))
     return figure
 
@@ -136,30 +212,30 @@ def write_run_report(config: Config, run_dir: str | Path, results: dict[str, Any
     run_dir = Path(run_dir)
     data = open_datasets(config.data, config.seed, run_dir)
     methods = list(dict.fromkeys(row["method"] for row in results["rows"]))
-    sections = [
-        Section("", _introduction(config, results)),
-        Section("Results", _result_parts(results)),
-        Section("Training", _training_parts(run_dir, methods)),
-        Section("Timelines", _timeline_parts(run_dir, data, methods)),
-        Section("Inside one video", _inside_parts(config, run_dir, data, methods)),
-    ]
+    sections = {
+        "": _introduction(config, results),
+        "Results": _result_parts(results),
+        "Training": _training_parts(run_dir, methods),
+        "Timelines": _timeline_parts(run_dir, data, methods),
+        "Inside one video": _inside_parts(config, run_dir, data, methods),
+    }
     path = write_report(run_dir / "report.html", f"LoFi on the {config.preset} world", sections)
     plt.close("all")
     return path
 
 
-def _introduction(config: Config, results: dict[str, Any]) -> tuple[Part, ...]:
-    return (
+def _introduction(config: Config, results: dict[str, Any]) -> list[Part]:
+    return [
         "Temporal action localization: find when each action starts and ends, and which it is. "
         "Every row uses the same head, trained from scratch on frozen full-fidelity features; the "
         "rows differ only in how the encoder was trained.",
         f"Preset {config.preset}, seed {config.seed}, {results['videos']} validation videos with "
         f"{results['instances']} actions, protocol {results['protocol']}; the whole procedure took "
         f"{results['seconds']:.0f} s. One seed shows the direction of an effect, not its size.",
-    )
+    ]
 
 
-def _result_parts(results: dict[str, Any]) -> tuple[Part, ...]:
+def _result_parts(results: dict[str, Any]) -> list[Part]:
     bars = Picture(
         tables.results_bars(results),
         f"Average mAP over tIoU {results['tious'][0]:g} to {results['tious'][-1]:g}. Compare "
@@ -172,38 +248,41 @@ def _result_parts(results: dict[str, Any]) -> tuple[Part, ...]:
         "external class scores. own: a classifier on each method's own features. oracle: the true "
         "class of each video, so only localization counts."
     )
-    return (tables.results_table(results), notes, bars)
+    return [tables.results_table(results), notes, bars]
 
 
-def _training_parts(run_dir: Path, methods: Sequence[str]) -> tuple[Part, ...]:
+def _training_parts(run_dir: Path, methods: Sequence[str]) -> list[Part]:
     parts: list[Part] = []
     for method, what in (("acp", "classification"), ("c-lofi", "joint low-fidelity training")):
         if method in methods and read_metrics(run_dir / method / "encoder"):
             axes = losses_axes(run_dir, {NAMES[method]: f"{method}/encoder"})
             parts.append(Picture(axes, f"Loss of {what}; thin: every step, thick: running mean."))
     heads = {NAMES.get(m, m): f"{m}/head" for m in methods}
-    parts.append(Picture(losses_axes(run_dir, heads), "Loss of the head on frozen features."))
-    return tuple(parts)
+    return [*parts, Picture(losses_axes(run_dir, heads), "Loss of the head on frozen features.")]
 
 
-def _timeline_parts(run_dir: Path, data: Datasets, methods: Sequence[str]) -> tuple[Part, ...]:
-    shown = [m for m in ("acp", "acp+", "c-lofi") if m in methods] or list(methods)
-    return tuple(
-        Picture(
-            comparison_figure(run_dir, video, shown),
-            f"Video {video.id}: the three best detections of each method below the ground truth.",
-        )
-        for video in busiest_videos(data, 3)
-    )
+def _timeline_parts(run_dir: Path, data: Datasets, methods: Sequence[str]) -> list[Part]:
+    """Thumbnails, ground truth and the detections of several methods for three test videos."""
+    parts: list[Part] = []
+    for video in busiest_videos(data, 3):
+        frames, times, duration = thumbnails_of(video.path)
+        rows: dict[str, Any] = {"ground truth": video.segments}
+        for method in [m for m in ("acp", "acp+", "c-lofi") if m in methods] or methods:
+            path = run_dir / method / "detections" / "shared.json"
+            rows[NAMES.get(method, method)] = read_detections(path).get(video.id, [])
+        figure = timelines.video_timeline(frames, times, rows, duration, top=3, title=video.id)
+        text = "the three best detections of each method below the ground truth."
+        parts.append(Picture(figure, f"Video {video.id}: {text}"))
+    return parts
 
 
 def _inside_parts(
     config: Config, run_dir: Path, data: Datasets, methods: Sequence[str]
-) -> tuple[Part, ...]:
+) -> list[Part]:
     video = busiest_videos(data, 1)[0]
     best = "c-lofi" if "c-lofi" in methods else methods[-1]
-    shown = [m for m in ("random", "acp", "c-lofi") if m in methods] or list(methods)
-    return (
+    shown = [m for m in ("random", "acp", "c-lofi") if m in methods] or methods
+    return [
         Picture(
             similarity_figure(run_dir, video, shown),
             "How alike the features of any two moments are. Blocks along the diagonal that match "
@@ -214,5 +293,5 @@ def _inside_parts(
             f"{NAMES.get(best, best)}: confidence of every (start, duration) pair, and the "
             "probabilities that an action starts or ends at each moment.",
         ),
-        Details("Settings of this run", code=(run_dir / "config.json").read_text()),
-    )
+        Details("Settings of this run", (run_dir / "config.json").read_text()),
+    ]
