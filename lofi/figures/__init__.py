@@ -1,4 +1,7 @@
-"""Every plot and table of this kit: plain data in, matplotlib Axes (or a small table) out."""
+"""Every plot and table of this kit: plain data in, matplotlib Axes (or a small table) out.
+
+`ax` is where to draw; a new figure when None.
+"""
 
 from lofi.figures.curves import (
     diagnosis_figure,

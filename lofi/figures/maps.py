@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.patches import Arc, Rectangle
 
 from lofi.figures import style
-from lofi.figures.style import as_array, as_spans, axes_for, axes_size_px, quiet_frame
+from lofi.figures.style import Segments, as_array, as_spans, axes_for, quiet_frame
 
 LABELLED_UP_TO = 12  # snippets; a graph this small gets a number at every node
 POSITIVE_ABOVE = (0.7, 0.9)  # tIoU
@@ -30,7 +30,7 @@ ENDS_IN_ACTIONS = (  # how a semantic edge looks with 0, 1 or 2 ends in actions,
 def confidence_map(
     values: Any,
     *,
-    truth: Sequence[Any] | None = None,
+    truth: Segments = None,
     duration_s: float | None = None,
     label: str = "confidence",
     levels: Sequence[float] = (),
@@ -44,7 +44,6 @@ def confidence_map(
         duration_s: length of the video; None counts in snippets.
         label: name of the values, beside the colour bar.
         levels: values outlined in white where they occur, the highest with a full line.
-        ax: where to draw; a new figure when None.
     Raises:
         ValueError: `values` is not two-dimensional.
     """
@@ -56,7 +55,7 @@ def confidence_map(
     inside = np.ma.masked_array(values, row + column >= snippets)
     unit, name = (duration_s / snippets, "s") if duration_s else (1.0, "snippets")
     ax = axes_for(ax, 5.0, 4.0)
-    roomy = min(axes_size_px(ax)) >= ROOMY_PX  # before the colour bar takes its part
+    roomy = min(style.axes_size_px(ax)) >= ROOMY_PX  # before the colour bar takes its part
     ax.set_facecolor(style.LIGHT)
     image = ax.imshow(
         inside, origin="lower", aspect="auto", cmap="viridis", vmin=0, vmax=1,
@@ -91,26 +90,20 @@ def confidence_map(
 
 
 def label_map(
-    tiou: Any,
-    *,
-    truth: Sequence[Any] | None = None,
-    duration_s: float | None = None,
-    ax: Axes | None = None,
+    tiou: Any, *, truth: Segments = None, duration_s: float | None = None, ax: Axes | None = None
 ) -> Axes:
     """The training target: best tIoU of every anchor with any action, (D, L) in [0, 1].
 
     Outlined are the levels above which the losses treat cells as positive (G-TAD, section 3.4).
     Other arguments as in `confidence_map`.
     """
-    label = "tIoU with the best action"
-    return confidence_map(
-        tiou, truth=truth, duration_s=duration_s, label=label, levels=POSITIVE_ABOVE, ax=ax
-    )
+    about = {"label": "tIoU with the best action", "levels": POSITIVE_ABOVE}
+    return confidence_map(tiou, truth=truth, duration_s=duration_s, ax=ax, **about)
 
 
 def similarity(
     features: Any,
-    segments: Sequence[Any] | None = None,
+    segments: Segments = None,
     *,
     duration_s: float | None = None,
     ax: Axes | None = None,
@@ -141,7 +134,7 @@ def similarity(
 def boundary_curves(
     start: Any,
     end: Any,
-    truth: Sequence[Any] | None = None,
+    truth: Segments = None,
     *,
     duration_s: float | None = None,
     ax: Axes | None = None,
@@ -173,7 +166,7 @@ def boundary_curves(
 
 def neighbour_graph(
     knn: Any,
-    segments: Sequence[Any] | None = None,
+    segments: Segments = None,
     *,
     duration_s: float | None = None,
     ax: Axes | None = None,
@@ -222,7 +215,7 @@ def neighbour_graph(
     return ax
 
 
-def _shaded(ax: Axes, segments: Sequence[Any] | None) -> list[Any]:
+def _shaded(ax: Axes, segments: Segments) -> list[style.Span]:
     """Shade actions behind everything else, and return them as spans."""
     actions = as_spans(segments)
     for span in actions:

@@ -37,10 +37,7 @@ def bytes_by_layer(sizes: Mapping[str, float], *, top: int = 12, ax: Axes | None
 
 
 def bytes_by_configuration(
-    sizes: Mapping[str, float],
-    lines_gib: Sequence[float] = CARDS_GIB,
-    *,
-    ax: Axes | None = None,
+    sizes: Mapping[str, float], lines_gib: Sequence[float] = CARDS_GIB, *, ax: Axes | None = None
 ) -> Axes:
     """One bar per configuration against the memory of common cards.
 

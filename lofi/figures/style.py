@@ -25,6 +25,9 @@ BESIDE = {"loc": "upper left", "bbox_to_anchor": (1, 1), "frameon": False}  # pl
 ABOVE = {"loc": "lower left", "bbox_to_anchor": (0, 1), "frameon": False}
 
 
+Segments = Iterable[Any] | None  # in any form that `as_spans` takes
+
+
 class Span(NamedTuple):
     """One segment to draw: [start_s, end_s) in seconds, with a label and a score where known."""
 
@@ -46,7 +49,7 @@ def as_array(values: Any) -> np.ndarray:
     return np.asarray(values)
 
 
-def as_spans(segments: Iterable[Any] | None) -> list[Span]:
+def as_spans(segments: Segments) -> list[Span]:
     """Segments in any of the forms of this kit as `Span`s.
 
     Args:

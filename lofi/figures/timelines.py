@@ -15,7 +15,7 @@ from matplotlib.patches import Patch, Rectangle
 
 from lofi.figures import style
 from lofi.figures.maps import boundary_curves
-from lofi.figures.style import Span, as_array, as_spans, axes_for, axes_size_px, fill, quiet_frame
+from lofi.figures.style import Segments, Span, as_spans, axes_for, fill, quiet_frame
 
 GROUND_TRUTH = "ground truth"
 UNIT_IN = 0.46  # inches of a lane with one shelf
@@ -48,7 +48,7 @@ class _Lane(NamedTuple):
 
 
 def judge(
-    truth: Sequence[Any], detections: Sequence[Any], tiou: float = FOUND_FROM
+    truth: Segments, detections: Segments, tiou: float = FOUND_FROM
 ) -> tuple[list[bool], list[bool]]:
     """Which detections are right and which actions were found, at one tIoU threshold.
 
@@ -81,7 +81,7 @@ def _overlap(action: Span, guess: Span) -> float:
 
 
 def timeline(
-    rows: Mapping[str, Sequence[Any]],
+    rows: Mapping[str, Segments],
     duration_s: float,
     *,
     truth: str = GROUND_TRUTH,
@@ -102,7 +102,6 @@ def timeline(
         top: only so many detections of a lane are judged and drawn, the best first; the lane's
             name says so.
         legend: explain the colours above the lanes.
-        ax: where to draw; a new figure when None.
     Raises:
         ValueError: `duration_s` is not positive.
     """
@@ -122,7 +121,7 @@ def timeline(
     ax.tick_params(axis="y", length=0)
     quiet_frame(ax).spines["left"].set_visible(False)
     if legend and truth in rows:
-        columns = 4 if axes_size_px(ax)[0] > 520 else 2
+        columns = 4 if style.axes_size_px(ax)[0] > 520 else 2
         ax.legend(handles=LEGEND, ncols=columns, **style.ABOVE)
     return ax
 
@@ -133,11 +132,10 @@ def film(frames: Any, title: str = "", *, ax: Axes | None = None) -> Axes:
     Args:
         frames: uint8, (N, H, W, 3) as decoded or (N, 3, S, S) as an encoder gets them.
         title: above the strip.
-        ax: where to draw; a new figure when None.
     Raises:
         ValueError: another shape.
     """
-    frames = as_array(frames)
+    frames = style.as_array(frames)
     if frames.ndim == 4 and frames.shape[1] == 3 and frames.shape[-1] != 3:
         frames = np.moveaxis(frames, 1, -1)
     if frames.ndim != 4 or frames.shape[-1] != 3:
@@ -154,12 +152,7 @@ def film(frames: Any, title: str = "", *, ax: Axes | None = None) -> Axes:
 
 
 def thumbnails(
-    frames: Any,
-    times_s: Sequence[float],
-    duration_s: float,
-    *,
-    most: int = 10,
-    ax: Axes | None = None,
+    frames: Any, times_s: Any, duration_s: float, *, most: int = 10, ax: Axes | None = None
 ) -> Axes:
     """A strip of frames near their times, undistorted; the marks under it show the exact times.
 
@@ -168,7 +161,6 @@ def thumbnails(
         times_s: n times in seconds, increasing.
         duration_s: length of the video.
         most: of more frames than this, every second (third, …) is drawn.
-        ax: where to draw; a new figure when None.
     Raises:
         ValueError: another shape, or not one time per frame.
     """
@@ -193,8 +185,8 @@ def thumbnails(
 
 def video_timeline(
     frames: Any,
-    times_s: Sequence[float],
-    rows: Mapping[str, Sequence[Any]],
+    times_s: Any,
+    rows: Mapping[str, Segments],
     duration_s: float,
     *,
     boundaries: tuple[Any, Any] | None = None,
@@ -230,7 +222,7 @@ def video_timeline(
     return figure
 
 
-def _lanes(rows: Mapping[str, Sequence[Any]], truth: str, top: int) -> list[_Lane]:
+def _lanes(rows: Mapping[str, Segments], truth: str, top: int) -> list[_Lane]:
     actions = as_spans(rows.get(truth))
     lanes = []
     for i, (name, segments) in enumerate(rows.items()):
@@ -279,7 +271,7 @@ def _draw_lane(ax: Axes, lane: _Lane, top: float, one_label: bool) -> None:
 
 def _draw_label(ax: Axes, span: Span, middle: float, tall: float, score_only: bool) -> None:
     """Label and score inside the bar, as much of them as there is room for."""
-    width_px, height_px = axes_size_px(ax)
+    width_px, height_px = style.axes_size_px(ax)
     (left, right), (low, high) = ax.get_xlim(), ax.get_ylim()
     room = span.length_s * width_px / (right - left)
     score = "" if span.score is None else f"{span.score:.2f}"
@@ -293,9 +285,9 @@ def _draw_label(ax: Axes, span: Span, middle: float, tall: float, score_only: bo
         )  # fmt: skip
 
 
-def _thinned(frames: Any, times_s: Sequence[float], most: int) -> tuple[np.ndarray, np.ndarray]:
+def _thinned(frames: Any, times_s: Any, most: int) -> tuple[np.ndarray, np.ndarray]:
     """An evenly spaced choice of at most `most` frames and their times."""
-    frames, times = as_array(frames), np.asarray(times_s, dtype=float)
+    frames, times = style.as_array(frames), np.asarray(times_s, dtype=float)
     if frames.ndim != 4 or frames.shape[-1] != 3:
         raise ValueError(f"frames must be (n, H, W, 3), got {tuple(frames.shape)}")
     if len(times) != len(frames) or not len(times):
