@@ -198,12 +198,9 @@ def record(metrics: Mapping[str, Any], out_dir: str | Path) -> None:
 
 
 def check(name: str, ok: bool, hint: str = "") -> None:
-    """Print whether the answer to an exercise is right, never the answer.
+    """Print whether the answer to the exercise `name` ("01a") is right, never the answer.
 
-    Args:
-        name: of the exercise, e.g. "01a".
-        ok: the verdict.
-        hint: printed with "not yet"; says where to look.
+    With "not yet" comes the hint, which says where to look.
     """
     print(f"{name}: correct" if ok else f"{name}: not yet. {hint}".rstrip(". ") + ".")
 

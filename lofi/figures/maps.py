@@ -41,7 +41,6 @@ def confidence_map(
     Args:
         values: (D, L) array or tensor in [0, 1].
         truth: segments whose anchors are marked with circles.
-        duration_s: length of the video; None counts in snippets.
         label: name of the values, beside the colour bar.
         levels: values outlined in white where they occur, the highest with a full line.
     Raises:
@@ -179,7 +178,6 @@ def neighbour_graph(
     Args:
         knn: (L, k) or (k, L) indices of the nearest neighbours in feature space; self is not drawn.
         segments: actions, shaded.
-        duration_s: length of the video; None counts in snippets.
     Raises:
         ValueError: indices outside 0 … L - 1.
     """
