@@ -196,12 +196,9 @@ def results_bars(results: Any, *, ax: Axes | None = None) -> Axes:
         at = [methods.index(row.method) + (k - (len(kinds) - 1) / 2) * width for row in chosen]
         heights = [100 * row.average for row in chosen]
         spread = [100 * (row.spread or 0.0) for row in chosen]
-        ax.bar(at, heights, 0.94 * width, label=kind, **fill(k))
-        if any(spread):
-            ax.errorbar(at, heights, spread, fmt="none", ecolor=style.INK, capsize=2.5, linewidth=1)
-        for x, high, wide in zip(at, heights, spread):
-            ax.annotate(f"{high:.1f}", (x, high + wide), (0, 2), textcoords="offset points",
-                        ha="center", fontsize=style.SMALL)  # fmt: skip
+        whiskers = {"yerr": spread, "ecolor": style.INK, "capsize": 2.5} if any(spread) else {}
+        bars = ax.bar(at, heights, 0.94 * width, label=kind, **fill(k), **whiskers)
+        ax.bar_label(bars, fmt="%.1f", padding=2, fontsize=style.SMALL)
     ax.set_xticks(range(len(methods)), methods)
     ax.set(ylabel="average mAP (%)")
     ax.margins(y=0.1)
