@@ -46,7 +46,7 @@ tables: env
 	$(BIN)/lofi tables --run $(RUN)
 
 notebooks: env  # run all notebooks at preset tiny and keep their outputs, ready to commit
-	$(BIN)/python -m lofi.course refresh
+	$(BIN)/python notebooks/refresh.py
 
 clean:
 	rm -rf $(VENV) runs

@@ -6,7 +6,6 @@
 
 import hashlib
 import json
-import logging
 import os
 import sys
 import time
@@ -18,8 +17,6 @@ from lofi import config as configs
 from lofi.experiment import METHODS, write_results
 from lofi.files import atomic_path, read_json, write_json
 from lofi.notebook import repository_root
-
-log = logging.getLogger(__name__)
 
 
 def ordered_notebooks(first: str = "00", last: str = "99") -> list[Path]:
@@ -50,21 +47,16 @@ def run_notebook(notebook: Path, output: Path, parameters: dict[str, Any]) -> No
     unknown = sorted(set(parameters) - set(known))
     if unknown:
         raise ValueError(f"{notebook.name}: no parameter {unknown[0]!r}; known: {', '.join(known)}")
-    output.parent.mkdir(parents=True, exist_ok=True)
+    failed = output.with_suffix(".failed.ipynb")
     try:
         with atomic_path(output) as temporary:
             try:
                 papermill.execute_notebook(
-                    str(notebook),
-                    str(temporary),
-                    parameters,
-                    kernel_name="python3",
-                    progress_bar=sys.stderr.isatty(),
-                    cwd=str(repository_root() / "notebooks"),
+                    str(notebook), str(temporary), parameters, kernel_name="python3",
+                    progress_bar=sys.stderr.isatty(), cwd=str(repository_root() / "notebooks"),
                     extra_arguments=["--IPKernelApp.log_level=40"],  # no remark on every start
-                )
+                )  # fmt: skip
             except papermill.PapermillExecutionError as error:
-                failed = output.with_suffix(".failed.ipynb")
                 os.replace(temporary, failed)
                 raise RuntimeError(
                     f"{notebook.name}, cell {error.cell_index}: {error.ename}: {error.evalue} "
@@ -86,12 +78,15 @@ def run_course(
     run_dir.mkdir(parents=True, exist_ok=True)
     os.environ["LOFI_STATIC"] = "1"  # a batch has no sliders, even when a notebook started it
     parameters = {"preset": preset, "seed": seed, "out_dir": str(run_dir), "resume": True}
+    code = b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.rglob("*.py")))
     record = run_dir / "course.json"
     done: dict[str, Any] = read_json(record, "notebooks that ran") if record.exists() else {}
     for notebook in ordered_notebooks(first, last):
         output = run_dir / "notebooks" / notebook.name
         before = done.get(notebook.name, {"seconds": 0.0, "made_from": ""})
-        made_from = _fingerprint(notebook, parameters)
+        # An output belongs to its notebook, its parameters and the package's code.
+        sources = notebook.read_bytes() + json.dumps(parameters).encode() + code
+        made_from = hashlib.sha256(sources).hexdigest()[:16]
         if before["made_from"] == made_from and output.exists():
             print(f"{notebook.name} is done", file=sys.stderr)
             continue
@@ -106,59 +101,11 @@ def run_course(
     return report(config, run_dir, METHODS, seconds)
 
 
-def _fingerprint(notebook: Path, parameters: dict[str, Any]) -> str:
-    """Hash of a notebook, its parameters and the package's code: what its output was made from."""
-    digest = hashlib.sha256(notebook.read_bytes() + json.dumps(parameters).encode())
-    for path in sorted(Path(__file__).parent.rglob("*.py")):
-        digest.update(path.read_bytes())
-    return digest.hexdigest()[:16]
-
-
 def report(config: configs.Config, run_dir: Path, methods: Sequence[str], seconds: float) -> str:
     """results.json, report.html and the table that `make demo` prints."""
     from lofi.figures.tables import summary_table
-    from lofi.run_report import write_run_report
+    from lofi.report import write_run_report
 
     results = write_results(config, run_dir, methods, seconds)
     write_run_report(config, run_dir, results)
     return summary_table(results).text()
-
-
-def refresh() -> None:
-    """Execute the repository's notebooks in place at their default parameters (preset tiny).
-
-    Their outputs are committed: readers see them, and the notebook tests compare with them. The
-    README's figure is drawn again too.
-    """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import nbformat
-    from nbclient import NotebookClient
-
-    from lofi.figures import three_stages
-
-    with atomic_path(repository_root() / "notebooks" / "figures" / "three_stages.png") as picture:
-        three_stages().savefig(picture, dpi=110)
-    os.environ["LOFI_STATIC"] = "1"
-    for path in ordered_notebooks():
-        print(path.name, file=sys.stderr, flush=True)
-        book = nbformat.read(path, as_version=4)
-        client = NotebookClient(
-            book, timeout=300, kernel_name="python3", record_timing=False,
-            resources={"metadata": {"path": str(path.parent)}},
-        )  # fmt: skip
-        client.execute()
-        for cell in book.cells:  # stderr holds versions and paths of this machine
-            if cell.cell_type == "code":
-                cell.outputs = [o for o in cell.outputs if o.get("name") != "stderr"]
-        book.metadata.pop("widgets", None)
-        book.metadata["language_info"] = {"name": "python"}
-        with atomic_path(path) as temporary:
-            nbformat.write(book, temporary)
-
-
-if __name__ == "__main__":
-    if sys.argv[1:] != ["refresh"]:
-        raise SystemExit("usage: python -m lofi.course refresh   (to run a batch: lofi course)")
-    refresh()

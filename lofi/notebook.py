@@ -13,14 +13,13 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import matplotlib.pyplot as plt
 import numpy as np
+import torch
 
 from lofi.files import write_json
-
-if TYPE_CHECKING:
-    import torch
 
 PER_ROW = 4  # small multiples beside each other before a new row begins
 
@@ -30,7 +29,7 @@ class Setup:
     """What `setup` prepared."""
 
     out_dir: Path
-    generator: "torch.Generator"
+    generator: torch.Generator
     preset: str
     seed: int
 
@@ -47,8 +46,6 @@ def setup(seed: int = 0, out_dir: str | Path | None = None, preset: str = "tiny"
             notebook was started; "" or None is `runs/<preset>`. The folder is created.
         preset: recorded for later cells.
     """
-    import torch
-
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
     random.seed(seed)
     np.random.seed(seed % 2**32)
@@ -59,14 +56,22 @@ def setup(seed: int = 0, out_dir: str | Path | None = None, preset: str = "tiny"
         torch.set_num_threads(1)  # layers this small; beside other work two took 20 × as long
     torch.set_printoptions(precision=3, sci_mode=False)
     np.set_printoptions(precision=3, suppress=True)
-    _figures_at_100_dpi()
-    shell = _shell()
-    if shell is not None:
+    plt.rcParams["figure.dpi"] = 100  # notebooks used to default to 72, too small to read
+    if shell := _shell():
         shell.run_line_magic("precision", "3")
-    _log_to_stderr()
-    _print_versions(torch)
-    folder = Path(out_dir) if out_dir else Path("runs") / preset
-    folder = folder if folder.is_absolute() else repository_root() / folder
+    logger = logging.getLogger("lofi")
+    for handler in [h for h in logger.handlers if h.get_name() == "lofi.notebook"]:
+        logger.removeHandler(handler)  # a second call must not print every line twice
+    handler = logging.StreamHandler(sys.stderr)
+    handler.set_name("lofi.notebook")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    device = "mps" if torch.backends.mps.is_available() else "cpu"
+    device = torch.cuda.get_device_name(0) if torch.cuda.is_available() else device
+    versions = f"Python {sys.version.split()[0]}, torch {torch.__version__}, numpy {np.__version__}"
+    print(f"{versions}, {device}, {torch.get_num_threads()} threads", file=sys.stderr)
+    folder = repository_root() / (out_dir or f"runs/{preset}")
     folder.mkdir(parents=True, exist_ok=True)
     return Setup(folder, torch.Generator().manual_seed(seed), preset, seed)
 
@@ -89,7 +94,7 @@ def is_live() -> bool:
     if os.environ.get("LOFI_STATIC", "") not in ("", "0"):
         return False
     shell = _shell()
-    if shell is None or not hasattr(shell, "kernel"):
+    if not hasattr(shell, "kernel"):
         return False
     in_vscode = "__vsc_ipynb_file__" in getattr(shell, "user_ns", {})
     return "JPY_SESSION_NAME" in os.environ or in_vscode or "google.colab" in sys.modules
@@ -111,25 +116,16 @@ def explore(draw: Callable[..., Any], *, size: tuple[float, float] = (3.0, 2.5),
     if not values or not all(len(options) for options in values.values()):
         raise ValueError("explore needs at least one name with choices, e.g. pixels=(224, 112)")
     values = {name: tuple(options) for name, options in values.items()}
-    if is_live():
-        try:
-            return _explore_live(draw, size, values)
-        except ImportError:
-            logging.getLogger(__name__).info("ipywidgets is not installed: small multiples instead")
-    _explore_static(draw, size, values)
+    (_explore_live if is_live() else _explore_static)(draw, size, values)
 
 
 def _explore_static(draw: Callable[..., Any], size: tuple[float, float], values: dict[str, tuple]):
-    import matplotlib.pyplot as plt
-
     (name, choices), *others = values.items()
     fixed = {key: options[0] for key, options in others}
     columns = min(PER_ROW, len(choices))
     rows = math.ceil(len(choices) / columns)
-    figure, axes = plt.subplots(
-        rows, columns, figsize=(size[0] * columns, size[1] * rows), layout="constrained",
-        squeeze=False,
-    )  # fmt: skip
+    whole = (size[0] * columns, size[1] * rows)
+    figure, axes = plt.subplots(rows, columns, figsize=whole, layout="constrained", squeeze=False)
     for ax, choice in zip(axes.flat, choices):
         draw(**{name: choice}, **fixed, ax=ax)
         ax.set_title(f"{name} = {choice}", pad=_title_pad(ax))
@@ -143,41 +139,30 @@ def _explore_static(draw: Callable[..., Any], size: tuple[float, float], values:
 def _title_pad(ax: Any) -> float | None:
     """Points that lift a title above a legend which stands in its place; None is the usual pad."""
     legend = ax.get_legend()
-    if legend is None:
-        return None
-    foot = legend.get_bbox_to_anchor().transformed(ax.transAxes.inverted()).y0
-    if foot < 0.99:
+    if legend is None or legend.get_bbox_to_anchor().y0 < 0.99 * ax.bbox.height + ax.bbox.y0:
         return None
     height = legend.get_window_extent().height * 72 / ax.get_figure(root=True).dpi
     return height + 11  # the space below the legend, and a little above it
 
 
 def _explore_live(draw: Callable[..., Any], size: tuple[float, float], values: dict[str, tuple]):
-    import ipywidgets as widgets  # only here: batch servers do not need it
-    import matplotlib.pyplot as plt
+    import ipywidgets as widgets
     from IPython.display import display
 
-    wide = {"width": "480px"}  # long choices, such as names of videos, stay readable
-    controls = {
-        key: widgets.SelectionSlider(
-            options=_ascending(options), value=options[0], description=key, layout=wide
-        )
-        for key, options in values.items()
-    }
+    controls = {}
+    for key, options in values.items():
+        if all(isinstance(option, int | float) for option in options):
+            options = sorted(options)
+        controls[key] = widgets.SelectionSlider(
+            options=tuple(options), value=values[key][0], description=key, layout={"width": "480px"}
+        )  # wide, so that long choices, such as names of videos, stay readable
 
     def redraw(**chosen: Any) -> None:
-        scale = 1.4  # one picture may be larger than one of many
-        figsize = (size[0] * scale, size[1] * scale)
-        draw(**chosen, ax=plt.subplots(figsize=figsize, layout="constrained")[1])
+        larger = (1.4 * size[0], 1.4 * size[1])  # one picture may be larger than one of many
+        draw(**chosen, ax=plt.subplots(figsize=larger, layout="constrained")[1])
         plt.show()
 
     display(widgets.VBox([*controls.values(), widgets.interactive_output(redraw, controls)]))
-
-
-def _ascending(options: tuple) -> tuple:
-    """Numbers in order of size, anything else as it is."""
-    numbers = all(isinstance(option, int | float) for option in options)
-    return tuple(sorted(options)) if numbers else options
 
 
 @contextmanager
@@ -213,12 +198,9 @@ def record(metrics: Mapping[str, Any], out_dir: str | Path) -> None:
 
 
 def check(name: str, ok: bool, hint: str = "") -> None:
-    """Print whether the answer to an exercise is right, never the answer.
+    """Print whether the answer to the exercise `name` ("01a") is right, never the answer.
 
-    Args:
-        name: of the exercise, e.g. "01a".
-        ok: the verdict.
-        hint: printed with "not yet"; says where to look.
+    With "not yet" comes the hint, which says where to look.
     """
     print(f"{name}: correct" if ok else f"{name}: not yet. {hint}".rstrip(". ") + ".")
 
@@ -233,16 +215,8 @@ def is_close(answer: Any, expected: Any, *, relative: float = 1e-3, absolute: fl
         wanted = np.asarray(_plain(expected, "expected"), dtype=float)
     except (TypeError, ValueError):
         return False
-    if given.shape != wanted.shape:
-        return False
-    return bool(np.allclose(given, wanted, rtol=relative, atol=absolute))
-
-
-def check_01a(centres: Any) -> None:
-    """Exercise 01a: centres (frame numbers, 0-based) of 4 snippets in a video of 64 frames."""
-    wanted = [(i + 0.5) * 64 / 4 - 0.5 for i in range(4)]
-    hint = "Cut the 64 frames into 4 equal parts; frame numbers start at 0"
-    check("01a", is_close(centres, wanted), hint)
+    same_shape = given.shape == wanted.shape
+    return same_shape and bool(np.allclose(given, wanted, rtol=relative, atol=absolute))
 
 
 def _plain(value: Any, where: str) -> Any:
@@ -272,30 +246,3 @@ def _shell() -> Any:
     """The running IPython shell, or None in plain Python (without importing IPython)."""
     ipython = sys.modules.get("IPython")
     return ipython.get_ipython() if ipython is not None else None
-
-
-def _figures_at_100_dpi() -> None:
-    import matplotlib
-
-    matplotlib.rcParams["figure.dpi"] = 100  # notebooks used to default to 72, too small to read
-
-
-def _log_to_stderr() -> None:
-    logger = logging.getLogger("lofi")
-    for handler in [h for h in logger.handlers if h.get_name() == "lofi.notebook"]:
-        logger.removeHandler(handler)  # a second call must not print every line twice
-    handler = logging.StreamHandler(sys.stderr)
-    handler.set_name("lofi.notebook")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
-    logger.addHandler(handler)
-    logger.setLevel(logging.INFO)
-
-
-def _print_versions(torch: Any) -> None:
-    device = "cpu"
-    if torch.cuda.is_available():
-        device = torch.cuda.get_device_name(0)
-    elif torch.backends.mps.is_available():
-        device = "mps"
-    versions = f"Python {sys.version.split()[0]}, torch {torch.__version__}, numpy {np.__version__}"
-    print(f"{versions}, {device}, {torch.get_num_threads()} threads", file=sys.stderr)

@@ -11,7 +11,7 @@ from lofi import config as configs
 from lofi.data.toyworld import TINY, write_world
 from lofi.evaluation import detection_map
 from lofi.experiment import compare_seeds
-from lofi.run_report import write_run_report
+from lofi.report import write_run_report
 from lofi.training.methods import method_config
 
 matplotlib.use("Agg")

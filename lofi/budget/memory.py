@@ -200,13 +200,14 @@ class _Step:
 
 
 def _losses(head: nn.Module | None, features: Tensor) -> dict[str, Tensor]:
-    """The loss of a head of this kit, else the sum of all outputs."""
+    """The loss of a head of this kit for videos without actions, else the sum of all outputs."""
     outputs = features if head is None else head(features)
-    if isinstance(outputs, Maps):
-        labels = outputs.start.new_zeros(outputs.start.shape)
-        iou = outputs.start.new_zeros(outputs.confidence[:, 0].shape)
-        targets = Targets(iou, labels, labels, iou.bool())
-        return {"loss": loss(outputs, targets, draws=draw(targets)).total}
+    if isinstance(head, Head):
+        video = Video("", None, None, None, None, ())
+        one = head.targets(video, Grid.whole(features.shape[2], 1.0))
+        targets = to_device(head.collate([one] * len(features)), features.device)
+        draws = head.draws(len(features), targets, torch.Generator()).to(features.device)
+        return head.losses(outputs, targets, head.statistics(targets, draws), draws)
     leaves = [leaf for leaf in tree_leaves(outputs) if isinstance(leaf, Tensor)]
     return {"loss": sum(leaf.float().sum() for leaf in leaves)}
 

@@ -96,12 +96,12 @@ def plan(
 
 
 def _encoder_and_head(encoder: str, head: str, snippets: int) -> tuple:
-    from lofi.config import HeadConfig
+    from lofi.config import BMNConfig, GTADConfig
     from lofi.encoders import build_encoder, freeze_batch_norm
-    from lofi.training.models import build_head
+    from lofi.heads import build_head
 
     model = build_encoder(encoder)
     freeze_batch_norm(model)  # as stage 2 trains by default
     if head == "none":
         return model, None
-    return model, build_head(HeadConfig(kind=head), model.channels, snippets, seed=0)
+    return model, build_head(BMNConfig() if head == "bmn" else GTADConfig(), model.channels)

@@ -61,14 +61,13 @@ def course(
 
 def tables(run: Path = Path("runs/demo")) -> None:
     """Print the results of a finished run, beside the paper's numbers."""
+    from lofi import figures
     from lofi.experiment import read_results
-    from lofi.figures import tables as figures
-    from lofi.figures.paper import paper_table, paper_vs_ours
 
     results = read_results(run)
     print(figures.results_table(results).text())
     if results["preset"] in ("tiny", "toy"):
         print("\nThe paper's own numbers are for another data set: compare orders, not levels.")
-        print(paper_table("Table 1").text())
+        print(figures.paper_table("Table 1").text())
     else:
-        print(f"\n{paper_vs_ours(results, names={'c-lofi': 'Long C-LoFi'}).text()}")
+        print(f"\n{figures.paper_vs_ours(results).text()}")

@@ -132,7 +132,7 @@ def detect(
 def _detect_one(detector, path: Path, out: Path, top: int) -> None:
     from lofi.detection.detector import write_results
     from lofi.figures.tables import detections_table
-    from lofi.run_report import detections_figure
+    from lofi.report import detections_figure
 
     found = detector.detect(path)
     files = write_results(found, path, out, detector)

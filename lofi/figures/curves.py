@@ -1,68 +1,48 @@
-"""Curves over training steps and over recall."""
+"""Curves over training steps and over recall; bars of shares, of errors and of hard instances."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from lofi.figures.style import CYCLE, LINES, as_array, axes_for, quiet_frame
+from lofi.figures import style
+from lofi.figures.style import as_array, axes_for, fill, quiet_frame, stroke
 
 Log = Sequence[Mapping[str, Any]]  # rows of a metrics.jsonl: {"step": 3, "loss": 1.2, "lr": 0.1}
+ERRORS = (style.FOUND, style.SKY, style.PURPLE, style.AMBER, style.FALSE_ALARM, style.GREY)
+PROPERTIES = (style.TRUTH, style.AMBER, style.PURPLE)
 
 
-def loss_curves(
-    runs: Mapping[str, Log], *, key: str = "loss", window: int | None = None, ax: Axes | None = None
-) -> Axes:
-    """Loss against step: raw values thin and pale, their running mean on top.
+def loss_curves(runs: Mapping[str, Log], *, key: str = "loss", ax: Axes | None = None) -> Axes:
+    """Loss against step: raw values thin and pale, on top the mean of the last twentieth of rows.
 
     Args:
         runs: name → rows with "step" and `key`; rows without `key` or with NaN are left out.
         key: which number of a row.
-        window: rows of the running mean (each point averages the last `window` rows, fewer at the
-            beginning); None takes a twentieth of the run.
     Raises:
         ValueError: a run without a single row that has `key`.
     """
     ax = axes_for(ax, 6.0, 3.2)
     for i, (name, rows) in enumerate(runs.items()):
-        steps, values = _series(name, rows, key)
-        colour = CYCLE[i % len(CYCLE)]
-        width = max(1, window or len(values) // 20)
+        finite = [row for row in rows if row.get(key) is not None and np.isfinite(row[key])]
+        if not finite:
+            known = sorted({field for row in rows for field in row})
+            raise ValueError(f"run {name!r} has no finite {key!r}; its rows hold {known}")
+        steps, values = zip(*((row["step"], float(row[key])) for row in finite))
+        width = max(1, len(values) // 20)
+        averaged = np.minimum(np.arange(len(values)) + 1, width)  # fewer at the beginning
+        means = np.convolve(values, np.ones(width))[: len(values)] / averaged
+        line = stroke(i)
         if width > 1:
-            ax.plot(steps, values, color=colour, linewidth=0.7, alpha=0.35)
-        ax.plot(
-            steps, running_mean(values, width), color=colour, linewidth=2,
-            linestyle=LINES[i % len(LINES)], label=name,
-        )  # fmt: skip
+            ax.plot(steps, values, color=line["color"], linewidth=0.7, alpha=0.35)
+        ax.plot(steps, means, label=name, **line)
     ax.set(xlabel="step", ylabel=key)
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     if len(runs) > 1:
-        ax.legend(frameon=False)
-    return quiet_frame(ax)
-
-
-def learning_rate(
-    runs: Mapping[str, Log] | Log, *, key: str = "lr", ax: Axes | None = None
-) -> Axes:
-    """Learning rate against step as a staircase, logarithmic when it spans more than tenfold."""
-    named = dict(runs) if isinstance(runs, Mapping) else {"": runs}
-    ax = axes_for(ax, 6.0, 2.2)
-    smallest, largest = np.inf, 0.0
-    for i, (name, rows) in enumerate(named.items()):
-        steps, values = _series(name, rows, key)
-        ax.step(steps, values, where="post", color=CYCLE[i % len(CYCLE)], linewidth=2,
-                linestyle=LINES[i % len(LINES)], label=name)  # fmt: skip
-        smallest = min(smallest, values[values > 0].min(initial=np.inf))
-        largest = max(largest, values.max())
-    if largest > 10.001 * smallest:
-        ax.set_yscale("log")
-    else:
-        ax.set_ylim(0, 1.08 * largest)
-    ax.set(xlabel="step", ylabel="learning rate")
-    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-    if len(named) > 1:
         ax.legend(frameon=False)
     return quiet_frame(ax)
 
@@ -82,35 +62,114 @@ def precision_recall(
     ax = axes_for(ax, 4.6, 3.6)
     for i, (name, (recall, precision)) in enumerate(curves.items()):
         recall, precision = as_array(recall).astype(float), as_array(precision).astype(float)
-        colour = CYCLE[i % len(CYCLE)]
-        x = np.concatenate([[0.0], recall, [recall[-1] if len(recall) else 0.0]])
+        x = np.concatenate([[0.0], recall, recall[-1:]])
         y = np.concatenate([precision[:1], precision, [0.0]])
         envelope = np.maximum.accumulate(y[::-1])[::-1]
         known = (average_precision or {}).get(name)
         label = name if known is None else f"{name}: AP {100 * known:.1f}"
-        ax.plot(x[:-1], y[:-1], color=colour, linewidth=0.9, alpha=0.6, marker=".", markersize=4)
-        ax.plot(x, envelope, color=colour, linewidth=2, drawstyle="steps-pre", label=label,
-                linestyle=LINES[i % len(LINES)])  # fmt: skip
-        ax.fill_between(x, envelope, step="pre", color=colour, alpha=0.12, linewidth=0)
+        line = stroke(i)
+        pale = {"color": line["color"], "alpha": 0.6, "linewidth": 0.9}
+        ax.plot(x[:-1], y[:-1], marker=".", markersize=4, **pale)
+        ax.plot(x, envelope, drawstyle="steps-pre", label=label, **line)
+        ax.fill_between(x, envelope, step="pre", color=line["color"], alpha=0.12, linewidth=0)
     ax.set(xlim=(0, 1.01), ylim=(0, 1.04), xlabel="recall", ylabel="precision")
     if curves:
         ax.legend(loc="best", framealpha=0.85)
     return quiet_frame(ax)
 
 
-def running_mean(values: np.ndarray, window: int) -> np.ndarray:
-    """Mean of the last `window` values at each place, of fewer at the beginning; same length."""
-    total = np.concatenate([[0.0], np.cumsum(values)])
-    last = np.arange(1, len(values) + 1)
-    first = np.maximum(last - window, 0)
-    return (total[last] - total[first]) / (last - first)
+def share_bars(shares: Mapping[str, Any], *, ax: Axes | None = None) -> Axes:
+    """One bar a row, cut into named parts that add up to 1; parts differ by hatch and colour.
+
+    Args:
+        shares: row name → named tuple of fractions, for example `lofi.data.vigour.Shares`.
+    """
+    ax = axes_for(ax, 7.0, 0.5 * len(shares) + 1.2)
+    left = np.zeros(len(shares))
+    for i, part in enumerate(next(iter(shares.values()))._fields):
+        values = np.array([getattr(share, part) for share in shares.values()])
+        bars = ax.barh(list(shares), values, left=left, label=part, **fill(i))
+        texts = [f"{value:.2f}" if value > 0.07 else "" for value in values]
+        look = {"color": style.INK, "fontsize": style.SMALL}
+        box = {"facecolor": "white", "pad": 1, "linewidth": 0}
+        ax.bar_label(bars, texts, label_type="center", bbox=box, **look)
+        left += values
+    ax.set(xlabel="share of the features' variance", xlim=(0, 1))
+    ax.invert_yaxis()
+    ax.legend(ncols=4, **style.ABOVE)
+    return quiet_frame(ax)
 
 
-def _series(name: str, rows: Log, key: str) -> tuple[np.ndarray, np.ndarray]:
-    pairs = [(row["step"], float(row[key])) for row in rows if row.get(key) is not None]
-    pairs = [(step, value) for step, value in pairs if np.isfinite(value)]
-    if not pairs:
-        known = sorted({field for row in rows for field in row})
-        raise ValueError(f"run {name!r} has no finite {key!r}; its rows hold {known}")
-    steps, values = zip(*pairs)
-    return np.array(steps), np.array(values)
+def error_profile(
+    share: Mapping[str, Sequence[float]],
+    multiples: Sequence[int] = range(1, 11),
+    *,
+    ax: Axes | None = None,
+) -> Axes:
+    """Stacked bars: of what the best k x (instances of the class) detections consist.
+
+    Args:
+        share: category → fraction for every multiple; the fractions of a multiple add up to 1.
+        multiples: k of each bar.
+    """
+    ax = axes_for(ax, 6.4, 3.4)
+    places, bottom = np.arange(len(multiples)), np.zeros(len(multiples))
+    for i, (name, values) in enumerate(share.items()):
+        percent = 100 * np.asarray(values, float)
+        look = fill(i) | {"facecolor": ERRORS[i % len(ERRORS)], "linewidth": 0.5}
+        ax.bar(places, percent, 0.8, bottom, label=name, **look)
+        bottom += percent
+    ax.set(xticks=places, xticklabels=[f"{k}G" for k in multiples], ylim=(0, 100))
+    ax.set(xlabel="best detections (G = instances of the class)", ylabel="share (%)")
+    ax.legend(reverse=True, fontsize=style.SMALL, **style.BESIDE)
+    return quiet_frame(ax)
+
+
+def sensitivity_bars(
+    buckets: Sequence[tuple[str, str, float, int]],
+    overall: float | None = None,
+    *,
+    ylabel: str = "recall (%)",
+    ax: Axes | None = None,
+) -> Axes:
+    """One bar per group of instances, groups of the same property side by side.
+
+    Args:
+        buckets: (property, name, value in [0, 1], number of instances) each.
+        overall: value over all instances, a dashed line.
+    """
+    ax = axes_for(ax, 7.2, 3.0)
+    properties = list(dict.fromkeys(bucket[0] for bucket in buckets))
+    places = [i + properties.index(bucket[0]) for i, bucket in enumerate(buckets)]
+    for i, name in enumerate(properties):
+        mine = [(x, b) for x, b in zip(places, buckets) if b[0] == name]
+        look = fill(i) | {"facecolor": PROPERTIES[i % len(PROPERTIES)]}
+        bars = ax.bar([x for x, _ in mine], [100 * b[2] for _, b in mine], 0.8, label=name, **look)
+        ax.bar_label(bars, [f"{b[3]}" for _, b in mine], fontsize=style.SMALL, color=style.GREY)
+    ax.set_xticks(places, [bucket[1] for bucket in buckets], fontsize=style.SMALL)
+    ax.set(ylabel=ylabel, ylim=(0, 109), xlabel="group (number of instances above each bar)")
+    if overall is not None:
+        line = {"color": style.GREY, "linestyle": "--", "linewidth": 1, "label": "all instances"}
+        ax.axhline(100 * overall, **line)
+    ax.legend(fontsize=style.SMALL, **style.BESIDE)
+    return quiet_frame(ax)
+
+
+def diagnosis_figure(report: Any) -> Figure:
+    """False-positive profile above, recall and normalised mAP by groups of instances below.
+
+    Args:
+        report: what `lofi.evaluation.diagnose` returns.
+    """
+    figure, axes = plt.subplots(3, 1, figsize=(8, 9), layout="constrained")
+    error_profile(report.profile.share, report.profile.multiples, ax=axes[0])
+    axes[0].set_title(f"what the best detections are, tIoU {report.profile.tiou:g}")
+    groups = report.sensitivity
+    total = sum(c.instances for c in report.classes)
+    recall = sum(c.average_recall * c.instances for c in report.classes) / total
+    rows = [(b.property, b.name, b.average_recall, b.instances) for b in groups]
+    sensitivity_bars(rows, recall, ax=axes[1]).set_title("recall, mean over tIoUs")
+    rows = [(b.property, b.name, b.normalised_map, b.instances) for b in groups]
+    sensitivity_bars(rows, ylabel="normalised mAP (%)", ax=axes[2])
+    axes[2].set_title("normalised mAP, mean over tIoUs")
+    return figure

@@ -13,13 +13,19 @@ from matplotlib import patheffects
 from matplotlib.axes import Axes
 
 TRUTH, FOUND, FALSE_ALARM = "#0072B2", "#009E73", "#D55E00"  # blue, green, vermilion
-AMBER, SKY, PURPLE, YELLOW = "#E69F00", "#56B4E9", "#CC79A7", "#F0E442"
+AMBER, SKY, PURPLE = "#E69F00", "#56B4E9", "#CC79A7"
 INK, GREY, LIGHT = "#222222", "#767676", "#E6E6E6"
 CYCLE = (TRUTH, AMBER, FOUND, PURPLE, SKY, FALSE_ALARM, INK)
 HATCHES = ("", "//", "xx", "..", "\\\\", "++", "oo")
 LINES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 1)), (0, (8, 2)))
 SMALL = 9  # points; the smallest text in any figure
 OUTLINE = [patheffects.withStroke(linewidth=3, foreground="white")]  # keeps text legible on bars
+EDGE = [patheffects.withStroke(linewidth=3.5, foreground="white")]  # and marks on maps
+BESIDE = {"loc": "upper left", "bbox_to_anchor": (1, 1), "frameon": False}  # places of legends
+ABOVE = {"loc": "lower left", "bbox_to_anchor": (0, 1), "frameon": False}
+
+
+Segments = Iterable[Any] | None  # in any form that `as_spans` takes
 
 
 class Span(NamedTuple):
@@ -30,6 +36,10 @@ class Span(NamedTuple):
     label: str = ""
     score: float | None = None
 
+    @property
+    def length_s(self) -> float:
+        return self.end_s - self.start_s
+
 
 def as_array(values: Any) -> np.ndarray:
     """Any array, nested list or tensor (of any device) as a NumPy array."""
@@ -39,7 +49,7 @@ def as_array(values: Any) -> np.ndarray:
     return np.asarray(values)
 
 
-def as_spans(segments: Iterable[Any] | None) -> list[Span]:
+def as_spans(segments: Segments) -> list[Span]:
     """Segments in any of the forms of this kit as `Span`s.
 
     Args:
@@ -49,12 +59,10 @@ def as_spans(segments: Iterable[Any] | None) -> list[Span]:
     Raises:
         ValueError: a segment with another shape, or one that ends before it starts.
     """
-    if segments is None:
-        return []
     if hasattr(segments, "detach") or isinstance(segments, np.ndarray):
         segments = as_array(segments).tolist()
     spans = []
-    for i, item in enumerate(segments):
+    for i, item in enumerate(segments if segments is not None else ()):
         label, score = getattr(item, "label", None), getattr(item, "score", None)
         if hasattr(item, "start_s"):
             start, end = item.start_s, item.end_s
@@ -74,11 +82,20 @@ def as_spans(segments: Iterable[Any] | None) -> list[Span]:
     return spans
 
 
+def fill(i: int) -> dict[str, Any]:
+    """Colour and hatch of the i-th kind of bar."""
+    colour, hatch = CYCLE[i % len(CYCLE)], HATCHES[i % len(HATCHES)]
+    return {"facecolor": colour, "hatch": hatch, "edgecolor": "white"}
+
+
+def stroke(i: int) -> dict[str, Any]:
+    """Colour and dashes of the i-th line."""
+    return {"color": CYCLE[i % len(CYCLE)], "linestyle": LINES[i % len(LINES)], "linewidth": 2}
+
+
 def axes_for(ax: Axes | None, width: float, height: float) -> Axes:
     """`ax` itself, or the only Axes of a new figure of `width` × `height` inches."""
-    if ax is not None:
-        return ax
-    return plt.subplots(figsize=(width, height), layout="constrained")[1]
+    return ax or plt.subplots(figsize=(width, height), layout="constrained")[1]
 
 
 def quiet_frame(ax: Axes) -> Axes:

@@ -1,5 +1,7 @@
 """The method in one picture, for readers who have not seen the paper.
 
+`python notebooks/figures/method.py` draws three_stages.png, which README and notebook 05 show.
+
 Source: Xu et al., "Low-Fidelity Video Encoder Optimization for Temporal Action Localization",
 NeurIPS 2021, section 3. Sizes in the picture are true: one drawn square stands for 12.5 snippets,
 its area for the pixels of a snippet, so the three low-fidelity strips cover the same area, a
@@ -7,6 +9,7 @@ quarter of the full-fidelity strip.
 """
 
 import math
+from pathlib import Path
 from typing import NamedTuple
 
 import matplotlib.pyplot as plt
@@ -15,6 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Rectangle
 
 from lofi.figures.style import FALSE_ALARM, FOUND, GREY, INK, TRUTH
+from lofi.files import atomic_path
 
 WIDTH, HEIGHT = 12.0, 6.3  # inches; all coordinates below are inches from the lower left corner
 TILE, PITCH, TILES = 0.27, 0.30, 8  # a full-resolution snippet, its place, places in a video
@@ -232,3 +236,13 @@ def _arrow(
             zorder=4,
         )
     )  # fmt: skip
+
+
+def draw() -> None:
+    """Write the picture beside this file."""
+    with atomic_path(Path(__file__).with_name("three_stages.png")) as picture:
+        three_stages().savefig(picture, dpi=110)
+
+
+if __name__ == "__main__":
+    draw()

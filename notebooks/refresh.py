@@ -1,0 +1,40 @@
+"""Execute the notebooks in place at their default parameters (preset tiny): `make notebooks`.
+
+Their outputs are committed: readers see them, and the notebook tests compare with them. The
+README's figure is drawn again too.
+"""
+
+import os
+import sys
+
+import matplotlib
+import nbformat
+from figures.method import draw
+from nbclient import NotebookClient
+
+from lofi.course import ordered_notebooks
+from lofi.files import atomic_path
+
+
+def main() -> None:
+    matplotlib.use("Agg")
+    os.environ["LOFI_STATIC"] = "1"
+    draw()
+    for path in ordered_notebooks():
+        print(path.name, file=sys.stderr, flush=True)
+        book = nbformat.read(path, as_version=4)
+        NotebookClient(
+            book, timeout=300, kernel_name="python3", record_timing=False,
+            resources={"metadata": {"path": str(path.parent)}},
+        ).execute()  # fmt: skip
+        for cell in book.cells:  # stderr holds versions and paths of this machine
+            if cell.cell_type == "code":
+                cell.outputs = [o for o in cell.outputs if o.get("name") != "stderr"]
+        book.metadata.pop("widgets", None)
+        book.metadata["language_info"] = {"name": "python"}
+        with atomic_path(path) as temporary:
+            nbformat.write(book, temporary)
+
+
+if __name__ == "__main__":
+    main()
