@@ -24,10 +24,11 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from lofi.config import Mode
+from lofi.data import Grid, Video
 from lofi.encoders import Encoder, build_encoder, freeze_batch_norm
 from lofi.encoders.base import BatchNorm
 from lofi.fidelity import Fidelity
-from lofi.heads import Maps, Targets, draw, loss
+from lofi.heads import Head, to_device
 from lofi.training.end_to_end import EndToEnd, Watch
 
 
