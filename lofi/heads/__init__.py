@@ -14,24 +14,12 @@ from lofi.heads.base import (
 )
 from lofi.heads.bmn import BMN
 from lofi.heads.gtad import GTAD
-from lofi.heads.maps import (
-    Losses,
-    LossStatistics,
-    Maps,
-    Targets,
-    draw,
-    loss,
-    loss_statistics,
-    targets,
-    valid_mask,
-)
+from lofi.heads.maps import Maps, Targets, draw, loss, loss_statistics, targets, valid_mask
 
 __all__ = [
     "BMN",
     "GTAD",
     "Head",
-    "LossStatistics",
-    "Losses",
     "Maps",
     "Proposals",
     "Targets",

@@ -40,9 +40,6 @@ class Entries(NamedTuple):
     weight: np.ndarray  # (n,) float64
 
 
-# ------------------------------------------------------------------------------- where anchors look
-
-
 def num_durations(snippets: int, durations: int | None) -> int:
     """Number of rows D of the map: `durations`, at most `snippets`; None means `snippets`."""
     if snippets < 1:
@@ -84,13 +81,10 @@ def bmn_ranges(starts: np.ndarray, ends: np.ndarray, ratio: float, variant: str)
 
 
 def check_features(features: Tensor, channels: int) -> None:
-    """Refuse anything but (B, channels, L)."""
+    """ValueError for anything but (B, channels, L)."""
     if features.ndim != 3 or features.shape[1] != channels or 0 in features.shape:
         shape = tuple(features.shape)
         raise ValueError(f"features have shape {shape}, expected (videos, {channels}, snippets)")
-
-
-# ----------------------------------------------------------------------------------- sampling rules
 
 
 def align_samples(regions: np.ndarray, snippets: int, resolution: int, samples: int = 0) -> Entries:
@@ -172,9 +166,6 @@ def _collect(points: Callable, count: np.ndarray, positions: int, snippets: int)
     return Entries(len(count), positions, snippets, *parts)
 
 
-# -------------------------------------------------------------------------- the rows of either head
-
-
 @lru_cache(maxsize=16)
 def gtad_entries(
     snippets: int, durations: int, resolution: int, context: int, samples: int
@@ -219,9 +210,6 @@ def cell_entries(cells: Callable[..., np.ndarray], *arguments) -> Entries:
     row = np.where(valid, np.cumsum(valid) - 1, valid.sum())
     count, rows = np.arange(len(valid)), int(valid.sum()) + 1
     return Entries(len(valid), 1, rows, count, np.zeros_like(count), row, np.ones(len(valid)))
-
-
-# -------------------------------------------------------------------------------------------- plans
 
 
 class Sums(NamedTuple):
@@ -270,20 +258,18 @@ def make_plan(entries: Entries, device: torch.device | str, dtype: torch.dtype) 
     return Plan(sums(line, entries.row, entries.rows, entries.weight), transposed)
 
 
-class Sampler(NamedTuple):
-    """A function that lists the weights of a sampler, and its arguments."""
-
-    entries: Callable[..., Entries]
-    arguments: tuple
-
-
 @lru_cache(maxsize=32)
-def _cached_plan(sampler: Sampler, device: torch.device, dtype: torch.dtype) -> Plan:
-    return make_plan(sampler.entries(*sampler.arguments), device, dtype)
+def _cached_plan(sampler: tuple, device: torch.device, dtype: torch.dtype) -> Plan:
+    entries, *arguments = sampler
+    return make_plan(entries(*arguments), device, dtype)
 
 
-def plan_for(sampler: Sampler, like: Tensor) -> Plan:
-    """Plan for the device and dtype of `like`, built once a process, never part of a checkpoint."""
+def plan_for(sampler: tuple, like: Tensor) -> Plan:
+    """Plan for the device and dtype of `like`, built once a process, never part of a checkpoint.
+
+    Args:
+        sampler: a function that lists `Entries`, and its arguments.
+    """
     # Nothing made from fake tensors (memory planning) may reach a cache.
     real = type(like) in (Tensor, nn.Parameter)
     build = _cached_plan if real else _cached_plan.__wrapped__
@@ -291,6 +277,8 @@ def plan_for(sampler: Sampler, like: Tensor) -> Plan:
 
 
 class _Gather(torch.autograd.Function):
+    """(snippets * positions, H) -> (rows, H)."""
+
     @staticmethod
     def forward(ctx, table, plan):
         ctx.plan = plan
@@ -300,14 +288,6 @@ class _Gather(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad):
         return ctx.plan.transposed.of(grad.contiguous()), None
-
-
-def gather(table: Tensor, plan: Plan) -> Tensor:
-    """(snippets * positions, H) -> (rows, H), weighted sums; so is the gradient."""
-    return _Gather.apply(table, plan)
-
-
-# ------------------------------------------------------------------------------------------- layers
 
 
 class SampledLinear(nn.Module):
@@ -353,34 +333,33 @@ class SampledLinear(nn.Module):
         return weight.reshape(out, channels, positions).permute(1, 2, 0).contiguous()
 
 
+def with_relus(*layers: nn.Module) -> nn.Sequential:
+    """Layers with ReLU in between, which gives them the numbers of released checkpoints."""
+    return nn.Sequential(*sum(((layer, nn.ReLU()) for layer in layers), ())[:-1])
+
+
 def anchor_scores(
-    x: Tensor,
-    context: Tensor | None,
-    first: SampledLinear,
-    convolutions: Sequence[nn.Conv2d],
-    sampler: Sampler,
-    cells: Sampler,
+    x: Tensor, context: Tensor | None, layers: Sequence[nn.Module], sampler: tuple, cells: tuple
 ) -> Tensor:
-    """`first` and the convolutions with ReLU in between, a sigmoid at the end, for every cell.
+    """Layers with ReLU in between and a sigmoid at the end, for every cell of a map.
 
     1x1 convolutions act on rows; the map is filled in before the first wider one, or at the very
-    end. Videos are worked on one by one, so tables and maps of gradients exist once.
+    end. Videos are worked on one by one: only one's gradients of rows and maps exist at a time.
 
     Args:
-        x: (B, L, C) features that the inner positions sample.
-        context: (B, L, C) features that the other positions sample, or None.
-        convolutions: of kernel 1 or 3.
-        sampler: of all anchors at L snippets.
-        cells: `cell_entries` and its arguments, for the (height, width) map.
+        x, context: (B, L, C), see `SampledLinear.project`.
+        layers: a `SampledLinear`, then convolutions of kernel 1 or 3.
+        sampler: function and arguments that give the `Entries` of all anchors at L snippets.
+        cells: function and arguments that give the (height, width) map of valid cells.
     Returns:
         (B, O, height, width) probabilities.
     """
-    positions = sampler.entries(*sampler.arguments).positions
-    shape = cells.arguments[0](*cells.arguments[1:]).shape
-    tables = first.project(x, context, positions)
+    first, *convolutions = layers
+    shape, fill = cells[0](*cells[1:]).shape, (cell_entries, *cells)
+    tables = first.project(x, context, sampler[0](*sampler[1:]).positions)
     plan, scores = plan_for(sampler, tables), []
     for table in tables.unbind():
-        y = gather(table, plan).add_(first.bias)  # (rows, H), later (1, H, height, width)
+        y = _Gather.apply(table, plan).add_(first.bias)  # (rows, H), later (1, H, height, width)
         for layer in convolutions:
             y = y.relu_()
             # Cast here and not by autocast: gradients of several videos then add up in float32.
@@ -390,9 +369,11 @@ def anchor_scores(
             elif weight.shape[-1] == 1:
                 y = F.linear(y, weight.flatten(1), bias)
             else:
-                y = _FilledConvolution.apply(y, weight, bias, plan_for(cells, y), shape)
+                y = _FilledConvolution.apply(y, weight, bias, plan_for(fill, y), shape)
         y = probabilities(y)
-        scores.append(y if y.ndim == 4 else _filled(gather(y, plan_for(cells, y)), shape))
+        if y.ndim == 2:
+            y = _filled(_Gather.apply(y, plan_for(fill, y)), shape)
+        scores.append(y)
     return torch.cat(scores)
 
 

@@ -19,6 +19,7 @@ from lofi.data.grid import Grid
 from lofi.heads import anchors
 from lofi.heads.base import Head, Proposals, to_device
 
+Reduce = Callable[[Tensor], Tensor]  # sums a tensor over all processes
 REGION = 1.5  # snippets on either side of a boundary that count as that boundary
 HIGH_TIOU = 0.9  # above: positive for the classification score
 EPSILON = 1e-6  # inside every logarithm
@@ -106,10 +107,7 @@ class MapHead(Head):
         return torch.rand((videos, 2, *targets.iou.shape[1:]), generator=generator)
 
     def statistics(
-        self,
-        targets: Targets,
-        draws: Tensor,
-        reduce: Callable[[Tensor], Tensor] | None = None,
+        self, targets: Targets, draws: Tensor, reduce: Reduce | None = None
     ) -> LossStatistics:
         """See `loss_statistics`."""
         return loss_statistics(targets, draws, best_anchor=self.best_anchor, reduce=reduce)
@@ -118,14 +116,9 @@ class MapHead(Head):
         self, outputs: Maps, targets: Targets, statistics: LossStatistics, draws: Tensor
     ) -> dict[str, Tensor]:
         """Terms of `loss`; "loss" is their weighted sum."""
-        terms = loss(
-            outputs,
-            targets,
-            rule=self.loss_rule,
-            statistics=to_device(statistics, outputs.start.device),
-            best_anchor=self.best_anchor,
-            draws=draws,
-        )._asdict()
+        options = {"rule": self.loss_rule, "best_anchor": self.best_anchor, "draws": draws}
+        counts = to_device(statistics, outputs.start.device)
+        terms = loss(outputs, targets, statistics=counts, **options)._asdict()
         return {"loss": terms.pop("total"), **terms}
 
     def decode(self, outputs: Maps, grid: Grid, post: PostProcessing) -> Proposals:
@@ -147,41 +140,29 @@ class MapHead(Head):
             parts={name: part[inside] for name, part in found.parts.items()},
         )
 
-    def _sampled(self) -> dict[str, anchors.SampledLinear]:
-        """By the names of their weights."""
-        kind = anchors.SampledLinear
-        return {f"{name}.weight": m for name, m in self.named_modules() if isinstance(m, kind)}
-
     def published(self, state_dict: dict[str, Any]) -> dict[str, Any]:
-        """Released names are ours; BMN's sampling matrix, which travels in them, is computed."""
-        sampled = self._sampled()
-        return {
-            name: sampled[name].from_published(tensor) if name in sampled else tensor
-            for name, tensor in state_dict.items()
-            if name != "sample_mask"
-        }
+        """BMN's sampling matrix, which travels in its checkpoints, is computed and left out."""
+        given = {name: tensor for name, tensor in state_dict.items() if name != "sample_mask"}
+        return self._converted(given, anchors.SampledLinear.from_published)
 
     def to_published(self) -> dict[str, Tensor]:
-        """Only the convolution over anchor samples has a layout of its own."""
-        sampled = self._sampled()
+        """Released names are ours; the convolution over anchor samples has its own layout."""
+        return self._converted(self.state_dict(), anchors.SampledLinear.to_published)
+
+    def _converted(self, state_dict: dict[str, Any], convert: Callable) -> dict[str, Any]:
+        modules = {f"{name}.weight": module for name, module in self.named_modules()}
         return {
-            name: sampled[name].to_published(tensor) if name in sampled else tensor
-            for name, tensor in self.state_dict().items()
+            name: convert(modules[name], tensor)
+            if isinstance(modules.get(name), anchors.SampledLinear)
+            else tensor
+            for name, tensor in state_dict.items()
         }
-
-
-# ------------------------------------------------------------------------------------------ targets
 
 
 def targets(
-    segments: Tensor | np.ndarray | Sequence,
-    duration_s: float,
-    snippets: int,
-    durations: int | None = None,
-    rule: str = "anet",
-    *,
-    iou_shift_s: float = 0.0,
-) -> Targets:
+    segments: Tensor | np.ndarray | Sequence, duration_s: float, snippets: int,
+    durations: int | None = None, rule: str = "anet", *, iou_shift_s: float = 0.0,
+) -> Targets:  # fmt: skip
     """Targets of one video or window, computed in float64 and stored as float32.
 
     Args:
@@ -217,30 +198,26 @@ def targets(
         raise ValueError(
             f"segment {times[wrong][0].tolist()} has no start <= end; correct the annotation"
         )
-    inside = ((times + iou_shift_s) / duration_s).clip(0, 1)
     edges = times / duration_s if rule == "thumos" else (times / duration_s).clip(0, 1)
-    overlap = _anchor_tiou(inside, snippets, anchors.num_durations(snippets, durations))
     start, end = (_boundary(edge, snippets, WINDOWS[rule]) for edge in edges.T)
-    # Coarse grids match short actions badly.
-    best = np.zeros(overlap.shape[1:], bool)
+
+    valid = anchors.valid_cells(snippets, anchors.num_durations(snippets, durations))
+    d, s = np.nonzero(valid)
+    low, high = s / snippets, (s + d + 1) / snippets
+    begin, stop = np.split(((times + iou_shift_s) / duration_s).clip(0, 1), 2, 1)  # (N, 1) each
+    inter = np.maximum(np.minimum(high, stop) - np.maximum(low, begin), 0)
+    overlap = np.zeros((len(times), *valid.shape))  # tIoU
+    overlap[:, valid] = inter / ((high - low) + (stop - begin) - inter)
+
+    best = np.zeros(valid.shape, bool)
     flat = overlap.reshape(len(overlap), best.size).astype(np.float32)
     peak = flat.max(1, initial=0)
     missed = (peak > 0) & (peak <= np.float32(HIGH_TIOU))
     best.ravel()[flat[missed].argmax(1)] = True
-    labels = np.max(overlap, 0, initial=0.0), start, end
-    return Targets(*(torch.from_numpy(a.astype(np.float32)) for a in labels), torch.from_numpy(best))
-
-
-def _anchor_tiou(times: np.ndarray, snippets: int, durations: int) -> np.ndarray:
-    """(N, 2) normalised times -> (N, D, L) tIoU with [s / L, (s + d + 1) / L]; invalid cells 0."""
-    valid = anchors.valid_cells(snippets, durations)
-    d, s = np.nonzero(valid)
-    low, high = s / snippets, (s + d + 1) / snippets
-    begin, end = times[:, :1], times[:, 1:]
-    inter = np.maximum(np.minimum(high, end) - np.maximum(low, begin), 0)
-    overlap = np.zeros((len(times), *valid.shape))
-    overlap[:, valid] = inter / ((high - low) + (end - begin) - inter)
-    return overlap
+    labels = overlap.max(0, initial=0.0), start, end
+    return Targets(
+        *(torch.from_numpy(a.astype(np.float32)) for a in labels), torch.from_numpy(best)
+    )
 
 
 def _boundary(edges: np.ndarray, snippets: int, window: tuple[float, float]) -> np.ndarray:
@@ -256,32 +233,22 @@ def valid_mask(snippets: int, durations: int | None = None) -> Tensor:
     return torch.tensor(anchors.valid_cells(snippets, anchors.num_durations(snippets, durations)))
 
 
-# ------------------------------------------------------------------------------------------- losses
-# Every coefficient depends on targets and random draws, never on predictions, so the coefficients of
-# a large logical batch can be computed first and its videos processed in parts: the parts' losses
-# and gradients then add up to those of the whole batch.
-
-
 def draw(targets: Targets, generator: torch.Generator | None = None) -> Tensor:
     """(B, 2, D, L) uniform numbers: which middle and low cells the regression term keeps.
 
     Made on the generator's device, so that the same seed gives the same numbers wherever the model
     runs.
     """
-    videos, durations, snippets = targets.iou.shape
+    videos, *cells = targets.iou.shape
     device = torch.device("cpu") if generator is None else generator.device
-    shape = (videos, 2, durations, snippets)
-    return torch.rand(shape, generator=generator, device=device).to(targets.iou.device)
+    uniform = torch.rand((videos, 2, *cells), generator=generator, device=device)
+    return uniform.to(targets.iou.device)
 
 
 def loss_statistics(
-    targets: Targets,
-    draws: Tensor,
-    *,
-    safe: bool = True,
-    best_anchor: bool = False,
-    reduce: Callable[[Tensor], Tensor] | None = None,
-) -> LossStatistics:
+    targets: Targets, draws: Tensor, *, safe: bool = True, best_anchor: bool = False,
+    reduce: Reduce | None = None,
+) -> LossStatistics:  # fmt: skip
     """Counts over a logical batch.
 
     Args:
@@ -291,7 +258,12 @@ def loss_statistics(
             global counts.
     """
     reduce = reduce or (lambda counts: counts)
-    masks = targets.start > 0.5, targets.end > 0.5, *_bands(targets), *_classes(targets, best_anchor)
+    masks = (
+        targets.start > 0.5,
+        targets.end > 0.5,
+        *_bands(targets),
+        *_classes(targets, best_anchor),
+    )
     nodes = torch.tensor(targets.start.numel(), device=targets.start.device)
     counts = reduce(torch.stack([nodes, *(mask.sum() for mask in masks)]).double())
     unfinished = LossStatistics(*counts, counts.new_zeros(()))
@@ -300,17 +272,15 @@ def loss_statistics(
 
 
 def loss(
-    maps: Maps,
-    targets: Targets,
-    *,
-    rule: str = "anet",
-    safe: bool = True,
-    generator: torch.Generator | None = None,
-    statistics: LossStatistics | None = None,
-    best_anchor: bool = False,
-    draws: Tensor | None = None,
-) -> Losses:
+    maps: Maps, targets: Targets, *, rule: str = "anet", safe: bool = True,
+    generator: torch.Generator | None = None, statistics: LossStatistics | None = None,
+    best_anchor: bool = False, draws: Tensor | None = None,
+) -> Losses:  # fmt: skip
     """Loss of a batch, or of a part of one.
+
+    Every coefficient depends on targets and random draws, never on predictions, so those of a large
+    logical batch can be computed first and its videos processed in parts: the parts' losses and
+    gradients then add up to those of the whole batch.
 
     Args:
         maps: predictions of a head for B videos.
@@ -415,16 +385,10 @@ def _balanced(score, positive, negative, found: Tensor, entries: Tensor, safe: b
     return mean * usable if safe else mean
 
 
-# ----------------------------------------------------------------------------------------- decoding
-
-
 def proposals(
-    maps: Any,
-    duration_s: float,
-    rule: str = "gtad",
-    include_video_end: bool = False,
+    maps: Any, duration_s: float, rule: str = "gtad", include_video_end: bool = False,
     score: str | None = None,
-) -> Proposals:
+) -> Proposals:  # fmt: skip
     """List the candidate segments of one video (or window) with their scores.
 
     What the released rules do and a reader would not expect: the segment's end must be < L, so no
