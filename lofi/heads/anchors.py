@@ -88,9 +88,7 @@ def check_features(features: Tensor, channels: int) -> None:
 
 
 def align_samples(regions: np.ndarray, snippets: int, resolution: int, samples: int = 0) -> Entries:
-    """Weights of the 1-D aligner: `resolution` averages over each region.
-
-    Regions are (K, 2), [low, high] in snippet indices.
+    """Weights of the 1-D aligner: `resolution` averages over each of (K, 2) regions [low, high].
 
     Regions shorter than 1 are lengthened to the right. Each of the equal bins is the mean of
     `samples` interpolated points (0: ceil(length / resolution), per region). Points in [-1, 0] take
@@ -118,13 +116,11 @@ def align_samples(regions: np.ndarray, snippets: int, resolution: int, samples: 
 
 
 def bmn_samples(ranges: np.ndarray, snippets: int, samples: int = 32, per_bin: int = 3) -> Entries:
-    """Weights of BMN's sampling: `samples` averages over each range.
+    """Weights of BMN's sampling: `samples` averages over each of (K, 2) ranges.
 
-    `samples * per_bin` points cover a range evenly, both ends included.
-
-    Integer and fractional part are taken towards zero, so points in (-1, 0) take the first snippet
-    whole while points in (L - 1, L) keep only 1 - fraction of the last one; anything beyond counts
-    as zero.
+    `samples * per_bin` points cover a range evenly, both ends included. Integer and fractional part
+    are taken towards zero, so points in (-1, 0) take the first snippet whole while points in
+    (L - 1, L) keep only 1 - fraction of the last one; anything beyond counts as zero.
     """
     ranges = np.asarray(ranges, np.float64)
     total = samples * per_bin
@@ -221,7 +217,7 @@ class Sums(NamedTuple):
 
     def of(self, table: Tensor) -> Tensor:
         """(lines, H) -> (rows, H)."""
-        if table.device.type == "mps":  # no embedding_bag kernel before torch 2.10: a dense matrix
+        if table.device.type == "mps":  # older versions of torch have no embedding_bag there
             rows = torch.arange(len(self.offsets) - 1, device=table.device)
             matrix = table.new_zeros(len(rows), len(table))
             matrix[rows.repeat_interleave(self.offsets.diff()), self.index.long()] = self.weight

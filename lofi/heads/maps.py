@@ -150,13 +150,11 @@ class MapHead(Head):
         return self._converted(self.state_dict(), anchors.SampledLinear.to_published)
 
     def _converted(self, state_dict: dict[str, Any], convert: Callable) -> dict[str, Any]:
-        modules = {f"{name}.weight": module for name, module in self.named_modules()}
-        return {
-            name: convert(modules[name], tensor)
-            if isinstance(modules.get(name), anchors.SampledLinear)
-            else tensor
-            for name, tensor in state_dict.items()
-        }
+        for name, module in self.named_modules():
+            key = f"{name}.weight"
+            if isinstance(module, anchors.SampledLinear) and key in state_dict:
+                state_dict[key] = convert(module, state_dict[key])
+        return state_dict
 
 
 def targets(
@@ -166,15 +164,12 @@ def targets(
     """Targets of one video or window, computed in float64 and stored as float32.
 
     Args:
-        segments: (N, 2) start and end in seconds, end exclusive; N may be 0, and starts may equal
-            ends.
+        segments: (N, 2) start <= end in seconds, end exclusive; N may be 0.
         duration_s: from the left edge of the first snippet to the right edge of the last one; times
-            are clipped to [0, duration_s].
-        snippets: L.
+            are clipped to it.
         durations: D of the head, None for L; at most L rows are made, as in the head.
         rule: "anet", "bmn" or "thumos": the window of a snippet for start and end labels; with
-            "thumos" boundaries outside the video give no labels (only the tIoU map is clipped), as
-            released.
+            "thumos" only the tIoU map is clipped: boundaries outside give no labels, as released.
         iou_shift_s: added to the times for the tIoU map only; the released THUMOS14 windows round
             their offset there to whole frames.
     Raises:
@@ -199,7 +194,10 @@ def targets(
             f"segment {times[wrong][0].tolist()} has no start <= end; correct the annotation"
         )
     edges = times / duration_s if rule == "thumos" else (times / duration_s).clip(0, 1)
-    start, end = (_boundary(edge, snippets, WINDOWS[rule]) for edge in edges.T)
+    low, high = ((np.arange(snippets) + offset) / snippets for offset in WINDOWS[rule])
+    low, high, region = low[:, None, None], high[:, None, None], REGION / snippets
+    inter = np.maximum(np.minimum(high, edges + region) - np.maximum(low, edges - region), 0)
+    start, end = (inter / (high - low)).max(1, initial=0.0).T  # (L, N, 2) shares
 
     valid = anchors.valid_cells(snippets, anchors.num_durations(snippets, durations))
     d, s = np.nonzero(valid)
@@ -218,14 +216,6 @@ def targets(
     return Targets(
         *(torch.from_numpy(a.astype(np.float32)) for a in labels), torch.from_numpy(best)
     )
-
-
-def _boundary(edges: np.ndarray, snippets: int, window: tuple[float, float]) -> np.ndarray:
-    """(N,) normalised times -> (L,) largest share of a snippet's window covered by one region."""
-    low, high = ((np.arange(snippets) + offset) / snippets for offset in window)
-    begin, end = edges[:, None] - REGION / snippets, edges[:, None] + REGION / snippets
-    inter = np.maximum(np.minimum(high, end) - np.maximum(low, begin), 0)
-    return (inter / (high - low)).max(0, initial=0.0)
 
 
 def valid_mask(snippets: int, durations: int | None = None) -> Tensor:
@@ -288,8 +278,7 @@ def loss(
         rule: "anet" (also BMN): node + 10 regression + classification; "thumos": the weight sits on
             the classification term, and its counts are padded, as released for THUMOS14.
         safe: leave out terms that have no positive, and keep sub-sampling within its own cells,
-            where the released code divides by zero or keeps the whole map; equal to it in all other
-            cases.
+            where the released code divides by zero or keeps the whole map; else equal to it.
         generator: source of the draws; None uses torch's default one.
         statistics: of the logical batch that these videos are a part of (then `draws` are this
             part's own); None: these videos are the whole batch.
@@ -398,8 +387,8 @@ def proposals(
 
     Args:
         maps: (confidence (2, D, L), start (L,), end (L,)), tensors or arrays, a leading batch
-            dimension of 1 allowed; channel 0 of confidence is regression, 1 classification.
-        duration_s: length of the video in seconds.
+            dimension of 1 allowed.
+        duration_s: what the L snippets divide.
         rule: of G-TAD for ActivityNet and HACS (`gtad`: start and end must be candidates) and for
             THUMOS14 (`thumos`), or `bmn` (both: all cells).
         include_video_end: also list segments that end at the very end of the video; their end score
