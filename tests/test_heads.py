@@ -1,16 +1,17 @@
-"""The head that CONTRIBUTING shows: an example of the seam, small enough to read at once."""
+"""The seam of heads: the example that CONTRIBUTING shows, and what a configuration builds."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from lofi.config import PostProcessing
+from lofi.config import BMNConfig, GTADConfig, PostProcessing
 from lofi.data import Segment, Video
 from lofi.data.grid import Grid
-from lofi.heads import Head, Proposals, part_of, to_device
+from lofi.heads import BMN, GTAD, Head, Proposals, build_head, part_of, to_device
 
 GUIDE = Path(__file__).resolve().parent.parent / "CONTRIBUTING.md"
 
@@ -99,3 +100,27 @@ def test_a_few_steps_of_training_find_the_action(head):
     with torch.no_grad():
         found = head.decode(head(features), grid, PostProcessing())
     assert found.segments_s.tolist() == [[2, 5]] and found.scores[0] > 0.8
+
+
+SMALL = GTADConfig(hidden=16, paths=2, map_hidden=(8, 8), resolution=4, durations=6)
+
+
+@pytest.mark.parametrize(
+    "config, kind, rules",
+    [
+        (SMALL, GTAD, ("anet", "anet")),
+        (replace(SMALL, variant="thumos", best_anchor=True), GTAD, ("thumos", "thumos")),
+        (BMNConfig(durations=6), BMN, ("bmn", "anet")),
+    ],
+)
+def test_a_configuration_builds_a_head_of_its_kind_from_the_seed(config, kind, rules):
+    first, again, other = (build_head(config, 8, seed=seed) for seed in (0, 0, 1))
+    assert type(first) is kind and isinstance(first, Head) and first.channels == 8
+    assert (first.label_rule, first.loss_rule) == rules
+    assert first.best_anchor == config.best_anchor
+    weights = [torch.cat([p.flatten() for p in h.parameters()]) for h in (first, again, other)]
+    assert torch.equal(*weights[:2]) and not torch.equal(*weights[1:])
+    features = torch.randn(1, 8, 10)
+    maps = first(features, torch.ones(1, 10, dtype=torch.bool))  # as released: no use of a mask
+    assert maps.confidence.shape == (1, 2, 6, 10)
+    assert all(torch.equal(a, b) for a, b in zip(maps, first(features)))
