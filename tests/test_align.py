@@ -6,12 +6,12 @@ import math
 import numpy as np
 import pytest
 import torch
+from reference_networks import align_plain, bmn_weights
 
-from lofi.heads import anchors as align
-from plain_tmp import align_plain, bmn_weights
+from lofi.heads import anchors
 
 
-def dense(entries: align.Entries) -> np.ndarray:
+def dense(entries: anchors.Entries) -> np.ndarray:
     """(rows, positions, snippets)."""
     matrix = np.zeros((entries.rows, entries.positions, entries.snippets))
     np.add.at(matrix, (entries.row, entries.position, entries.snippet), entries.weight)
@@ -51,7 +51,7 @@ HAND = [  # low, high, samples, values of the ramp 1..10, resolution 4
 
 @pytest.mark.parametrize("low, high, samples, expected", HAND)
 def test_aligner_on_a_ramp(low, high, samples, expected):
-    weights = dense(align.align_samples(np.array([[low, high]]), 10, 4, samples))[0]
+    weights = dense(anchors.align_samples(np.array([[low, high]]), 10, 4, samples))[0]
     np.testing.assert_allclose(weights @ np.arange(1.0, 11.0), expected, atol=1e-12)
 
 
@@ -65,7 +65,7 @@ def test_aligner_equals_the_released_operator_on_hostile_regions(golden, case):
     with np.load(golden("align1d.npz")) as z:
         data = {k.split("/")[1]: z[k] for k in z.files if k.startswith(case + "/")}
     regions = data["rois"].astype(np.float64)
-    entries = align.align_samples(
+    entries = anchors.align_samples(
         regions[:, 1:], options["T"], options["pooled"], options["sampling_ratio"]
     )
     weights = dense(entries)
@@ -88,16 +88,16 @@ def test_regions_are_those_of_the_released_anchor_table(golden, snippets, durati
     with np.load(golden("align1d.npz")) as z:
         table = z[f"anchors_{name}_bs2"][: snippets * durations, 1:]
     table = table.reshape(snippets, durations, 2).transpose(1, 0, 2)  # start-major as released
-    regions = align.gtad_regions(snippets, durations)
-    valid = align.valid_cells(snippets, durations)
+    regions = anchors.gtad_regions(snippets, durations)
+    valid = anchors.valid_cells(snippets, durations)
     np.testing.assert_array_equal(regions[:-1], table[valid])
     np.testing.assert_array_equal(table[~valid], np.broadcast_to(regions[-1], table[~valid].shape))
 
 
 @pytest.mark.parametrize("snippets, durations, inner, context", [(7, 7, 8, 4), (9, 4, 16, 16)])
 def test_anchor_weights_equal_brute_force(snippets, durations, inner, context):
-    entries = align.gtad_entries(snippets, durations, inner, context, 0)
-    weights, regions = dense(entries), align.gtad_regions(snippets, durations)
+    entries = anchors.gtad_entries(snippets, durations, inner, context, 0)
+    weights, regions = dense(entries), anchors.gtad_regions(snippets, durations)
     for row, region in zip(weights, regions, strict=True):
         expected = brute_force(*region, snippets, inner)
         if context != inner:  # equal resolutions share their places
@@ -118,8 +118,8 @@ def test_plain_aligner_equals_brute_force_and_passes_gradcheck():
 
 
 def test_bmn_weights_equal_the_numbers_of_the_released_matrix():
-    matrix = dense(align.bmn_entries(20, 32, 3, 0.5, "master"))
-    cells = np.argwhere(align.bmn_cells(20, "master")).tolist()
+    matrix = dense(anchors.bmn_entries(20, 32, 3, 0.5, "master"))
+    cells = np.argwhere(anchors.bmn_cells(20, "master")).tolist()
     assert matrix.sum() == pytest.approx(5839.917553, abs=2e-5)  # released: rounded to float32
     first = matrix[cells.index([0, 0])]
     assert first[0, 0] == pytest.approx(0.666667, abs=1e-6)
@@ -128,127 +128,119 @@ def test_bmn_weights_equal_the_numbers_of_the_released_matrix():
     assert matrix[cells.index([0, 19])].sum() == pytest.approx(15.670176, abs=1e-6)
     assert matrix[cells.index([19, 19])].sum() == pytest.approx(16)
     assert matrix[-1].sum() == 0
-    older = align.bmn_entries(20, 32, 3, 0.5, "2019")
+    older = anchors.bmn_entries(20, 32, 3, 0.5, "2019")
     assert older.weight.sum() == pytest.approx(6064.563167, abs=1e-5)
 
 
 def test_bmn_weights_equal_the_plain_matrix():
     expected = bmn_weights(9, 5, 3, 0.25).permute(1, 2, 0, 3).numpy()  # start, end, sample, snippet
-    lean = dense(align.bmn_entries(9, 5, 3, 0.25, "master"))
-    np.testing.assert_allclose(lean[:-1], expected[align.bmn_cells(9, "master")], atol=1e-14)
+    lean = dense(anchors.bmn_entries(9, 5, 3, 0.25, "master"))
+    np.testing.assert_allclose(lean[:-1], expected[anchors.bmn_cells(9, "master")], atol=1e-14)
 
 
-def sampled_layers(resolution, context, snippets=5, durations=5, channels=3):
-    """Float64 arguments and plan of the fused layers."""
+def layers_of(resolution, context, kernels=(1,), snippets=5, durations=5, channels=3):
+    """A float64 sampled layer with convolutions behind it, features, sampler and map."""
     torch.manual_seed(0)
-    positions = resolution + context
-    arguments = [
-        torch.randn(shape, dtype=torch.float64, requires_grad=True)
-        for shape in [(2, snippets, channels)] * (2 if context else 1)
-        + [(channels, positions, 4), (4,), (2, 4), (2,)]
-    ]
-    if not context:
-        arguments.insert(1, None)
-    sampler = align.Sampler(align.gtad_entries, (snippets, durations, resolution, context, 0))
-    return arguments, align.plan_for(sampler, torch.empty(0, dtype=torch.float64))
+    released = (4, channels * (resolution + context), 1, 1)
+    layers = [anchors.SampledLinear(channels, resolution, context, 4, released)]
+    layers += [torch.nn.Conv2d(4, 4, k, padding=k // 2) for k in kernels]
+    layers = torch.nn.ModuleList(layers).double()
+    x = [torch.randn(2, snippets, channels).double().requires_grad_() for _ in range(2)]
+    sampler = anchors.gtad_entries, snippets, durations, resolution, context, 0
+    return layers, (x if context else [x[0], None]), sampler, (
+        anchors.valid_cells, snippets, durations,
+    )  # fmt: skip
 
 
-@pytest.mark.parametrize("resolution, context", [(4, 2), (3, 3), (4, 0)])
-def test_fused_layers_pass_gradcheck(resolution, context):
-    arguments, plan = sampled_layers(resolution, context)
-    assert torch.autograd.gradcheck(lambda *a: project._SampledLayers.apply(*a, plan), arguments)
+def scores_of_the_dense_map(layers, x, regions, resolution, context):
+    """Sampling first, then convolutions of the whole map, logits."""
+    samples = []
+    for source, count in zip(x, (resolution, context)):
+        if count:
+            matrix = np.stack([brute_force(*r, source.shape[1], count) for r in regions])
+            samples.append(torch.einsum("krl,blc->bckr", torch.from_numpy(matrix), source))
+    samples = torch.cat(samples, 3)  # (B, C, cells, R)
+    y = torch.einsum("bckr,crh->bhk", samples, layers[0].weight) + layers[0].bias[:, None]
+    y = y.unflatten(2, (-1, x[0].shape[1]))
+    for layer in layers[1:]:
+        y = layer(y.relu())
+    return y.sigmoid()
 
 
-@pytest.mark.parametrize("resolution, context", [(4, 2), (3, 3), (4, 0)])
-def test_fused_layers_equal_sampling_first_and_convolving_then(resolution, context):
-    (x, outer, weight, bias, then, then_bias), plan = sampled_layers(resolution, context)
-    regions = align.gtad_regions(5, 5)
-    dense_map = np.stack([brute_force(*r, 5, resolution) for r in regions])
-    samples = torch.einsum("krl,blc->bkcr", torch.from_numpy(dense_map), x)
-    if context:
-        dense_map = np.stack([brute_force(*r, 5, context) for r in regions])
-        more = torch.einsum("krl,blc->bkcr", torch.from_numpy(dense_map), outer)
-        samples = torch.cat([samples, more], 3)
-    rows = torch.relu(torch.einsum("bkcr,crh->bkh", samples, weight) + bias)
-    expected = rows @ then.T + then_bias
-    out = project._SampledLayers.apply(x, outer, weight, bias, then, then_bias, plan)
-    torch.testing.assert_close(out, expected, rtol=0, atol=1e-13)
+LAYERS = [
+    (4, 2, (1, 1)), (3, 3, (1, 1, 1)), (4, 0, (1, 3)), (4, 2, (1, 3, 3, 1)), (3, 3, (1, 3, 1))
+]  # fmt: skip
 
 
-def test_spread_is_a_copy_and_its_gradient_a_sum():
-    grid = project.make_grid(align.valid_cells(4, 3), torch.device("cpu"))
-    rows = torch.arange(10.0).view(1, 10, 1).requires_grad_()
-    cells = project.spread(rows, grid)
-    assert cells.view(3, 4).tolist() == [[0, 1, 2, 3], [4, 5, 6, 9], [7, 8, 9, 9]]
-    cells.sum().backward()
-    assert rows.grad.flatten().tolist() == [1] * 9 + [3]
-    x = torch.randn(2, 10, 3, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda x: project.spread(x, grid), x)
-
-
-@pytest.mark.parametrize("at_once", [1, 2, 5])
-@pytest.mark.parametrize("kernels", [(1, 1, 1), (3, 3, 1), (1, 3, 1), (1, 1, 3)])
-def test_map_layers_equal_convolutions_of_the_whole_map(kernels, at_once, monkeypatch):
-    parts = [slice(first, first + at_once) for first in range(0, 5, at_once)]
-    monkeypatch.setattr(project, "_map_parts", lambda rows, grid: parts)
-    torch.manual_seed(0)
-    grid = project.make_grid(align.valid_cells(4, 3), torch.device("cpu"))
-    convolutions = [torch.nn.Conv2d(3, 3, k, padding=k // 2).double() for k in kernels]
-    parameters = [p for c in convolutions for p in c.parameters()]
-    rows = torch.randn(5, 10, 3, dtype=torch.float64, requires_grad=True)
-    expected = rows[:, grid.row_of_cell].unflatten(1, (3, 4)).permute(0, 3, 1, 2)
-    for i, convolution in enumerate(convolutions):
-        expected = convolution(expected.relu() if i else expected)
-    out = project.map_layers(rows, convolutions, grid)
-    if out.ndim == 3:
-        out = project.spread(out, grid).unflatten(1, (3, 4))
-    expected = expected.permute(0, 2, 3, 1)
+@pytest.mark.parametrize("resolution, context, kernels", LAYERS)
+def test_scores_equal_sampling_first_and_convolving_the_whole_map(resolution, context, kernels):
+    layers, x, sampler, cells = layers_of(resolution, context, kernels)
+    regions = np.zeros((25, 2))
+    regions[anchors.valid_cells(5, 5).ravel()] = anchors.gtad_regions(5, 5)[:-1]
+    expected = scores_of_the_dense_map(layers, x, regions, resolution, context)
+    out = anchors.anchor_scores(*x, layers, sampler, cells)
     torch.testing.assert_close(out, expected, rtol=0, atol=1e-13)
     direction = torch.randn_like(out)
-    found, wanted = (
-        torch.autograd.grad(o, [rows, *parameters], direction) for o in (out, expected)
-    )
+    sources = [*(part for part in x if part is not None), *layers.parameters()]
+    found, wanted = (torch.autograd.grad(o, sources, direction) for o in (out, expected))
     for a, b in zip(found, wanted, strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
 
 
-def test_map_layers_leave_what_they_saved_as_it_was():
-    grid = project.make_grid(align.valid_cells(4, 3), torch.device("cpu"))
-    convolutions = [torch.nn.Conv2d(3, 3, 3, padding=1) for _ in range(2)]
-    rows = torch.randn(2, 10, 3, requires_grad=True)
-    out = project.map_layers(rows, convolutions, grid).square().sum()
-    first, second = (torch.autograd.grad(out, rows, retain_graph=True)[0] for _ in range(2))
+@pytest.mark.parametrize("resolution, context, kernels", LAYERS[:4])
+def test_scores_pass_gradcheck_and_leave_what_they_saved_as_it_was(resolution, context, kernels):
+    layers, x, sampler, cells = layers_of(resolution, context, kernels, 4, 3)
+    given = [part for part in x if part is not None]
+
+    def scores(*features):
+        both = features if context else (*features, None)
+        return anchors.anchor_scores(*both, layers, sampler, cells)
+
+    assert torch.autograd.gradcheck(scores, given)
+    out = scores(*given).square().sum()
+    first, second = (torch.autograd.grad(out, given[0], retain_graph=True)[0] for _ in range(2))
     assert torch.equal(first, second)
+
+
+def test_every_cell_takes_its_row_and_invalid_cells_share_the_last_one():
+    cells = anchors.make_cells(anchors.valid_cells(4, 3), "cpu")
+    assert cells.row_of_cell.view(3, 4).tolist() == [[0, 1, 2, 3], [4, 5, 6, 9], [7, 8, 9, 9]]
+    rows = torch.arange(10.0).view(1, 10, 1)
+    assert torch.equal(cells.fill(rows)[0, :, :, 0], cells.row_of_cell.view(3, 4).float())
+    assert cells.collect(torch.ones(1, 3, 4, 1)).flatten().tolist() == [1] * 9 + [3]
 
 
 @pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-5), (torch.bfloat16, 0.05)])
 def test_plan_works_in_lower_precision_and_transposes(dtype, tolerance):
-    plan = align.make_plan(align.gtad_entries(6, 6, 4, 2, 0), "cpu", dtype)
-    matrix = torch.from_numpy(dense(align.gtad_entries(6, 6, 4, 2, 0)))  # rows, positions, snippets
+    plan = anchors.make_plan(anchors.gtad_entries(6, 6, 4, 2, 0), "cpu", dtype)
+    matrix = torch.from_numpy(
+        dense(anchors.gtad_entries(6, 6, 4, 2, 0))
+    )  # rows, positions, snippets
     matrix = matrix.transpose(1, 2).flatten(1)
     table = torch.randn(36, 8).to(dtype)
-    rows = plan.gather(table)
+    rows = plan.forward.of(table)
     assert rows.dtype == dtype
     assert (rows.double() - matrix @ table.double()).abs().max() < tolerance
-    back = plan.scatter(rows)
+    back = plan.transposed.of(rows)
     assert (back.double() - matrix.T @ rows.double()).abs().max() < 4 * tolerance
 
 
 def test_plans_are_cached_per_dtype_and_never_hold_fake_tensors():
     from torch._subclasses.fake_tensor import FakeTensorMode
 
-    sampler = align.Sampler(align.gtad_entries, (6, 6, 4, 2, 0))
+    sampler = anchors.gtad_entries, 6, 6, 4, 2, 0
     with FakeTensorMode():
-        fake = align.plan_for(sampler, torch.empty(1))
-    real = align.plan_for(sampler, torch.empty(1))
-    assert type(real.weight) is torch.Tensor and type(fake.weight) is not torch.Tensor
-    assert align.plan_for(sampler, torch.empty(2)) is real
-    assert align.plan_for(sampler, torch.empty(1).double()).weight.dtype == torch.float64
+        fake = anchors.plan_for(sampler, torch.empty(1))
+    real = anchors.plan_for(sampler, torch.empty(1))
+    assert type(real.forward.weight) is torch.Tensor
+    assert type(fake.forward.weight) is not torch.Tensor
+    assert anchors.plan_for(sampler, torch.empty(2)) is real
+    assert anchors.plan_for(sampler, torch.empty(1).double()).forward.weight.dtype == torch.float64
 
 
 def test_bad_sizes_are_refused():
     with pytest.raises(ValueError, match="snippets is 0"):
-        align.num_durations(0, None)
+        anchors.num_durations(0, None)
     with pytest.raises(ValueError, match="durations is 0"):
-        align.num_durations(5, 0)
-    assert align.num_durations(5, 64) == 5
+        anchors.num_durations(5, 0)
+    assert anchors.num_durations(5, 64) == 5

@@ -3,11 +3,10 @@
 import numpy as np
 import pytest
 import torch
-from reference_networks import fill, read, reference_input, rows_of, uniform
+from reference_networks import PlainBMN, fill, read, reference_input, rows_of, uniform
 
-from lofi.heads import BMN, Targets, load_published, loss, published_state_dict
+from lofi.heads import BMN, Targets, anchors, load_published, loss, published_state_dict
 from lofi.heads.bmn import duration_start, start_end
-from plain_tmp import PlainBMN
 
 NETWORKS = ["bmn_f400_L100", "bmn_f512_L25", "bmn_f64_L20_s8p2"]
 
@@ -70,15 +69,13 @@ def test_gradients_equal_those_of_the_released_network_and_loss(golden, name):
 
 
 def test_sampling_matrix_equals_the_released_one(golden):
-    from lofi.heads import anchors as align
-
     for name, arguments in (
         ("bmn_f512_L25", (25, 32, 3, 0.5)),
         ("bmn_f64_L20_s8p2", (20, 8, 2, 0.25)),
     ):
         snippets, samples = arguments[:2]
-        entries = align.bmn_entries(*arguments, "master")
-        cells = np.argwhere(align.bmn_cells(snippets, "master"))[entries.row]
+        entries = anchors.bmn_entries(*arguments, "master")
+        cells = np.argwhere(anchors.bmn_cells(snippets, "master"))[entries.row]
         matrix = np.zeros((snippets, snippets, snippets, samples))
         matrix[cells[:, 0], cells[:, 1], entries.snippet, entries.position] = entries.weight
         with np.load(golden(f"{name}.npz")) as z:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from reference_networks import (
+    PlainGTAD,
     fill,
     read,
     reference_input,
@@ -17,7 +18,6 @@ from reference_networks import (
 
 from lofi.heads import GTAD, Targets, load_published, loss, published_state_dict, valid_mask
 from lofi.heads.gtad import nearest_snippets
-from plain_tmp import PlainGTAD
 
 NETWORKS = [
     "gtad_anet_f400_L100",

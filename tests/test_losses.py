@@ -8,12 +8,15 @@ import torch
 from reference_networks import read, reference_uniform, rows_of, uniform
 
 from lofi.heads import (
+    BMN,
+    GTAD,
     Maps,
     Targets,
     collate_targets,
     draw,
     loss,
     loss_statistics,
+    part_of,
     targets,
     valid_mask,
 )
@@ -140,6 +143,23 @@ def test_micro_batches_add_up_to_the_whole_batch(rule, best_anchor):
     assert totals == pytest.approx([l.item() for l in whole], rel=1e-12)
     for ours, expected in zip(grads, whole_grad, strict=True):
         torch.testing.assert_close(ours, expected, rtol=1e-12, atol=1e-15)
+
+
+@pytest.mark.parametrize("head", [BMN(4, best_anchor=True), GTAD(4, variant="thumos")])
+def test_heads_give_the_same_losses_by_name(head):
+    maps, truth = made_up()
+    draws = head.draws(4, truth, torch.Generator().manual_seed(1))
+    assert torch.equal(draws, draw(truth, torch.Generator().manual_seed(1)))
+    options = {"rule": head.loss_rule, "best_anchor": head.best_anchor}
+    whole = loss(maps, truth, draws=draws, **options)
+    statistics = head.statistics(truth, draws)
+    parts = [
+        head.losses(part_of(maps, part), part_of(truth, part), statistics, draws[part])
+        for part in (slice(0, 3), slice(3, 4))
+    ]
+    assert list(parts[0]) == ["loss", "node", "regression", "classification"]
+    sums = [sum(part[name].item() for part in parts) for name in parts[0]]
+    assert sums == pytest.approx([term.item() for term in whole], rel=1e-12)
 
 
 def test_workers_that_add_their_counts_get_the_statistics_of_all():

@@ -6,7 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from lofi.detection import Proposals, join_windows, proposals
+from lofi.config import PostProcessing
+from lofi.data.snippets import Grid
+from lofi.detection.proposals import join_windows
+from lofi.heads import GTAD, Maps, Proposals
+from lofi.heads.maps import proposals
 
 
 def unit(stored: np.ndarray) -> np.ndarray:
@@ -27,9 +31,9 @@ def by_duration(confidence: np.ndarray) -> np.ndarray:
 def table(found: Proposals, rule: str, info: dict) -> np.ndarray:
     """Columns of the released tables."""
     part = {name: column[:, None] for name, column in found.parts.items()}
-    segments = found.unit_segments
+    segments = found.cells / found.steps
     if rule == "thumos":
-        segments = found.frames(info["first_frame"], info["skip_videoframes"])
+        segments = info["first_frame"] + info["skip_videoframes"] * found.cells
     columns = [segments, part["cls"], part["reg"]]
     if rule == "bmn":
         columns = [segments, part["start"], part["end"], *columns[1:], found.scores[:, None]]
@@ -63,7 +67,7 @@ def test_five_snippets_by_hand():
     end[:] = [0.9, 0.1, 0.1, 0.3, 0.1]  # 4 always, 3 as a peak; 0 never
     found = proposals((confidence, start, end), 10.0)
     assert found.cells.tolist() == [[2, 3], [2, 4], [0, 3], [0, 4]]  # by duration, then start
-    assert found.segments.tolist() == [[4, 6], [4, 8], [0, 6], [0, 8]]
+    assert found.segments_s.tolist() == [[4, 6], [4, 8], [0, 6], [0, 8]]
     assert found.scores.tolist() == [0.25] * 4
 
 
@@ -96,7 +100,7 @@ def test_tensors_with_a_batch_dimension_are_the_same_as_arrays():
     confidence, start, end = flat_maps()
     tensors = (torch.tensor(confidence)[None], torch.tensor(start)[None], torch.tensor(end)[None])
     np.testing.assert_array_equal(
-        proposals(tensors, 7.0).segments, proposals((confidence, start, end), 7.0).segments
+        proposals(tensors, 7.0).segments_s, proposals((confidence, start, end), 7.0).segments_s
     )
 
 
@@ -116,9 +120,36 @@ def test_bad_input_is_named(change, message):
         proposals(**arguments)
 
 
+def head_maps(snippets: int) -> Maps:
+    return Maps(*(torch.tensor(part)[None] for part in flat_maps(snippets, snippets)))
+
+
+def test_a_head_decodes_whole_videos_in_seconds():
+    found = GTAD(4).decode(head_maps(5), Grid.whole(5, 10.0), PostProcessing("bmn"))
+    assert found.segments_s.tolist() == proposals(flat_maps(), 10.0, "bmn").segments_s.tolist()
+    assert found.scores.tolist() == [0.25] * 10 and found.steps == 5 and found.labels is None
+
+
+def test_a_head_decodes_windows_in_seconds_of_the_video():
+    """A window from frame 20 on, 5 frames a step, of a video that ends at frame 38."""
+    grid = Grid.strided(8, stride=5, fps=5.0, num_frames=38, offset_s=0.5).window(4, 8)
+    found = GTAD(4).decode(head_maps(8), grid, PostProcessing("thumos"))
+    assert found.cells[:, 0].max() == 3  # frame 35; the next step begins behind the end
+    np.testing.assert_array_equal(found.segments_s, 4 + found.cells + 0.5)
+    assert len(found.scores) == len(found.segments_s) == len(found.parts["cls"])
+
+
+@pytest.mark.parametrize(("rule", "left"), [("thumos", 0.0), ("bmn", 0.25)])
+def test_sixty_steps_are_too_long_for_the_thumos_rule_only(rule, left):
+    grid = Grid.strided(64, stride=5, fps=25.0, num_frames=10_000)
+    found = GTAD(4).decode(head_maps(64), grid, PostProcessing(rule))
+    steps = np.diff(found.cells)[:, 0]
+    assert set(found.scores[steps >= 60]) == {left} and set(found.scores[steps < 60]) == {0.25}
+
+
 def test_joined_windows_forget_long_segments():
     windows = [(np.array([[0, 100], [10, 400], [200, 290.0]]), np.array([0.5, 0.9, 0.4]))]
-    segments, scores = join_windows(windows)
+    segments, scores = join_windows(windows, longest=300)
     assert segments.tolist() == [[0, 100]]  # [200, 290] is the last of two in the second pass
     assert scores.tolist() == [0.5]
     assert join_windows([])[0].shape == (0, 2)

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from lofi.heads import Targets, collate_targets, targets, valid_mask
+from lofi.data import Segment, Video
+from lofi.data.snippets import Grid
+from lofi.heads import BMN, GTAD, Targets, collate_targets, targets, valid_mask
 from lofi.heads.bmn import duration_start
 
 SEGMENTS = [(12, 47.5), (50, 51.2), (80, 119)]
@@ -91,6 +93,42 @@ def test_labels_equal_those_of_the_released_thumos_windows(golden, config):
             expected[0] = expected[0] * valid_mask(snippets, durations)
             for ours, theirs in zip(t[:3], expected, strict=True):
                 torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-7)
+
+
+def video_of(segments) -> Video:
+    """Times count from the beginning of the grid."""
+    parts = tuple(Segment(float(start), float(end), "jump") for start, end in segments)
+    return Video("v", None, None, None, None, parts)
+
+
+@pytest.mark.parametrize("config", ["L256_D64_s5", "L64_D16_s5"])
+def test_a_head_labels_windows_as_released(golden, config):
+    options = json.loads(golden("thumos_windows.json").read_text())["configs"][config]
+    snippets, durations = options["temporal_scale"], options["max_duration"]
+    head = GTAD(4, durations=durations, variant="thumos")
+    whole = Grid.strided(10_000, stride=5, fps=30.0, num_frames=50_000)
+    with np.load(golden("thumos_windows.npz")) as z:
+        for i, row in enumerate(options["label_rows"]):
+            window = options["train_windows"][row]
+            times = (np.array(window["gt_frames"]) - window["first_frame"]) / 30
+            grid = whole.window(window["first_frame"] // 5, snippets)
+            found = head.targets(video_of(times), grid)
+            for key in ("iou", "start", "end"):
+                theirs = torch.from_numpy(z[f"{config}_{key}"][i])
+                theirs = theirs * valid_mask(snippets, durations) if key == "iou" else theirs
+                torch.testing.assert_close(getattr(found, key), theirs, rtol=0, atol=1e-7)
+
+
+def test_heads_label_with_their_own_rule_and_leave_out_empty_segments():
+    video = video_of([*SEGMENTS, (60, 60)])
+    shifted = Grid.strided(25, stride=6, fps=1.25, num_frames=150, offset_s=0.4)
+    for head, rule in ((BMN(4), "bmn"), (GTAD(4), "anet"), (GTAD(4, variant="thumos"), "thumos")):
+        expected = targets(SEGMENTS, 120, 25, rule=rule)
+        for grid in (Grid.whole(25, 120.0), shifted):  # 120 s; published features know their offset
+            found = head.targets(video, grid)
+            assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+    few = GTAD(4, durations=3).targets(video, Grid.whole(25, 120.0))
+    assert few.iou.shape == (3, 25)
 
 
 def test_exactly_half_a_window_is_not_a_boundary():

@@ -14,17 +14,7 @@ from lofi.heads.base import (
 )
 from lofi.heads.bmn import BMN
 from lofi.heads.gtad import GTAD
-from lofi.heads.maps import (
-    Losses,
-    LossStatistics,
-    Maps,
-    Targets,
-    draw,
-    loss,
-    loss_statistics,
-    targets,
-    valid_mask,
-)
+from lofi.heads.maps import Maps, Targets, draw, loss, loss_statistics, targets, valid_mask
 
 
 def build_head(config: HeadConfig, channels: int, classes: int = 0, seed: int = 0) -> Head:

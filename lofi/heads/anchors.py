@@ -17,7 +17,7 @@ B videos, L snippets, D durations, C channels, R sample positions, H output chan
 
 from collections.abc import Callable, Sequence
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -38,9 +38,6 @@ class Entries(NamedTuple):
     position: np.ndarray  # (n,) int64
     snippet: np.ndarray  # (n,) int64
     weight: np.ndarray  # (n,) float64
-
-
-# ------------------------------------------------------------------------------- where anchors look
 
 
 def num_durations(snippets: int, durations: int | None) -> int:
@@ -84,19 +81,14 @@ def bmn_ranges(starts: np.ndarray, ends: np.ndarray, ratio: float, variant: str)
 
 
 def check_features(features: Tensor, channels: int) -> None:
-    """Refuse anything but (B, channels, L)."""
+    """ValueError for anything but (B, channels, L)."""
     if features.ndim != 3 or features.shape[1] != channels or 0 in features.shape:
         shape = tuple(features.shape)
         raise ValueError(f"features have shape {shape}, expected (videos, {channels}, snippets)")
 
 
-# ----------------------------------------------------------------------------------- sampling rules
-
-
 def align_samples(regions: np.ndarray, snippets: int, resolution: int, samples: int = 0) -> Entries:
-    """Weights of the 1-D aligner: `resolution` averages over each region.
-
-    Regions are (K, 2), [low, high] in snippet indices.
+    """Weights of the 1-D aligner: `resolution` averages over each of (K, 2) regions [low, high].
 
     Regions shorter than 1 are lengthened to the right. Each of the equal bins is the mean of
     `samples` interpolated points (0: ceil(length / resolution), per region). Points in [-1, 0] take
@@ -124,13 +116,11 @@ def align_samples(regions: np.ndarray, snippets: int, resolution: int, samples: 
 
 
 def bmn_samples(ranges: np.ndarray, snippets: int, samples: int = 32, per_bin: int = 3) -> Entries:
-    """Weights of BMN's sampling: `samples` averages over each range.
+    """Weights of BMN's sampling: `samples` averages over each of (K, 2) ranges.
 
-    `samples * per_bin` points cover a range evenly, both ends included.
-
-    Integer and fractional part are taken towards zero, so points in (-1, 0) take the first snippet
-    whole while points in (L - 1, L) keep only 1 - fraction of the last one; anything beyond counts
-    as zero.
+    `samples * per_bin` points cover a range evenly, both ends included. Integer and fractional part
+    are taken towards zero, so points in (-1, 0) take the first snippet whole while points in
+    (L - 1, L) keep only 1 - fraction of the last one; anything beyond counts as zero.
     """
     ranges = np.asarray(ranges, np.float64)
     total = samples * per_bin
@@ -172,9 +162,6 @@ def _collect(points: Callable, count: np.ndarray, positions: int, snippets: int)
     return Entries(len(count), positions, snippets, *parts)
 
 
-# -------------------------------------------------------------------------- the rows of either head
-
-
 @lru_cache(maxsize=16)
 def gtad_entries(
     snippets: int, durations: int, resolution: int, context: int, samples: int
@@ -210,20 +197,6 @@ def bmn_entries(snippets: int, samples: int, per_bin: int, ratio: float, variant
     return bmn_samples(ranges, snippets, samples, per_bin)._replace(rows=len(starts) + 1)
 
 
-def cell_entries(cells: Callable[..., np.ndarray], *arguments) -> Entries:
-    """Which row fills which cell of the flattened map cells(*arguments); the last one all others.
-
-    Rows are numbered along the valid cells.
-    """
-    valid = cells(*arguments).ravel()
-    row = np.where(valid, np.cumsum(valid) - 1, valid.sum())
-    count, rows = np.arange(len(valid)), int(valid.sum()) + 1
-    return Entries(len(valid), 1, rows, count, np.zeros_like(count), row, np.ones(len(valid)))
-
-
-# -------------------------------------------------------------------------------------------- plans
-
-
 class Sums(NamedTuple):
     """Row v is the sum of `weight[i] * table[index[i]]` for i in offsets[v] .. offsets[v + 1]."""
 
@@ -233,7 +206,7 @@ class Sums(NamedTuple):
 
     def of(self, table: Tensor) -> Tensor:
         """(lines, H) -> (rows, H)."""
-        if table.device.type == "mps":  # no embedding_bag kernel before torch 2.10: a dense matrix
+        if table.device.type == "mps":  # older versions of torch have no embedding_bag there
             rows = torch.arange(len(self.offsets) - 1, device=table.device)
             matrix = table.new_zeros(len(rows), len(table))
             matrix[rows.repeat_interleave(self.offsets.diff()), self.index.long()] = self.weight
@@ -270,41 +243,55 @@ def make_plan(entries: Entries, device: torch.device | str, dtype: torch.dtype) 
     return Plan(sums(line, entries.row, entries.rows, entries.weight), transposed)
 
 
-class Sampler(NamedTuple):
-    """A function that lists the weights of a sampler, and its arguments."""
+class Cells(NamedTuple):
+    """Which row fills which cell of a flattened map; the last row fills all invalid cells."""
 
-    entries: Callable[..., Entries]
-    arguments: tuple
+    shape: tuple[int, int]
+    row_of_cell: Tensor  # (cells,) int64
+    valid: Tensor  # (rows - 1,) int64, flat cells in row order
+    invalid: Tensor  # (cells - rows + 1,) int64
+
+    def fill(self, rows: Tensor) -> Tensor:
+        """(b, rows, C) -> (b, height, width, C)."""
+        return rows.index_select(1, self.row_of_cell).unflatten(1, self.shape)
+
+    def collect(self, grad: Tensor) -> Tensor:
+        """Transpose of `fill`: the shared row's gradient is a sum in a fixed order."""
+        grad = grad.flatten(1, 2)
+        rows = grad.new_empty(grad.shape[0], len(self.valid) + 1, grad.shape[2])
+        rows[:, :-1] = grad.index_select(1, self.valid)
+        rows[:, -1] = grad.index_select(1, self.invalid).sum(1)
+        return rows
+
+
+def make_cells(valid: np.ndarray, device: torch.device | str) -> Cells:
+    """`Cells` of a boolean map of valid cells, rows numbered in row-major order."""
+    flat = valid.ravel()
+    rows = np.where(flat, np.cumsum(flat) - 1, flat.sum())
+    parts = (rows, np.nonzero(flat)[0], np.nonzero(~flat)[0])
+    return Cells(valid.shape, *(torch.tensor(p, dtype=torch.int64, device=device) for p in parts))
 
 
 @lru_cache(maxsize=32)
-def _cached_plan(sampler: Sampler, device: torch.device, dtype: torch.dtype) -> Plan:
-    return make_plan(sampler.entries(*sampler.arguments), device, dtype)
+def _cached(make: Callable, source: tuple, *place: Any) -> Any:
+    function, *arguments = source
+    return make(function(*arguments), *place)
 
 
-def plan_for(sampler: Sampler, like: Tensor) -> Plan:
-    """Plan for the device and dtype of `like`, built once a process, never part of a checkpoint."""
+def _once(like: Tensor, make: Callable, source: tuple, *place: Any) -> Any:
+    """make(source[0](*source[1:]), *place), once a process, never part of a checkpoint."""
     # Nothing made from fake tensors (memory planning) may reach a cache.
     real = type(like) in (Tensor, nn.Parameter)
-    build = _cached_plan if real else _cached_plan.__wrapped__
-    return build(sampler, like.device, like.dtype)
+    return (_cached if real else _cached.__wrapped__)(make, source, *place)
 
 
-class _Gather(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, table, plan):
-        ctx.plan = plan
-        return plan.forward.of(table)
+def plan_for(sampler: tuple, like: Tensor) -> Plan:
+    """Plan for the device and dtype of `like`.
 
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, grad):
-        return ctx.plan.transposed.of(grad.contiguous()), None
-
-
-def gather(table: Tensor, plan: Plan) -> Tensor:
-    """(snippets * positions, H) -> (rows, H), weighted sums; so is the gradient."""
-    return _Gather.apply(table, plan)
+    Args:
+        sampler: a function that lists `Entries`, and its arguments.
+    """
+    return _once(like, make_plan, sampler, like.device, like.dtype)
 
 
 # ------------------------------------------------------------------------------------------- layers
@@ -330,17 +317,6 @@ class SampledLinear(nn.Module):
         self.weight = nn.Parameter(torch.empty(channels, positions, out).uniform_(-bound, bound))
         self.bias = nn.Parameter(torch.empty(out).uniform_(-bound, bound))
 
-    def project(self, x: Tensor, context: Tensor | None, positions: int) -> Tensor:
-        """(B, L, C) features and context, or None -> (B, L * positions, H), no bias yet."""
-        sizes = [self.inner, self.weight.shape[1] - self.inner]
-        inner, outer = (weight.flatten(1) for weight in self.weight.split(sizes, 1))
-        table = x @ inner
-        if context is not None:
-            more = context @ outer
-            shared = positions == self.inner  # same places: add the projections, sample once
-            table = table + more if shared else torch.cat([table, more], 2)
-        return table.unflatten(2, (positions, -1)).flatten(1, 2)
-
     def to_published(self, weight: Tensor) -> Tensor:
         """(C, R, H) -> released shape."""
         return weight.permute(2, 0, 1).reshape(self.released)
@@ -353,73 +329,200 @@ class SampledLinear(nn.Module):
         return weight.reshape(out, channels, positions).permute(1, 2, 0).contiguous()
 
 
+def with_relus(*layers: nn.Module) -> nn.Sequential:
+    """Layers with ReLU in between, which gives them the numbers of released checkpoints."""
+    return nn.Sequential(*sum(((layer, nn.ReLU()) for layer in layers), ())[:-1])
+
+
 def anchor_scores(
-    x: Tensor,
-    context: Tensor | None,
-    first: SampledLinear,
-    convolutions: Sequence[nn.Conv2d],
-    sampler: Sampler,
-    cells: Sampler,
+    x: Tensor, context: Tensor | None, layers: Sequence[nn.Module], sampler: tuple, cells: tuple
 ) -> Tensor:
-    """`first` and the convolutions with ReLU in between, a sigmoid at the end, for every cell.
+    """Layers with ReLU in between and a sigmoid at the end, for every cell of a map.
 
     1x1 convolutions act on rows; the map is filled in before the first wider one, or at the very
-    end. Videos are worked on one by one, so tables and maps of gradients exist once.
+    end.
 
     Args:
         x: (B, L, C) features that the inner positions sample.
         context: (B, L, C) features that the other positions sample, or None.
-        convolutions: of kernel 1 or 3.
-        sampler: of all anchors at L snippets.
-        cells: `cell_entries` and its arguments, for the (height, width) map.
+        layers: a `SampledLinear`, then two or more convolutions of kernel 1 or 3, the first of 1.
+        sampler: function and arguments that give the `Entries` of all anchors at L snippets.
+        cells: function and arguments that give the (height, width) map of valid cells.
     Returns:
         (B, O, height, width) probabilities.
     """
-    positions = sampler.entries(*sampler.arguments).positions
-    shape = cells.arguments[0](*cells.arguments[1:]).shape
-    tables = first.project(x, context, positions)
-    plan, scores = plan_for(sampler, tables), []
-    for table in tables.unbind():
-        y = gather(table, plan).add_(first.bias)  # (rows, H), later (1, H, height, width)
-        for layer in convolutions:
-            y = y.relu_()
-            # Cast here and not by autocast: gradients of several videos then add up in float32.
-            weight, bias = layer.weight.to(y.dtype), layer.bias.to(y.dtype)
-            if y.ndim == 4:
-                y = F.conv2d(y, weight, bias, padding=layer.padding)
-            elif weight.shape[-1] == 1:
-                y = F.linear(y, weight.flatten(1), bias)
-            else:
-                y = _FilledConvolution.apply(y, weight, bias, plan_for(cells, y), shape)
-        y = probabilities(y)
-        scores.append(y if y.ndim == 4 else _filled(gather(y, plan_for(cells, y)), shape))
-    return torch.cat(scores)
+    first, then, *convolutions = layers
+    dtype = first.weight.dtype
+    if x.device.type != "meta" and torch.is_autocast_enabled(x.device.type):
+        dtype = torch.get_autocast_dtype(x.device.type)
+    inputs = [part.to(dtype) for part in (x, context) if part is not None]
+    weights = [p.to(dtype) for p in (first.weight, first.bias, then.weight.flatten(1), then.bias)]
+    plan = plan_for(sampler, inputs[0])
+    rows = F.relu_(_SampledLayers.apply(plan, first.inner, *weights, *inputs))
+    weights = [p.to(dtype) for layer in convolutions for p in (layer.weight, layer.bias)]
+    maps = _MapLayers.apply(rows, _once(x, make_cells, cells, x.device), *weights)
+    return probabilities(maps).permute(0, 3, 1, 2)
 
 
-def _filled(cells: Tensor, shape: tuple[int, int]) -> Tensor:
-    """(cells, C) -> (1, C, height, width)."""
-    return cells.T.unflatten(1, shape)[None]
+class _SampledLayers(torch.autograd.Function):
+    """Projection, gather, ReLU and a 1x1 convolution, video by video in both directions.
 
-
-class _FilledConvolution(torch.autograd.Function):
-    """Rows filled into a map, and a convolution of it; the map is made again for backward."""
+    Saved: inputs and the (B, rows, H) activations. Projected tables and the gradients of the
+    activations exist for one video (or a few short ones) at a time.
+    """
 
     @staticmethod
-    def forward(ctx, rows, weight, bias, plan, shape):
-        ctx.plan, ctx.shape = plan, shape
-        ctx.save_for_backward(rows, weight)
-        return F.conv2d(_filled(plan.forward.of(rows), shape), weight, bias, padding="same")
+    def forward(ctx, plan, inner, weight, bias, then_weight, then_bias, *inputs):
+        hidden, flat = weight.shape[2], weight.flatten(1)
+        ctx.plan, ctx.parts = plan, _parts(inputs[0], 128 // inputs[0].shape[1])
+        videos, snippets, _ = inputs[0].shape
+        lines = len(plan.transposed.offsets) - 1
+        # Columns of the weight that belong to each input, and where in a table they go.
+        columns = [slice(0, inner * hidden), slice(inner * hidden, None)][: len(inputs)]
+        shared = len(inputs) > 1 and lines == snippets * inner  # same places: add, sample once
+        ctx.uses = list(zip(columns, [slice(None)] * 2 if shared else columns))
+        keep = videos if any(ctx.needs_input_grad) else 1  # without gradient one buffer will do
+        rows = weight.new_empty(keep, len(plan.forward.offsets) - 1, hidden)
+        out = weight.new_empty(videos, rows.shape[1], len(then_weight))
+        for part in ctx.parts:
+            table = weight.new_empty(
+                (part.stop - part.start) * snippets, lines // snippets * hidden
+            )
+            for i, (source, (column, place)) in enumerate(zip(inputs, ctx.uses)):
+                features = source[part].flatten(0, 1)
+                if i and shared:
+                    table.addmm_(features, flat[:, column])
+                else:
+                    torch.mm(features, flat[:, column], out=table[:, place])
+            for i, own in zip(range(part.start, part.stop), table.view(-1, lines, hidden)):
+                row = torch.add(plan.forward.of(own), bias, out=rows[i % keep]).relu_()
+                torch.addmm(then_bias, row, then_weight.T, out=out[i])
+        if keep == videos:
+            ctx.save_for_backward(weight, then_weight, rows, *inputs)
+        return out
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, grad):
-        rows, weight = ctx.saved_tensors
-        x = _filled(ctx.plan.forward.of(rows), ctx.shape)
-        padding = [weight.shape[-1] // 2] * 2
-        options = ([len(weight)], [1, 1], padding, [1, 1], False, [0, 0], 1, [True] * 3)
-        grad, *parameters = torch.ops.aten.convolution_backward(grad, x, weight, *options)
-        lines = grad[0].flatten(1).T.contiguous()
-        return ctx.plan.transposed.of(lines), *parameters, None, None
+    def backward(ctx, grad_out):
+        weight, then_weight, rows, *inputs = ctx.saved_tensors
+        flat, snippets = weight.flatten(1), inputs[0].shape[1]
+        grads = [torch.empty_like(source) for source in inputs]
+        # Sums over videos stay in float32 or better even where products are in bfloat16.
+        wide = torch.promote_types(weight.dtype, torch.float32)
+        totals = [torch.empty_like(p, dtype=wide) for p in (flat, then_weight)]
+        grad_bias = weight.new_zeros(weight.shape[2], dtype=wide)
+        for part in ctx.parts:
+            tables = []
+            for i in range(part.start, part.stop):
+                _add_product(totals[1], grad_out[i].T, rows[i], first=i == 0)
+                grad = grad_out[i] @ then_weight
+                torch.ops.aten.threshold_backward.grad_input(grad, rows[i], 0, grad_input=grad)
+                grad_bias += grad.sum(0)
+                tables.append(ctx.plan.transposed.of(grad))
+                del grad
+            table = tables[0] if len(tables) == 1 else torch.cat(tables)
+            table = table.view(len(tables) * snippets, -1)
+            for source, grad, (column, place) in zip(inputs, grads, ctx.uses):
+                lines, features = table[:, place], source[part].flatten(0, 1)
+                _add_product(totals[0][:, column], features.T, lines, first=part.start == 0)
+                grad[part] = (lines @ flat[:, column].T).view(-1, snippets, len(weight))
+            del tables, table, lines  # or they would still be there beside those of the next part
+        parameters = totals[0].view_as(weight), grad_bias, totals[1], grad_out.sum((0, 1))
+        return None, None, *(grad.to(weight.dtype) for grad in parameters), *grads
+
+
+def _add_product(total: Tensor, a: Tensor, b: Tensor, *, first: bool) -> None:
+    """total = a @ b the first time, then total += a @ b."""
+    if total.dtype == a.dtype:
+        total.addmm_(a, b, beta=0 if first else 1)
+    elif first:
+        total.copy_(a @ b)
+    else:
+        total += a @ b
+
+
+def _parts(batch: Tensor, step: int) -> list[slice]:
+    """Videos worked on together: large enough for a matrix product, few enough to stay small."""
+    step = max(1, step)
+    return [slice(i, min(i + step, len(batch))) for i in range(0, len(batch), step)]
+
+
+class _MapLayers(torch.autograd.Function):
+    """Convolutions with ReLU in between: on rows, from the first wide kernel on over the map.
+
+    Saved: the rows and what the ReLUs hand on. The map that is filled in from the rows is made
+    again for backward; it and all gradients inside exist for a few videos at a time.
+    """
+
+    @staticmethod
+    def forward(ctx, rows, cells, *parameters):
+        layers, kept, out = list(zip(parameters[::2], parameters[1::2])), [], []
+        ctx.cells, ctx.parts = cells, _parts(rows, 8192 // len(cells.row_of_cell))
+        for part in ctx.parts:
+            x = rows[part]
+            for i, (weight, bias) in enumerate(layers):
+                x = _convolve(_as_needed(x, weight, cells), weight, bias)
+                if i + 1 < len(layers):
+                    kept.append(x.relu_())
+            out.append(x if x.ndim == 4 else cells.fill(x))
+            if not any(ctx.needs_input_grad):
+                kept.clear()
+        ctx.save_for_backward(rows, *parameters, *kept)
+        return out[0] if len(out) == 1 else torch.cat(out)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad_out):
+        count, cells = len(ctx.needs_input_grad) - 2, ctx.cells
+        rows, *saved = ctx.saved_tensors
+        parameters, kept, inner = saved[:count], saved[count:], count // 2 - 1
+        wide = torch.promote_types(rows.dtype, torch.float32)
+        totals = [torch.zeros_like(p, dtype=wide) for p in parameters]
+        grad_rows = torch.empty_like(rows)
+        for n, part in enumerate(ctx.parts):
+            inputs = [rows[part], *kept[n * inner : (n + 1) * inner]]
+            grad = grad_out[part]
+            if all(weight.shape[-1] == 1 for weight in parameters[::2]):
+                grad = cells.collect(grad)  # filled in at the very end
+            for i in reversed(range(inner + 1)):
+                weight, x = parameters[2 * i], inputs[i]
+                own = _parameter_gradients(grad, _as_needed(x, weight, cells), weight)
+                for total, more in zip(totals[2 * i : 2 * i + 2], own, strict=True):
+                    total += more
+                del own, more
+                # The gradient of the input is a convolution with the mirrored kernel.
+                grad = _convolve(grad, weight.transpose(0, 1).flip(2, 3), None)
+                if grad.ndim > x.ndim:  # this layer filled the map in
+                    grad = cells.collect(grad)
+                if i:
+                    torch.ops.aten.threshold_backward.grad_input(grad, x, 0, grad_input=grad)
+            grad_rows[part] = grad
+            del grad
+        return grad_rows, None, *(total.to(rows.dtype) for total in totals)
+
+
+def _as_needed(x: Tensor, weight: Tensor, cells: Cells) -> Tensor:
+    """Rows (b, rows, C) as they are for a 1x1 kernel, filled into a map (b, h, w, C) for others."""
+    return x if weight.shape[-1] == 1 or x.ndim == 4 else cells.fill(x)
+
+
+def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """(b, ..., in) -> (b, ..., out); kernels wider than 1 take (b, h, w, in)."""
+    if weight.shape[-1] == 1:
+        return F.linear(x, weight.flatten(1), bias)
+    padding = weight.shape[-1] // 2
+    return F.conv2d(x.permute(0, 3, 1, 2), weight, bias, padding=padding).permute(0, 2, 3, 1)
+
+
+def _parameter_gradients(grad: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradients of weight and bias of `_convolve`; not of x, or two large results would coexist."""
+    if weight.shape[-1] == 1:
+        lines = grad.flatten(0, -2)
+        return (lines.T @ x.flatten(0, -2)).view_as(weight), lines.sum(0)
+    padding, out = [weight.shape[-1] // 2] * 2, [len(weight)]
+    options = (out, [1, 1], padding, [1, 1], False, [0, 0], 1, [False, True, True])
+    grad, x = grad.permute(0, 3, 1, 2), x.permute(0, 3, 1, 2)
+    return torch.ops.aten.convolution_backward(grad, x, weight, *options)[1:]
 
 
 def probabilities(logits: Tensor) -> Tensor:

@@ -17,17 +17,16 @@ from lofi.heads import anchors
 from lofi.heads.maps import MapHead, Maps
 
 
-class _Variant(NamedTuple):
-    resolution: int  # inner samples an anchor
-    context_resolution: int
-    head_kernel: int
+class Options(NamedTuple):
+    """What the released variants set differently."""
+
+    resolution: int = 32  # inner samples an anchor
+    context_resolution: int = 4
+    head_kernel: int = 1
 
 
-VARIANTS = {"anet": _Variant(32, 4, 1), "thumos": _Variant(16, 16, 3)}
+VARIANTS = {"anet": Options(), "thumos": Options(16, 16, 3)}
 CONTEXTS = ("none", "neighbours", "layers")
-
-
-# -------------------------------------------------------------------------------------------- graph
 
 
 @torch.no_grad()
@@ -50,7 +49,7 @@ def nearest_snippets(x: Tensor, neighbours: int) -> Tensor:
 
 
 class _Pick(torch.autograd.Function):
-    """x[b, index[b]]; the gradient is a matrix product: its sums have a fixed order anywhere."""
+    """(B, L, C), (B, L, K) -> (B, L, K, C); the gradient sums in a fixed order (matrix product)."""
 
     @staticmethod
     def forward(ctx, x, index):
@@ -68,11 +67,6 @@ class _Pick(torch.autograd.Function):
         return choice @ grad.flatten(1, 2), None
 
 
-def pick(x: Tensor, index: Tensor) -> Tensor:
-    """(B, L, C) and (B, L, K) -> (B, L, K, C)."""
-    return _Pick.apply(x, index)
-
-
 class GCNeXt(nn.Module):
     """Sum of a temporal stream, a stream over feature-space neighbours and the input, then ReLU.
 
@@ -84,64 +78,33 @@ class GCNeXt(nn.Module):
     def __init__(self, hidden: int, paths: int) -> None:
         super().__init__()
         width = 4 * paths
-        self.tconvs = nn.Sequential(
+        self.tconvs = anchors.with_relus(
             nn.Conv1d(hidden, width, 1),
-            nn.ReLU(),
             nn.Conv1d(width, width, 3, padding=1, groups=paths),
-            nn.ReLU(),
             nn.Conv1d(width, hidden, 1),
         )
-        self.sconvs = nn.Sequential(
+        self.sconvs = anchors.with_relus(
             nn.Conv2d(2 * hidden, width, 1),
-            nn.ReLU(),
             nn.Conv2d(width, width, 1, groups=paths),
-            nn.ReLU(),
             nn.Conv2d(width, hidden, 1),
         )
 
     def forward(self, x: Tensor, graph: Tensor) -> Tensor:
         """(B, L, H), (B, L, K) neighbours -> (B, L, H)."""
-        return F.relu(self._temporal(x) + x + self._semantic(x, graph))
-
-    def _temporal(self, x: Tensor) -> Tensor:
         narrow, mixed, wide = self.tconvs[0], self.tconvs[2], self.tconvs[4]
         y = F.relu_(pointwise(x, narrow))
         y = F.relu_(mixed(y.transpose(1, 2))).transpose(1, 2)
-        return pointwise(y, wide)
+        temporal = pointwise(y, wide)
 
-    def _semantic(self, x: Tensor, graph: Tensor) -> Tensor:
         first, mixed, wide = self.sconvs[0], self.sconvs[2], self.sconvs[4]
         neighbour, centre = first.weight.flatten(1).chunk(2, 1)
-        y = pick(F.linear(x, neighbour), graph) + F.linear(x, centre, first.bias)[:, :, None]
-        y = grouped(F.relu_(y).flatten(0, 2), mixed)  # (B L K, width)
-        return _LargestNeighbour.apply(pointwise(F.relu_(y), wide).unflatten(0, graph.shape))
-
-
-class _LargestNeighbour(torch.autograd.Function):
-    """Maximum over axis 2, the first one on ties; remembers it in a byte, not in eight."""
-
-    @staticmethod
-    def forward(ctx, y):
-        largest, which = y[:, :, 0].clone(), torch.zeros_like(y[:, :, 0], dtype=torch.uint8)
-        for k in range(1, y.shape[2]):
-            which.masked_fill_(y[:, :, k] > largest, k)
-            torch.maximum(largest, y[:, :, k], out=largest)
-        ctx.save_for_backward(which)
-        ctx.neighbours = y.shape[2]
-        return largest
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, grad):
-        (which,) = ctx.saved_tensors
-        return torch.stack([grad * (which == k) for k in range(ctx.neighbours)], 2)
-
-
-def grouped(x: Tensor, convolution: nn.Module) -> Tensor:
-    """A grouped 1x1 convolution on rows: (N, in) -> (N, out)."""
-    weight = convolution.weight.unflatten(0, (convolution.groups, -1)).flatten(2)  # (G, out, in)
-    y = x.unflatten(1, (convolution.groups, -1)).transpose(0, 1) @ weight.transpose(1, 2)
-    return y.transpose(0, 1).flatten(1) + convolution.bias
+        y = _Pick.apply(F.linear(x, neighbour), graph)
+        y = y + F.linear(x, centre, first.bias)[:, :, None]
+        y = F.relu_(y).flatten(0, 2).unflatten(1, (mixed.groups, -1)).transpose(0, 1)
+        weight = mixed.weight.unflatten(0, (mixed.groups, -1)).flatten(2)  # (G, out, in)
+        y = (y @ weight.transpose(1, 2)).transpose(0, 1).flatten(1) + mixed.bias  # (B L K, width)
+        semantic = pointwise(F.relu_(y), wide).unflatten(0, graph.shape).max(2).values
+        return F.relu(temporal + x + semantic)
 
 
 def pointwise(x: Tensor, convolution: nn.Module) -> Tensor:
@@ -155,9 +118,6 @@ class GraphFeatures(NamedTuple):
     base: Tensor  # (B, L, H) after the first block
     refined: Tensor  # (B, L, H) after the second
     graphs: tuple[Tensor, Tensor]  # (B, L, K) neighbours in the input of either
-
-
-# --------------------------------------------------------------------------------------------- head
 
 
 class GTAD(MapHead):
@@ -179,38 +139,36 @@ class GTAD(MapHead):
         context: "neighbours" (mean over the neighbours of the last features), "layers" (over those
             of both graph layers of the trunk) or "none".
         samples_per_bin: points a bin of the inner samples; 0 adapts to the length of the anchor.
+        best_anchor: see `lofi.heads.loss`.
     """
 
     def __init__(
-        self,
-        channels: int,
-        snippets: int = 100,
-        durations: int | None = None,
-        variant: str = "anet",
-        head_kernel: int | None = None,
-        context_resolution: int | None = None,
-        *,
-        resolution: int | None = None,
-        hidden: int = 256,
-        paths: int = 32,
-        map_hidden: tuple[int, int] = (512, 128),
-        neighbours: int = 3,
-        context: str = "neighbours",
-        samples_per_bin: int = 0,
+        self, channels: int, snippets: int = 100, durations: int | None = None,
+        variant: str = "anet", head_kernel: int | None = None,
+        context_resolution: int | None = None, *, resolution: int | None = None,
+        hidden: int = 256, paths: int = 32, map_hidden: tuple[int, int] = (512, 128),
+        neighbours: int = 3, context: str = "neighbours", samples_per_bin: int = 0,
         best_anchor: bool = False,
-    ) -> None:
+    ) -> None:  # fmt: skip
         super().__init__()
-        own = _own_options(variant, resolution, context_resolution, head_kernel, context)
+        if variant not in VARIANTS:
+            raise ValueError(f"variant is {variant!r}, expected one of {', '.join(VARIANTS)}")
+        if context not in CONTEXTS:
+            raise ValueError(f"context is {context!r}, expected one of {', '.join(CONTEXTS)}")
+        if head_kernel not in (None, 1, 3):
+            raise ValueError(f"head_kernel is {head_kernel}, expected 1 or 3")
         if channels % 4 or hidden % 4:
             raise ValueError(f"channels and hidden are {channels}, {hidden}: not multiples of 4")
+        given = resolution, 0 if context == "none" else context_resolution, head_kernel
+        pairs = zip(given, VARIANTS[variant])
+        own = Options(*(default if value is None else value for value, default in pairs))
         anchors.num_durations(snippets, durations)
         self.channels, self.snippets, self.durations = channels, snippets, durations
-        self.options, self.context = own, context
-        self.neighbours, self.samples_per_bin = neighbours, samples_per_bin
+        self.options, self.context, self.neighbours = own, context, neighbours
+        self.samples_per_bin, self.best_anchor = samples_per_bin, best_anchor
         self.label_rule = self.loss_rule = variant
-        self.best_anchor = best_anchor
         wide, narrow = map_hidden
-        positions = own.resolution + own.context_resolution
+        positions = own.resolution, own.context_resolution
         kernel = {"kernel_size": own.head_kernel, "padding": own.head_kernel // 2}
         self.backbone1 = nn.Sequential(
             nn.Conv1d(channels, hidden, 3, padding=1, groups=4), nn.ReLU(), GCNeXt(hidden, paths)
@@ -218,24 +176,14 @@ class GTAD(MapHead):
         self.regu_s = nn.Sequential(GCNeXt(hidden, paths), nn.Conv1d(hidden, 1, 1), nn.Sigmoid())
         self.regu_e = nn.Sequential(GCNeXt(hidden, paths), nn.Conv1d(hidden, 1, 1), nn.Sigmoid())
         self.backbone2 = nn.Sequential(GCNeXt(hidden, paths))
-        self.localization = nn.Sequential(
-            anchors.SampledLinear(
-                hidden,
-                own.resolution,
-                own.context_resolution,
-                wide,
-                (wide, hidden * positions, 1, 1),
-            ),  # fmt: skip
-            nn.Identity(),  # the ReLU is part of the sampled convolution; numbering as released
+        released = wide, hidden * sum(positions), 1, 1
+        self.localization = anchors.with_relus(
+            anchors.SampledLinear(hidden, *positions, wide, released),
             nn.Conv2d(wide, narrow, 1),
-            nn.ReLU(),
             nn.Conv2d(narrow, narrow, **kernel),
-            nn.ReLU(),
             nn.Conv2d(narrow, narrow, **kernel),
-            nn.ReLU(),
             nn.Conv2d(narrow, 2, 1),
-            nn.Sigmoid(),
-        )
+        ).append(nn.Sigmoid())
 
     def forward(self, features: Tensor, mask: Tensor | None = None) -> Maps:
         """(B, C, L) float -> maps of L columns and min(durations, L) rows.
@@ -244,10 +192,23 @@ class GTAD(MapHead):
         """
         anchors.check_features(features, self.channels)
         trunk = self.trunk(features)
-        graph = trunk.graphs[1]  # made from what both boundary heads read
-        start = self._boundary(self.regu_s, trunk.base, graph)
-        end = self._boundary(self.regu_e, trunk.base, graph)
-        return Maps(self._localize(trunk), start, end)
+        start, end = (
+            anchors.probabilities(pointwise(head[0](trunk.base, trunk.graphs[1]), head[1]))[..., 0]
+            for head in (self.regu_s, self.regu_e)  # both read what the second graph is made from
+        )
+        context, own = None, self.options
+        if own.context_resolution:
+            if self.context == "layers":
+                graph = torch.cat(trunk.graphs, 2)
+            else:
+                graph = nearest_snippets(trunk.refined, self.neighbours)
+            context = _Pick.apply(trunk.refined, graph).mean(2)
+        grid = features.shape[2], anchors.num_durations(features.shape[2], self.durations)
+        sizes = own.resolution, own.context_resolution, self.samples_per_bin
+        sampler, cells = (anchors.gtad_entries, *grid, *sizes), (anchors.valid_cells, *grid)
+        layers = self.localization[:-1:2]
+        confidence = anchors.anchor_scores(trunk.refined, context, layers, sampler, cells)
+        return Maps(confidence, start, end)
 
     def trunk(self, features: Tensor) -> GraphFeatures:
         """(B, C, L) -> features after each graph layer."""
@@ -256,42 +217,3 @@ class GTAD(MapHead):
         base = self.backbone1[2](x, first)
         second = nearest_snippets(base, self.neighbours)
         return GraphFeatures(base, self.backbone2[0](base, second), (first, second))
-
-    def context_features(self, trunk: GraphFeatures) -> Tensor | None:
-        """(B, L, H) features that the context positions sample."""
-        if self.options.context_resolution == 0:
-            return None
-        if self.context == "layers":
-            graph = torch.cat(trunk.graphs, 2)
-        else:
-            graph = nearest_snippets(trunk.refined, self.neighbours)
-        return pick(trunk.refined, graph).mean(2)
-
-    def _boundary(self, head: nn.Sequential, x: Tensor, graph: Tensor) -> Tensor:
-        return anchors.probabilities(pointwise(head[0](x, graph), head[1]))[..., 0]
-
-    def _localize(self, trunk: GraphFeatures) -> Tensor:
-        x, own, layers = trunk.refined, self.options, self.localization
-        snippets = x.shape[1]
-        durations = anchors.num_durations(snippets, self.durations)
-        sizes = (own.resolution, own.context_resolution, self.samples_per_bin)
-        sampler = anchors.Sampler(anchors.gtad_entries, (snippets, durations, *sizes))
-        cells = anchors.Sampler(anchors.cell_entries, (anchors.valid_cells, snippets, durations))
-        context, convolutions = self.context_features(trunk), [layers[i] for i in (2, 4, 6, 8)]
-        return anchors.anchor_scores(x, context, layers[0], convolutions, sampler, cells)
-
-
-def _own_options(variant, resolution, context_resolution, head_kernel, context) -> _Variant:
-    """The variant's options with the given ones in their place."""
-    if variant not in VARIANTS:
-        raise ValueError(f"variant is {variant!r}, expected one of {', '.join(VARIANTS)}")
-    if context not in CONTEXTS:
-        raise ValueError(f"context is {context!r}, expected one of {', '.join(CONTEXTS)}")
-    if head_kernel not in (None, 1, 3):
-        raise ValueError(f"head_kernel is {head_kernel}, expected 1 or 3")
-    given = {
-        "resolution": resolution,
-        "context_resolution": 0 if context == "none" else context_resolution,
-        "head_kernel": head_kernel,
-    }
-    return VARIANTS[variant]._replace(**{k: v for k, v in given.items() if v is not None})

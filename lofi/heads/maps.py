@@ -19,6 +19,7 @@ from lofi.data.snippets import Grid
 from lofi.heads import anchors
 from lofi.heads.base import Head, Proposals, to_device
 
+Reduce = Callable[[Tensor], Tensor]  # sums a tensor over all processes
 REGION = 1.5  # snippets on either side of a boundary that count as that boundary
 HIGH_TIOU = 0.9  # above: positive for the classification score
 EPSILON = 1e-6  # inside every logarithm
@@ -106,10 +107,7 @@ class MapHead(Head):
         return torch.rand((videos, 2, *targets.iou.shape[1:]), generator=generator)
 
     def statistics(
-        self,
-        targets: Targets,
-        draws: Tensor,
-        reduce: Callable[[Tensor], Tensor] | None = None,
+        self, targets: Targets, draws: Tensor, reduce: Reduce | None = None
     ) -> LossStatistics:
         """See `loss_statistics`."""
         return loss_statistics(targets, draws, best_anchor=self.best_anchor, reduce=reduce)
@@ -118,14 +116,9 @@ class MapHead(Head):
         self, outputs: Maps, targets: Targets, statistics: LossStatistics, draws: Tensor
     ) -> dict[str, Tensor]:
         """Terms of `loss`; "loss" is their weighted sum."""
-        terms = loss(
-            outputs,
-            targets,
-            rule=self.loss_rule,
-            statistics=to_device(statistics, outputs.start.device),
-            best_anchor=self.best_anchor,
-            draws=draws,
-        )._asdict()
+        options = {"rule": self.loss_rule, "best_anchor": self.best_anchor, "draws": draws}
+        counts = to_device(statistics, outputs.start.device)
+        terms = loss(outputs, targets, statistics=counts, **options)._asdict()
         return {"loss": terms.pop("total"), **terms}
 
     def decode(self, outputs: Maps, grid: Grid, post: PostProcessing) -> Proposals:
@@ -147,53 +140,36 @@ class MapHead(Head):
             parts={name: part[inside] for name, part in found.parts.items()},
         )
 
-    def _sampled(self) -> dict[str, anchors.SampledLinear]:
-        """By the names of their weights."""
-        kind = anchors.SampledLinear
-        return {f"{name}.weight": m for name, m in self.named_modules() if isinstance(m, kind)}
-
     def published(self, state_dict: dict[str, Any]) -> dict[str, Any]:
-        """Released names are ours; BMN's sampling matrix, which travels in them, is computed."""
-        sampled = self._sampled()
-        return {
-            name: sampled[name].from_published(tensor) if name in sampled else tensor
-            for name, tensor in state_dict.items()
-            if name != "sample_mask"
-        }
+        """BMN's sampling matrix, which travels in its checkpoints, is computed and left out."""
+        given = {name: tensor for name, tensor in state_dict.items() if name != "sample_mask"}
+        return self._converted(given, anchors.SampledLinear.from_published)
 
     def to_published(self) -> dict[str, Tensor]:
-        """Only the convolution over anchor samples has a layout of its own."""
-        sampled = self._sampled()
-        return {
-            name: sampled[name].to_published(tensor) if name in sampled else tensor
-            for name, tensor in self.state_dict().items()
-        }
+        """Released names are ours; the convolution over anchor samples has its own layout."""
+        return self._converted(self.state_dict(), anchors.SampledLinear.to_published)
 
-
-# ------------------------------------------------------------------------------------------ targets
+    def _converted(self, state_dict: dict[str, Any], convert: Callable) -> dict[str, Any]:
+        for name, module in self.named_modules():
+            key = f"{name}.weight"
+            if isinstance(module, anchors.SampledLinear) and key in state_dict:
+                state_dict[key] = convert(module, state_dict[key])
+        return state_dict
 
 
 def targets(
-    segments: Tensor | np.ndarray | Sequence,
-    duration_s: float,
-    snippets: int,
-    durations: int | None = None,
-    rule: str = "anet",
-    *,
-    iou_shift_s: float = 0.0,
-) -> Targets:
+    segments: Tensor | np.ndarray | Sequence, duration_s: float, snippets: int,
+    durations: int | None = None, rule: str = "anet", *, iou_shift_s: float = 0.0,
+) -> Targets:  # fmt: skip
     """Targets of one video or window, computed in float64 and stored as float32.
 
     Args:
-        segments: (N, 2) start and end in seconds, end exclusive; N may be 0, and starts may equal
-            ends.
+        segments: (N, 2) start <= end in seconds, end exclusive; N may be 0.
         duration_s: from the left edge of the first snippet to the right edge of the last one; times
-            are clipped to [0, duration_s].
-        snippets: L.
+            are clipped to it.
         durations: D of the head, None for L; at most L rows are made, as in the head.
         rule: "anet", "bmn" or "thumos": the window of a snippet for start and end labels; with
-            "thumos" boundaries outside the video give no labels (only the tIoU map is clipped), as
-            released.
+            "thumos" only the tIoU map is clipped: boundaries outside give no labels, as released.
         iou_shift_s: added to the times for the tIoU map only; the released THUMOS14 windows round
             their offset there to whole frames.
     Raises:
@@ -217,51 +193,34 @@ def targets(
         raise ValueError(
             f"segment {times[wrong][0].tolist()} has no start <= end; correct the annotation"
         )
-    inside = ((times + iou_shift_s) / duration_s).clip(0, 1)
     edges = times / duration_s if rule == "thumos" else (times / duration_s).clip(0, 1)
-    overlap = _anchor_tiou(inside, snippets, anchors.num_durations(snippets, durations))
-    start, end = (_boundary(edge, snippets, WINDOWS[rule]) for edge in edges.T)
-    # Coarse grids match short actions badly.
-    best = np.zeros(overlap.shape[1:], bool)
+    low, high = ((np.arange(snippets) + offset) / snippets for offset in WINDOWS[rule])
+    low, high, region = low[:, None, None], high[:, None, None], REGION / snippets
+    inter = np.maximum(np.minimum(high, edges + region) - np.maximum(low, edges - region), 0)
+    start, end = (inter / (high - low)).max(1, initial=0.0).T  # (L, N, 2) shares
+
+    valid = anchors.valid_cells(snippets, anchors.num_durations(snippets, durations))
+    d, s = np.nonzero(valid)
+    low, high = s / snippets, (s + d + 1) / snippets
+    begin, stop = np.split(((times + iou_shift_s) / duration_s).clip(0, 1), 2, 1)  # (N, 1) each
+    inter = np.maximum(np.minimum(high, stop) - np.maximum(low, begin), 0)
+    overlap = np.zeros((len(times), *valid.shape))  # tIoU
+    overlap[:, valid] = inter / ((high - low) + (stop - begin) - inter)
+
+    best = np.zeros(valid.shape, bool)
     flat = overlap.reshape(len(overlap), best.size).astype(np.float32)
     peak = flat.max(1, initial=0)
     missed = (peak > 0) & (peak <= np.float32(HIGH_TIOU))
     best.ravel()[flat[missed].argmax(1)] = True
-    labels = np.max(overlap, 0, initial=0.0), start, end
+    labels = overlap.max(0, initial=0.0), start, end
     return Targets(
         *(torch.from_numpy(a.astype(np.float32)) for a in labels), torch.from_numpy(best)
     )
 
 
-def _anchor_tiou(times: np.ndarray, snippets: int, durations: int) -> np.ndarray:
-    """(N, 2) normalised times -> (N, D, L) tIoU with [s / L, (s + d + 1) / L]; invalid cells 0."""
-    valid = anchors.valid_cells(snippets, durations)
-    d, s = np.nonzero(valid)
-    low, high = s / snippets, (s + d + 1) / snippets
-    begin, end = times[:, :1], times[:, 1:]
-    inter = np.maximum(np.minimum(high, end) - np.maximum(low, begin), 0)
-    overlap = np.zeros((len(times), *valid.shape))
-    overlap[:, valid] = inter / ((high - low) + (end - begin) - inter)
-    return overlap
-
-
-def _boundary(edges: np.ndarray, snippets: int, window: tuple[float, float]) -> np.ndarray:
-    """(N,) normalised times -> (L,) largest share of a snippet's window covered by one region."""
-    low, high = ((np.arange(snippets) + offset) / snippets for offset in window)
-    begin, end = edges[:, None] - REGION / snippets, edges[:, None] + REGION / snippets
-    inter = np.maximum(np.minimum(high, end) - np.maximum(low, begin), 0)
-    return (inter / (high - low)).max(0, initial=0.0)
-
-
 def valid_mask(snippets: int, durations: int | None = None) -> Tensor:
     """(D, L) bool: the anchor that starts at s and lasts d + 1 snippets ends inside the video."""
     return torch.tensor(anchors.valid_cells(snippets, anchors.num_durations(snippets, durations)))
-
-
-# ------------------------------------------------------------------------------------------- losses
-# Every coefficient depends on targets and random draws, never on predictions, so the coefficients of
-# a large logical batch can be computed first and its videos processed in parts: the parts' losses
-# and gradients then add up to those of the whole batch.
 
 
 def draw(targets: Targets, generator: torch.Generator | None = None) -> Tensor:
@@ -270,20 +229,16 @@ def draw(targets: Targets, generator: torch.Generator | None = None) -> Tensor:
     Made on the generator's device, so that the same seed gives the same numbers wherever the model
     runs.
     """
-    videos, durations, snippets = targets.iou.shape
+    videos, *cells = targets.iou.shape
     device = torch.device("cpu") if generator is None else generator.device
-    shape = (videos, 2, durations, snippets)
-    return torch.rand(shape, generator=generator, device=device).to(targets.iou.device)
+    uniform = torch.rand((videos, 2, *cells), generator=generator, device=device)
+    return uniform.to(targets.iou.device)
 
 
 def loss_statistics(
-    targets: Targets,
-    draws: Tensor,
-    *,
-    safe: bool = True,
-    best_anchor: bool = False,
-    reduce: Callable[[Tensor], Tensor] | None = None,
-) -> LossStatistics:
+    targets: Targets, draws: Tensor, *, safe: bool = True, best_anchor: bool = False,
+    reduce: Reduce | None = None,
+) -> LossStatistics:  # fmt: skip
     """Counts over a logical batch.
 
     Args:
@@ -307,17 +262,15 @@ def loss_statistics(
 
 
 def loss(
-    maps: Maps,
-    targets: Targets,
-    *,
-    rule: str = "anet",
-    safe: bool = True,
-    generator: torch.Generator | None = None,
-    statistics: LossStatistics | None = None,
-    best_anchor: bool = False,
-    draws: Tensor | None = None,
-) -> Losses:
+    maps: Maps, targets: Targets, *, rule: str = "anet", safe: bool = True,
+    generator: torch.Generator | None = None, statistics: LossStatistics | None = None,
+    best_anchor: bool = False, draws: Tensor | None = None,
+) -> Losses:  # fmt: skip
     """Loss of a batch, or of a part of one.
+
+    Every coefficient depends on targets and random draws, never on predictions, so those of a large
+    logical batch can be computed first and its videos processed in parts: the parts' losses and
+    gradients then add up to those of the whole batch.
 
     Args:
         maps: predictions of a head for B videos.
@@ -325,8 +278,7 @@ def loss(
         rule: "anet" (also BMN): node + 10 regression + classification; "thumos": the weight sits on
             the classification term, and its counts are padded, as released for THUMOS14.
         safe: leave out terms that have no positive, and keep sub-sampling within its own cells,
-            where the released code divides by zero or keeps the whole map; equal to it in all other
-            cases.
+            where the released code divides by zero or keeps the whole map; else equal to it.
         generator: source of the draws; None uses torch's default one.
         statistics: of the logical batch that these videos are a part of (then `draws` are this
             part's own); None: these videos are the whole batch.
@@ -422,16 +374,10 @@ def _balanced(score, positive, negative, found: Tensor, entries: Tensor, safe: b
     return mean * usable if safe else mean
 
 
-# ----------------------------------------------------------------------------------------- decoding
-
-
 def proposals(
-    maps: Any,
-    duration_s: float,
-    rule: str = "gtad",
-    include_video_end: bool = False,
+    maps: Any, duration_s: float, rule: str = "gtad", include_video_end: bool = False,
     score: str | None = None,
-) -> Proposals:
+) -> Proposals:  # fmt: skip
     """List the candidate segments of one video (or window) with their scores.
 
     What the released rules do and a reader would not expect: the segment's end must be < L, so no
@@ -441,8 +387,8 @@ def proposals(
 
     Args:
         maps: (confidence (2, D, L), start (L,), end (L,)), tensors or arrays, a leading batch
-            dimension of 1 allowed; channel 0 of confidence is regression, 1 classification.
-        duration_s: length of the video in seconds.
+            dimension of 1 allowed.
+        duration_s: what the L snippets divide.
         rule: of G-TAD for ActivityNet and HACS (`gtad`: start and end must be candidates) and for
             THUMOS14 (`thumos`), or `bmn` (both: all cells).
         include_video_end: also list segments that end at the very end of the video; their end score

@@ -1,4 +1,4 @@
-"""Lean heads against the plain ones of `lofi.heads.plain`, interleaved in one process.
+"""Lean heads against the plain ones of `tests/reference_networks.py`, interleaved in one process.
 
 python -m tests.benchmarks.heads [--json OUT] [--device cuda] [--repeats 5] [--cases NAME]
 
@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from lofi.heads import BMN, GTAD, Maps
-from lofi.heads.plain import PlainBMN, PlainGTAD
+from tests.reference_networks import PlainBMN, PlainGTAD
 
 CASES = {
     "gtad_anet": lambda: GTAD(512),
