@@ -94,7 +94,7 @@ class GCNeXt(nn.Module):
         narrow, mixed, wide = self.tconvs[0], self.tconvs[2], self.tconvs[4]
         y = F.relu_(pointwise(x, narrow))
         y = F.relu_(mixed(y.transpose(1, 2))).transpose(1, 2)
-        temporal = pointwise(y, wide)
+        temporal = pointwise(y, wide) + x
 
         first, mixed, wide = self.sconvs[0], self.sconvs[2], self.sconvs[4]
         neighbour, centre = first.weight.flatten(1).chunk(2, 1)
@@ -104,7 +104,7 @@ class GCNeXt(nn.Module):
         weight = mixed.weight.unflatten(0, (mixed.groups, -1)).flatten(2)  # (G, out, in)
         y = (y @ weight.transpose(1, 2)).transpose(0, 1).flatten(1) + mixed.bias  # (B L K, width)
         semantic = pointwise(F.relu_(y), wide).unflatten(0, graph.shape).max(2).values
-        return F.relu(temporal + x + semantic)
+        return F.relu(temporal + semantic)
 
 
 def pointwise(x: Tensor, convolution: nn.Module) -> Tensor:
