@@ -381,7 +381,7 @@ def _open_h5(path: Path) -> Any:
     try:
         import h5py
     except ImportError:
-        raise ValueError(f"{path}: needs h5py; run `pip install h5py`") from None
+        raise ValueError(f"{path}: needs h5py; run: pip install h5py") from None
     return h5py.File(path, "r")
 
 
