@@ -104,45 +104,32 @@ _THUMOS14 = replace(  # G-TAD as released for THUMOS14 [spec]
 )
 
 
-def _published(base: Config, preset: str, **features: Any) -> Config:
+def _published(base: Config, preset: str, stride: int, fps: float, **features: Any) -> Config:
     """`base` on features that others published; data.features.folder is left to the user."""
-    stride = features["stride"] if base.data.window_stride else 0
-    data = replace(base.data, features=PublishedFeatures(**features), window_stride=stride)
+    published = PublishedFeatures(stride=stride, window=16, fps=fps, **features)
+    window_stride = stride if base.data.window_stride else 0
+    data = replace(base.data, features=published, window_stride=window_stride)
     return replace(base, preset=preset, data=data, detect=replace(base.detect, shared_classes=""))
 
 
-PRESETS: types.MappingProxyType[str, Config] = types.MappingProxyType(
-    {
-        "tiny": _TINY,
-        "toy": _TOY,
-        "activitynet": _PAPER,
-        "activitynet-low": replace(  # supplement B: one 32 GB card
-            _PAPER, preset="activitynet-low", lofi=replace(_PAPER.lofi, schedule="low")
-        ),
-        "activitynet-middle": replace(  # supplement B: R50 at 25 snippets, 112 pixels
-            _PAPER,
-            preset="activitynet-middle",
-            encoder="tsm-r50",
-            lofi=replace(_PAPER.lofi, schedule="low"),
-        ),
-        "hacs": replace(  # G-TAD's learning rate and batch for HACS [spec]
-            _PAPER,
-            preset="hacs",
-            head_training=replace(_PAPER.head_training, lr=5e-4, batch=32),
-            detect=replace(_PAPER.detect, class_rule="hacs"),
-        ),
-        "thumos14": _THUMOS14,
-        "thumos14-i3d": _published(
-            _THUMOS14, "thumos14-i3d", stride=4, window=16, fps=30.0, width=2048
-        ),
-        "thumos14-videomae": _published(
-            _THUMOS14, "thumos14-videomae", stride=4, window=16, width=1408
-        ),
-        "activitynet-tsp": _published(
-            _PAPER, "activitynet-tsp", stride=16, window=16, fps=15.0, width=512, prefix="v_"
-        ),
-        "activitynet-i3d": _published(
-            _PAPER, "activitynet-i3d", stride=16, window=16, fps=25.0, width=2048, prefix="v_"
-        ),
-    }
+_LOW = replace(_PAPER.lofi, schedule="low")
+_ALL = (
+    _TINY,
+    _TOY,
+    _PAPER,
+    replace(_PAPER, preset="activitynet-low", lofi=_LOW),  # supplement B: one 32 GB card
+    # supplement B: R50 at 25 snippets, 112 pixels
+    replace(_PAPER, preset="activitynet-middle", encoder="tsm-r50", lofi=_LOW),
+    replace(  # G-TAD's learning rate and batch for HACS [spec]
+        _PAPER,
+        preset="hacs",
+        head_training=replace(_PAPER.head_training, lr=5e-4, batch=32),
+        detect=replace(_PAPER.detect, class_rule="hacs"),
+    ),
+    _THUMOS14,
+    _published(_THUMOS14, "thumos14-i3d", 4, 30.0, width=2048),
+    _published(_THUMOS14, "thumos14-videomae", 4, 0.0, width=1408),
+    _published(_PAPER, "activitynet-tsp", 16, 15.0, width=512, prefix="v_"),
+    _published(_PAPER, "activitynet-i3d", 16, 25.0, width=2048, prefix="v_"),
 )
+PRESETS = types.MappingProxyType({config.preset: config for config in _ALL})
