@@ -6,9 +6,8 @@ import json
 import numpy as np
 import pytest
 
-from lofi.config import preset
+from lofi.config import PostProcessing, preset
 from lofi.data.snippets import training_windows, windows
-from lofi.detection import PostProcessing
 
 
 @pytest.mark.parametrize("config", ["L256_D64_s5", "L64_D16_s5"])
