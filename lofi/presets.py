@@ -37,18 +37,14 @@ _PAPER = Config(
     ),
     arrow=_PRETEXT,
     speed=_PRETEXT,
-    lofi=LoFiConfig(  # SGD without momentum, 0.1, halved every 5 epochs [paper]; 15 epochs [ours]
-        training=Optimisation(epochs=15, batch=16, lr=0.1, decay_every=5, decay=0.5)
-    ),
+    # joint training: SGD without momentum, 0.1, halved every 5 epochs [paper]; 15 epochs [ours]
+    lofi=LoFiConfig(training=Optimisation(epochs=15, batch=16, lr=0.1, decay_every=5, decay=0.5)),
     head_training=Optimisation(
         epochs=10, batch=16, optimizer="adam", lr=0.004, decay_every=5, decay=0.1, augment="none"
     ),
     detect=PostProcessing(shared_classes="acp+"),
 )
 
-_TOY_HEAD = GTADConfig(
-    hidden=64, paths=8, map_hidden=(64, 32), resolution=8, context_resolution=4, best_anchor=True
-)
 _TOY_ACP = Optimisation(
     epochs=10, batch=64, optimizer="adamw", lr=0.004, weight_decay=0.01, schedule="cosine",
     warmup=40, augment="colour",
@@ -66,12 +62,11 @@ _TOY = Config(
         epochs=24, batch=32, lr=0.02, momentum=0.9, nesterov=True, schedule="cosine", warmup=10,
         augment="colour",
     ),
-    lofi=LoFiConfig(
-        training=Optimisation(
-            epochs=15, batch=4, lr=0.1, schedule="cosine", warmup=10, clip=5.0
-        )
+    lofi=LoFiConfig(training=Optimisation(batch=4, schedule="cosine", warmup=10, clip=5.0)),
+    head=GTADConfig(
+        hidden=64, paths=8, map_hidden=(64, 32), resolution=8, context_resolution=4,
+        best_anchor=True,
     ),
-    head=_TOY_HEAD,
     head_training=Optimisation(
         epochs=10, batch=16, optimizer="adam", lr=0.002, decay_every=7, decay=0.1, augment="none"
     ),

@@ -150,9 +150,6 @@ class FeatureStore:
             raise FileNotFoundError(f"{self.folder}: no features of video {video_id}; {self.cure}")
         return self._read(video_id)
 
-    def __contains__(self, video_id: str) -> bool:
-        return video_id in self.ids
-
     def require(self, videos: Iterable[Video]) -> list[Video]:
         """The videos that have features; those that cannot have any are counted and left out.
 
@@ -164,14 +161,12 @@ class FeatureStore:
         missing = sorted(video.id for video in wanted if video.id not in self.ids)
         if missing or not wanted:
             found = f"features of {len(wanted) - len(missing)} of {len(videos)} videos"
-            shown = ", ".join(missing[:3]) + ", …" * (len(missing) > 3)
-            found += f" (missing: {shown})" if missing else ""
+            if missing:
+                found += f" (missing: {', '.join(missing[:3])}{', …' * (len(missing) > 3)})"
             raise FileNotFoundError(f"{self.folder}: {found}; {self.cure}")
         if len(wanted) < len(videos):
-            counts = len(videos) - len(wanted), len(videos)
-            example = next(iter(self.absent.items()))
-            text = "%d of %d videos have no features and are left out (%s: %s)"
-            log.warning(text, *counts, *example)
+            found = f"{len(videos) - len(wanted)} of {len(videos)} videos have no features"
+            log.warning("%s and are left out (%s: %s)", found, *next(iter(self.absent.items())))
         return wanted
 
     @staticmethod
@@ -306,7 +301,8 @@ def _published_rows(path: Path, prefix: str, video_id: str) -> Any:
     if kind == ".npy":
         return np.load(path, allow_pickle=False)
     if kind == ".pt":
-        return torch.load(path, map_location="cpu", weights_only=True).float()
+        rows = torch.load(path, map_location="cpu", weights_only=True)
+        return rows.float() if isinstance(rows, Tensor) else rows
     if kind == ".csv":
         return np.loadtxt(path, delimiter=",", skiprows=1, ndmin=2, dtype=np.float32)
     if kind == ".safetensors":

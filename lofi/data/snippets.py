@@ -16,6 +16,7 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 
 from lofi.data.annotations import Segment, TrimmedClip, Video
 from lofi.data.video import VideoError
@@ -70,8 +71,8 @@ def frame_indices(
     first, end = span or (0, num_frames)
     length, frames = fidelity.snippets, fidelity.frames
     if num_frames < 1 or frame_stride < 1:
-        found = f"{num_frames}, {frame_stride}"
-        raise ValueError(f"frame_indices needs at least 1 frame and stride 1, got {found}")
+        wanted = "frame_indices needs at least 1 frame and stride 1"
+        raise ValueError(f"{wanted}, got {num_frames}, {frame_stride}")
     if first < 0 or end <= first:
         raise ValueError(f"span is frames [{first}, {end}), expected 0 <= first < end")
     if rule not in RULES:
@@ -98,12 +99,8 @@ def frame_indices(
 def resampled_frames(num_frames: int, fps: float, resample_fps: float) -> np.ndarray:
     """The video as if it had another frame rate: int64 (M,), which decoded frame stands for each.
 
-    M = N · resample_fps / fps frames (rounded, at least 1) divide the video's length evenly; each
-    shows the decoded frame that is on screen in its middle, floor((j + 0.5) · N / M). With
-    `resample_fps` 0, or the video's own rate, this is 0, 1, ..., N - 1.
-
-    Raises:
-        ValueError: a negative rate.
+    M = N · resample_fps / fps frames (rounded, at least 1; `resample_fps` 0: N) divide the video's
+    length evenly; each shows the decoded frame that is on screen in its middle.
     """
     if resample_fps < 0:
         raise ValueError(f"resample_fps is {resample_fps}, expected 0 (as decoded) or frames/s")
@@ -210,12 +207,16 @@ class Window(NamedTuple):
 
     first_frame: int  # of the first snippet
     last_frame: int  # of the last snippet
-    segments: np.ndarray  # (N, 2) frames of the video: all segments that reach into the window
-    rows: tuple[int, ...] = ()  # which of the video's segments these are
+    rows: tuple[int, ...] = ()  # which segments reach into the window
 
 
-def windows(num_frames: int, snippets: int = 256, stride: int = 5) -> list[Window]:
-    """Windows of one video without annotations, in order; at least one.
+def windows(
+    num_frames: int, snippets: int = 256, stride: int = 5, segments: ArrayLike | None = None
+) -> list[Window]:
+    """Windows of one video, in order; at least one.
+
+    With segments, (N, 2) start < end in frames of the video, only the windows that hold more than
+    90 % of some segment, with every segment that they touch.
 
     Raises:
         ValueError: a number below 1.
@@ -228,28 +229,17 @@ def windows(num_frames: int, snippets: int = 256, stride: int = 5) -> list[Windo
     lost = count - snippets - starts[-1]
     if lost > snippets / stride:  # otherwise the last snippets are not looked at, as released
         starts.append(count - snippets)
-    return [Window(s * stride, (s + snippets - 1) * stride, np.zeros((0, 2))) for s in starts]
-
-
-def training_windows(
-    num_frames: int,
-    segments: Sequence[tuple[float, float]] | np.ndarray,
-    snippets: int = 256,
-    stride: int = 5,
-) -> list[Window]:
-    """Windows that hold more than 90 % of some segment, with every segment that they touch.
-
-    `segments` are (N, 2) start and end in frames of the video; start < end.
-    """
-    times = np.asarray(segments, np.float64).reshape(-1, 2)
-    start, end = times.T
-    found = []
-    for window in windows(num_frames, snippets, stride):
-        low, high = window.first_frame, window.last_frame + stride  # the last snippet is whole
-        if (np.minimum(end, high) - np.maximum(start, low) > KEPT * (end - start)).any():
-            touched = np.flatnonzero((end >= low) & (start <= window.last_frame))
-            found.append(window._replace(segments=times[touched], rows=tuple(touched.tolist())))
-    return found
+    found = [Window(start * stride, (start + snippets - 1) * stride) for start in starts]
+    if segments is None:
+        return found
+    start, end = np.asarray(segments, np.float64).reshape(-1, 2).T
+    kept = []
+    for low, last, _ in found:
+        inside = np.minimum(end, last + stride) - np.maximum(start, low)  # the last one is whole
+        if (inside > KEPT * (end - start)).any():
+            touched = np.flatnonzero((end >= low) & (start <= last))
+            kept.append(Window(low, last, tuple(touched.tolist())))
+    return kept
 
 
 # ---------------------------------------------------------------------------- grids
@@ -327,7 +317,7 @@ def training_parts(video: Video, grid: Grid, steps: int) -> list[tuple[Video, Gr
     given = [s for s in video.segments if s.end_s > s.start_s]
     times = [(s.start_s * grid.fps, s.end_s * grid.fps) for s in given]
     parts = []
-    for window in training_windows(grid.steps * grid.stride, times, steps, grid.stride):
+    for window in windows(grid.steps * grid.stride, steps, grid.stride, times):
         part = grid.window(window.first_frame // grid.stride, steps)
         at, inside = part.start_s, (given[row] for row in window.rows)
         moved = tuple(Segment(s.start_s - at, s.end_s - at, s.label) for s in inside)
