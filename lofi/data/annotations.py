@@ -133,7 +133,7 @@ def read_clip_list(path: str | Path) -> list[TrimmedClip]:
     """
     path = Path(path)
     if path.is_dir():
-        files = sorted(file for file in path.glob("*/*") if file.suffix.lower() in EXTENSIONS)
+        files = _in_folders(path)
         if not files:
             raise ValueError(f"{path}: no videos in sub-folders (expected one folder a class)")
         return [TrimmedClip(file, file.parent.name) for file in files]
@@ -157,17 +157,18 @@ def read_clip_list(path: str | Path) -> list[TrimmedClip]:
     return clips
 
 
+def _in_folders(folder: Path) -> list[Path]:
+    """Media files of the sub-folders, in order."""
+    return sorted(file for file in folder.glob("*/*") if file.suffix.lower() in EXTENSIONS)
+
+
 def _kinetics_clips(path: Path, text: str) -> list[TrimmedClip]:
     """Clips as the crawler of ActivityNet or the tools of TSM name them, and below which folders.
 
     Crawler: `<label>/<id>_<start, 6 digits>_<end, 6 digits>`. TSM: `<id>_<start>` in a folder whose
     name has underscores for spaces and neither quotes nor parentheses.
     """
-    files = {
-        (file.parent.name, file.stem): file
-        for file in sorted(path.parent.glob("*/*"), reverse=True)
-        if file.suffix.lower() in EXTENSIONS
-    }
+    files = {(f.parent.name, f.stem): f for f in reversed(_in_folders(path.parent))}
     rows = _table_rows(path, text, ("label", "youtube_id", "time_start", "time_end"))
     clips = []
     for row in rows:
@@ -180,10 +181,9 @@ def _kinetics_clips(path: Path, text: str) -> list[TrimmedClip]:
         if place := next(filter(files.__contains__, places), None):
             clips.append(TrimmedClip(files[place], label, subset=row.get("split") or None))
     if not clips:
-        wanted = f"below {path.parent} (expected <label>/<id>_<start>_<end>.mp4)"
-        raise ValueError(
-            f"{path}: none of {len(rows)} clips is {wanted}; move the list beside the class folders"
-        )
+        found = f"none of {len(rows)} clips is below {path.parent}"
+        cure = "move the list beside the class folders"
+        raise ValueError(f"{path}: {found} (expected <label>/<id>_<start>_<end>.mp4); {cure}")
     if len(clips) < len(rows):
         logger.warning("%s: %d of %d clips have a file", path, len(clips), len(rows))
     return clips
@@ -193,9 +193,6 @@ def index_videos(video_dir: str | Path) -> dict[str, Path]:
     """Media files of a folder and its direct sub-folders (HACS: one a class), by name.
 
     Keys are file names with and without extension; the upper folder and earlier `EXTENSIONS` win.
-
-    Raises:
-        FileNotFoundError: no such folder.
     """
     folder = Path(video_dir)
     if not folder.is_dir():
@@ -247,11 +244,10 @@ def _read_json(path: Path, text: str, format: str) -> list[Video]:
             else:
                 logger.warning("%s: no %s beside it, so no subsets", path, table.name)
             return _read_entries(path, content, "duration_second", prefix, info)
-    wanted = "an ActivityNet, HACS, THUMOS14 or BSN annotation file"
-    raise ValueError(
-        f"{path}: JSON, but not {wanted if format == 'auto' else f'of format {format!r}'} "
-        '(expected {"database": {id: {"annotations": ...}}}); check path and format'
-    )
+    known = "an ActivityNet, HACS, THUMOS14 or BSN annotation file"
+    wanted = known if format == "auto" else f"of format {format!r}"
+    shape = '(expected {"database": {id: {"annotations": ...}}})'
+    raise ValueError(f"{path}: JSON, but not {wanted} {shape}; check path and format")
 
 
 def _read_entries(
@@ -321,10 +317,9 @@ def _read_table(path: Path, text: str, thumos: bool, keep_ambiguous: bool) -> li
             if row.get(column):
                 value = row[column] if column == "subset" else row.number(column)
                 if (earlier := getattr(video, column)) not in (None, value):
-                    raise ValueError(
-                        f"{row.where}: {column} of video {video_id!r} is {value}, an earlier line "
-                        f"says {earlier}; two videos with one id? correct one of them"
-                    )
+                    found = f"{column} of video {video_id!r} is {value}, an earlier line says"
+                    cure = "two videos with one id? correct one of them"
+                    raise ValueError(f"{row.where}: {found} {earlier}; {cure}")
                 news[column] = value
         label = row[text_of]
         given = label or any(row[n] for n in times)  # else a video without any action

@@ -63,8 +63,7 @@ def open_datasets(data: DataConfig, seed: int, run_dir: str | Path) -> Datasets:
     """Read (or, for a toy world, first render) the data of a run.
 
     Raises:
-        ValueError, FileNotFoundError: a path is missing, a file unreadable, or settings contradict
-            each other; says which setting.
+        ValueError, FileNotFoundError: a path is missing, a file unreadable, or settings contradict.
     """
     data = _with_world(data, seed, Path(run_dir))
     videos = read_annotations(data.annotations, video_dir=data.videos or None)
@@ -114,12 +113,9 @@ def _with_world(data: DataConfig, seed: int, run_dir: Path) -> DataConfig:
         raise ValueError(f"unknown toy world {data.preset!r}; known: {', '.join(worlds)}")
     if not (data.world and (folder / "manifest.json").exists()):
         write_world(folder, worlds[data.preset], seed)
-    return replace(
-        data,
-        annotations=str(folder / "annotations.json"),
-        videos=data.videos or str(folder / "videos"),
-        source=data.source or str(folder / "source.csv"),
-    )
+    videos = data.videos or str(folder / "videos")
+    source = data.source or str(folder / "source.csv")
+    return replace(data, annotations=str(folder / "annotations.json"), videos=videos, source=source)
 
 
 def open_reader(data: DataConfig) -> ClipReader:
@@ -158,10 +154,10 @@ def video_request(
 
 def fingerprint(items: Sequence[Video | TrimmedClip]) -> str:
     """Hash of what is trained on (names, labels, times), independent of where the files lie."""
-    rows = []
-    for item in items:
-        if isinstance(item, Video):
-            rows.append([item.id, [[s.start_s, s.end_s, s.label] for s in item.segments]])
-        else:
-            rows.append([item.path.name, item.label, item.start_s, item.end_s])
+    rows = [
+        [item.id, [[s.start_s, s.end_s, s.label] for s in item.segments]]
+        if isinstance(item, Video)
+        else [item.path.name, item.label, item.start_s, item.end_s]
+        for item in items
+    ]
     return hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:12]

@@ -49,15 +49,6 @@ class FeatureHeader:
     window_stride: int | None = None  # frames between snippets; 0 = they divide the whole video
     video: str | None = None  # id; old files have none, and may be of any video
 
-    def differences(self, found: "FeatureHeader") -> list[str]:
-        """One text for every field that `self` demands and `found` has otherwise."""
-        return [
-            f"{field.name} is {getattr(found, field.name)}, expected {wanted}"
-            for field in fields(self)
-            if (wanted := getattr(self, field.name)) is not None
-            and getattr(found, field.name) != wanted
-        ]
-
     def grid(self) -> Grid:
         """Where the T steps lie: in frames at the decoded (or resampled) rate, or evenly."""
         duration_s = self.num_frames / self.fps
@@ -113,7 +104,13 @@ def read_features(
     kinds = {"int | None": int, "float | None": float, "str | None": str}
     known = [field for field in fields(FeatureHeader) if field.name in metadata]
     header = FeatureHeader(**{f.name: kinds[str(f.type)](metadata[f.name]) for f in known})
-    if expect is not None and (differing := expect.differences(header)):
+    pairs = [(name, value, getattr(expect, name, None)) for name, value in vars(header).items()]
+    differing = [
+        f"{name} is {value}, expected {wanted}"
+        for name, value, wanted in pairs
+        if wanted is not None and value != wanted
+    ]
+    if differing:
         raise ValueError(f"{path}: made with other settings ({'; '.join(differing)}); {AGAIN}")
     return data, header
 
@@ -223,8 +220,7 @@ class FeatureStore:
 
         def read(video_id: str) -> Features:
             values = read_published(names[video_id], setting, video_id)
-            grid = published_grid(values.shape[1], setting, annotated[video_id])
-            return Features(values, grid)
+            return Features(values, published_grid(values.shape[1], setting, annotated[video_id]))
 
         return FeatureStore(folder, identity, known, absent, cure, read)
 
@@ -241,24 +237,22 @@ def published_grid(rows: int, setting: PublishedFeatures, video: Video) -> Grid:
     Raises:
         ValueError: no frame rate or duration is known, or the rows end elsewhere than the video.
     """
-    fps = setting.fps or video.fps
-    if not setting.stride:  # rows divide the video evenly, whatever its rate
+    stride, window, fps = setting.stride, setting.window, setting.fps or video.fps
+    if not stride:  # rows divide the video evenly, whatever its rate
         if not video.duration_s:
             raise ValueError(f"video {video.id}: its duration is not annotated; add duration_s")
         return Grid.whole(rows, video.duration_s)
     if not fps:
         raise ValueError(f"video {video.id}: frame rate unknown; set data.features.fps")
-    covered_s = ((rows - 1) * setting.stride + setting.window) / fps
+    covered_s = ((rows - 1) * stride + window) / fps
     duration_s = video.duration_s or covered_s
-    allowed = TOLERANCE * duration_s + 2 * max(setting.window, setting.stride) / fps
-    if abs(covered_s - duration_s) > allowed:
-        found = f"{rows} rows, {setting.stride} frames apart at {fps:g} frames a second"
-        raise ValueError(
-            f"video {video.id}: {found}, cover {covered_s:.1f} s, but {duration_s:.1f} s are "
-            "annotated; correct data.features.stride, .fps, or the annotation"
-        )
-    offset_s = (setting.window - setting.stride) / 2 / fps
-    return Grid.strided(rows, setting.stride, fps, round(duration_s * fps), offset_s)
+    if abs(covered_s - duration_s) > TOLERANCE * duration_s + 2 * max(window, stride) / fps:
+        found = f"{rows} rows, {stride} frames apart at {fps:g} frames a second, cover"
+        found += f" {covered_s:.1f} s, but {duration_s:.1f} s are annotated"
+        cure = "correct data.features.stride, .fps, or the annotation"
+        raise ValueError(f"video {video.id}: {found}; {cure}")
+    offset_s = (window - stride) / 2 / fps
+    return Grid.strided(rows, stride, fps, round(duration_s * fps), offset_s)
 
 
 def read_published(path: str | Path, setting: PublishedFeatures, video_id: str = "") -> Tensor:

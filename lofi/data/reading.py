@@ -12,6 +12,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from pathlib import Path
 from queue import LifoQueue
 from typing import Any, NamedTuple
@@ -193,17 +194,14 @@ def _read_frames(
 # ---------------------------------------------------------------------------- many clips
 
 
-class ClipReader:
+class ClipReader(AbstractContextManager):
     """Reads clips in parallel; `read` may be called from several threads at once.
 
     Args:
         workers: threads or processes that decode; 0 decodes in the calling thread.
         processes: decode in child processes (at least one). A file that crashes the decoder, or
             keeps it busy for longer than `limit_s`, becomes a `VideoError` and the others go on.
-        cache_bytes: memory for decoded frames, 0 = none; threads only.
-        limit_s: seconds a clip may take in a child process; threads cannot be stopped.
-    Raises:
-        ValueError: processes with a cache.
+        cache_bytes: memory for decoded frames, 0 = none; with processes a ValueError.
     """
 
     def __init__(
@@ -237,13 +235,10 @@ class ClipReader:
 
     def close(self) -> None:
         """End threads and processes; safe to repeat."""
-        if self._threads is not None:
+        if self._threads:
             self._threads.shutdown(cancel_futures=True)
         for child in self._children:
             child.kill()
-
-    def __enter__(self) -> "ClipReader":
-        return self
 
     def __exit__(self, *error) -> None:
         self.close()
