@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -47,8 +48,7 @@ class VideoInfo:
         return self.num_frames / self.fps
 
 
-@dataclass(frozen=True)
-class _Scan:
+class _Scan(NamedTuple):
     info: VideoInfo
     declared: int  # frames that the container promises, 0 = it does not say
     packets: int
@@ -90,9 +90,7 @@ def verify(path: str | Path) -> str | None:
 
 
 def decode_frames(
-    path: str | Path,
-    indices: Sequence[int] | np.ndarray,
-    size: tuple[int, int] | None = None,
+    path: str | Path, indices: Sequence[int] | np.ndarray, size: tuple[int, int] | None = None
 ) -> np.ndarray:
     """Decode chosen frames, each once, in one pass and one thread (fastest for small videos).
 
@@ -135,10 +133,9 @@ def decode_frames(
         asked = zip(np.isin(np.arange(unique[-1] + 1), unique), pictures)
         rows = [picture() for chosen, picture in asked if chosen]
         if len(rows) < len(unique):
-            raise VideoError(
-                f"{identity[0]}: {len(rows)} of {len(unique)} frames decoded (expected up to frame "
-                f"{unique[-1]}); download it again or leave it out"
-            )
+            found = f"{len(rows)} of {len(unique)} frames decoded"
+            cure = f"(expected up to frame {unique[-1]}); download it again or leave it out"
+            raise VideoError(f"{identity[0]}: {found} {cure}")
         frames = np.stack(rows)
     return frames if np.array_equal(unique, wanted) else frames[inverse]
 
