@@ -24,7 +24,8 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from lofi.config import Mode
-from lofi.data import Grid, Video
+from lofi.data.annotations import Video
+from lofi.data.snippets import Grid
 from lofi.encoders import Encoder, build_encoder, freeze_batch_norm
 from lofi.encoders.base import BatchNorm
 from lofi.fidelity import Fidelity

@@ -14,14 +14,13 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from pathlib import Path
-from queue import LifoQueue
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
 from lofi.data.annotations import TrimmedClip
-from lofi.data.isolated import Child
+from lofi.data.isolated import Children
 from lofi.data.snippets import (
     Augmentation,
     crop_of,
@@ -214,10 +213,7 @@ class ClipReader(AbstractContextManager):
         self.cache = FrameCache(cache_bytes)
         self.limit_s = limit_s
         self._infos: dict[str, VideoInfo] = {}
-        self._children = [Child() for _ in range(max(1, workers))] if processes else []
-        self._idle: LifoQueue[Child] = LifoQueue()
-        for child in self._children:
-            self._idle.put(child)
+        self._children = Children(max(1, workers)) if processes else None
         self._threads = ThreadPoolExecutor(workers) if workers else None
 
     def read(self, requests: Sequence[Request]) -> list[torch.Tensor | VideoError]:
@@ -237,8 +233,8 @@ class ClipReader(AbstractContextManager):
         """End threads and processes; safe to repeat."""
         if self._threads:
             self._threads.shutdown(cancel_futures=True)
-        for child in self._children:
-            child.kill()
+        if self._children is not None:
+            self._children.close()
 
     def __exit__(self, *error) -> None:
         self.close()
@@ -250,11 +246,10 @@ class ClipReader(AbstractContextManager):
             return error
 
     def _read_isolated(self, request: Request) -> torch.Tensor | VideoError:
-        child = self._idle.get()
         try:
             place, frames = _shared_tensor(request.shape)
             try:
-                info = child.call(_read_into, (request, place), self.limit_s)
+                info = self._children.call(_read_into, (request, place), self.limit_s)
             finally:
                 Path(place).unlink(missing_ok=True)  # the memory lives as long as the tensor
             self._infos[str(request.path)] = info
@@ -262,8 +257,6 @@ class ClipReader(AbstractContextManager):
         except VideoError as error:
             known = str(error).startswith(str(request.path))
             return error if known else VideoError(f"{request.path}: {error}; leave it out")
-        finally:
-            self._idle.put(child)
 
 
 def _shared_tensor(shape: tuple[int, ...]) -> tuple[str, torch.Tensor]:
