@@ -16,8 +16,8 @@ mAP the mean over the classes of the subset.  Quirks kept, because they move num
 
 Which videos count moves numbers too: by default all annotated videos of the subset
 ("official-4926"), so that a missing one costs recall; `available` adds the figures of those that
-could be had ("available-4728").  Numbers of different lists cannot be compared.
-`protocol_choices` shows why the same detections score 30 or 34.
+could be had ("available-4728").  Numbers of different lists cannot be compared; notebook 06 shows
+why the same detections score 30 or 34.
 
 THUMOS14 is evaluated by the same code, as in G-TAD: subset "test", tIoU 0.3 to 0.7, times as
 strings or numbers.  "Ambiguous" is no class and its segments are not there: a detection on one is
@@ -84,8 +84,9 @@ class Result:
     @property
     def protocol_string(self) -> str:
         """One line that two numbers must share to be comparable."""
-        first, last = self.tious[0], self.tious[-1]
-        tious = f"{first:g}:{last:g} ({len(self.tious)})" if len(self.tious) > 1 else f"{first:g}"
+        tious = f"{self.tious[0]:g}"
+        if len(self.tious) > 1:
+            tious += f":{self.tious[-1]:g} ({len(self.tious)})"
         order = {"file": "later in the file first", "numpy": "as numpy sorts"}[self.tie_order]
         return (
             f"{self.protocol}/{self.subset} {self.video_list} [{self.video_list_hash}], "
@@ -142,14 +143,14 @@ class DetectionResult(Result):
 
     def at(self, tiou: float) -> float:
         """mAP at one of the thresholds, e.g. 0.75."""
-        for threshold, value in zip(self.tious, self.map):
-            if abs(threshold - tiou) < 1e-6:
-                return value
-        raise ValueError(f"tIoU {tiou} was not evaluated; thresholds are {self.tious}")
+        near = [value for x, value in zip(self.tious, self.map) if abs(x - tiou) < 1e-6]
+        if not near:
+            raise ValueError(f"tIoU {tiou} was not evaluated; thresholds are {self.tious}")
+        return near[0]
 
     def __str__(self) -> str:
-        columns = self.tious if self.protocol == "thumos14" else (0.5, 0.75, 0.95)
-        shown = [t for t in columns if min(abs(t - x) for x in self.tious) < 1e-6]
+        shown = self.tious if self.protocol == "thumos14" else (0.5, 0.75, 0.95)
+        shown = [t for t in shown if min(abs(t - x) for x in self.tious) < 1e-6]
         values = " ".join(f"{100 * self.at(t):.2f}@{t:g}" for t in shown)
         notes = []
         if self.predictions and self.predictions_outside_subset == self.predictions:
@@ -251,89 +252,3 @@ def precision_recall_curve(
     hits[matches.rank[matches.row[matches.found.label[matches.row] == mine]]] = 1
     hits = np.cumsum(hits)
     return hits / matches.instances[mine], hits / np.arange(1, len(hits) + 1)
-
-
-# ---- one change of protocol a row ----
-
-
-@dataclass(frozen=True)
-class Choice:
-    """What one set of detections scores when one thing about the evaluation is changed."""
-
-    name: str
-    meaning: str
-    result: DetectionResult
-    change: float  # of average mAP against the first row
-
-
-def protocol_choices(
-    ground_truth: Any,
-    detections: Mapping[str, Any],
-    subset: str | None = None,
-    protocol: str = "activitynet",
-) -> tuple[Choice, ...]:
-    """Score the same segments under the choices that publications differ in.
-
-    The first source of classes, as it is, is the first row and what the others are compared with.
-
-    Args:
-        ground_truth, subset, protocol: as in `detection_map`.
-        detections: source of classes ("shared", "own", "oracle") -> its detections, in any form
-            that `detection_map` takes.
-    Raises:
-        ValueError: no source, or what `detection_map` raises.
-    """
-    if not detections:
-        raise ValueError("there are no detections; give at least one source, name -> detections")
-    rules, tious = rules_of(protocol, None)
-    truth = truth_table(ground_truth, subset or rules.subset, rules.ignore)
-    tables = {name: prediction_table(x, with_labels=True) for name, x in detections.items()}
-    source, found = next(iter(tables.items()))
-    # Fusion with video classes repeats every segment: keep the best copy, the first of equals.
-    order = np.lexsort((-found.scores, found.segments[:, 1], found.segments[:, 0], found.video))
-    keys = np.column_stack([found.video, found.segments])[order]
-    best = np.ones(len(order), bool)
-    best[1:] = (keys[1:] != keys[:-1]).any(axis=1)
-    rounded = found._replace(scores=np.round(found.scores, 4))
-    clean = _cleaned(truth)
-    repaired = found.without(set(truth.classes) - set(clean.classes))
-    changes = [
-        ("one class", "of every segment only the best class", truth,
-         found.select(np.sort(order[best]))),
-        ("scores to 4 decimals", "ties: the later in the file first", truth, rounded),
-        ("scores to 4 decimals, reversed", "ties: the earlier in the file first", truth,
-         rounded.select(np.arange(len(found.scores))[::-1])),
-        ("times to 0.1 s", "as G-TAD on THUMOS14", truth,
-         found._replace(segments=np.round(found.segments, 1))),
-        ("clean truth", "without duplicate and zero-length instances", clean, repaired),
-        ("available videos", "the others are left out", *restrict(truth, found, "auto")),
-    ]  # fmt: skip
-    rows = [(f"{name} classes", "as it is", truth, table) for name, table in tables.items()]
-    rows += [(name, f"{source}: {meaning}", *changed) for name, meaning, *changed in changes]
-    results = [
-        evaluate_tables(
-            *row, tious, protocol, list_name="available" if name == changes[-1][0] else "official"
-        )
-        for name, _, *row in rows
-    ]
-    base = results[0].average_map
-    return tuple(
-        Choice(name, meaning, result, result.average_map - base)
-        for (name, meaning, *_), result in zip(rows, results)
-    )
-
-
-def _cleaned(truth: Truth, tolerance_s: float = 1e-3) -> Truth:
-    """Without zero-length instances and without those that repeat an earlier one of their video
-    and class to within `tolerance_s` (ActionFormer's and OpenTAD's files are like that)."""
-    seen: dict[tuple[int, int], list[list[float]]] = {}
-    keep = np.zeros(len(truth.segments), bool)
-    keys = zip(truth.video.tolist(), truth.label.tolist())
-    for row, (key, (start, end)) in enumerate(zip(keys, truth.segments.tolist())):
-        mine = seen.setdefault(key, [])
-        keep[row] = end > start and not any(
-            abs(start - a) <= tolerance_s and abs(end - b) <= tolerance_s for a, b in mine
-        )
-        if keep[row]:
-            mine.append([start, end])
-    return truth.select(keep)

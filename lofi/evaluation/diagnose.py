@@ -5,23 +5,21 @@ Categories, their tIoU floor of 0.1, the buckets and normalised AP follow Alwass
 "Diagnosing Error in Temporal Action Detectors", ECCV 2018 (sections 4 to 6).
 """
 
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
+from itertools import product
 from typing import Any
 
 import numpy as np
 
 from lofi.evaluation.columns import Predictions, Truth, prediction_table, restrict, truth_table
 from lofi.evaluation.detection import DetectionResult, evaluate_tables, rules_of
-from lofi.evaluation.matching import Matches, tiou_of
+from lofi.evaluation.matching import Matches, ranks, tiou_of
 
 FLOOR = 0.1  # tIoU below which a detection has nothing to do with an instance
 CATEGORIES = (
-    "true positive",
-    "double detection",
-    "wrong label",
-    "localisation error",
-    "confusion",
-    "background",
+    *("true positive", "double detection", "wrong label", "localisation error"),
+    *("confusion", "background"),
 )
 RUNGS = {  # what is perfect -> what that means
     "labels": "every detection has the class of the instance it overlaps most",
@@ -64,19 +62,14 @@ class FalsePositiveProfile:
 
 @dataclass(frozen=True)
 class Bucket:
-    """Instances with a property in a range: recall (1 - recall = false-negative rate) and AP_N.
-
-    `normalised_map` is Alwassel's AP_N, mean over classes and tIoUs: only these instances are to
-    be found, detections of the others are ignored, and precision is taken as if every class had
-    the mean number of instances, so that buckets of different size can be compared.
-    """
+    """Instances with a property in a range; 1 - recall is their false-negative rate."""
 
     property: str
     name: str
     instances: int
     recall: tuple[float, ...]  # per tIoU
     average_recall: float
-    normalised_map: float
+    normalised_map: float  # Alwassel's AP_N, mean over classes and tIoUs: `_normalised_map`
 
 
 @dataclass(frozen=True)
@@ -127,39 +120,53 @@ class Diagnosis:
         return asdict(self) | {"result": self.result.to_json()}
 
     def __str__(self) -> str:
-        lines = [str(self.result), "", "if only ... were perfect   average mAP    gain"]
-        for r in self.ladder:
-            lines.append(f"  {r.name:24s} {100 * r.average_map:12.2f} {100 * r.gain:+7.2f}")
-        p = self.profile
-        lines += [
-            "",
-            f"top detections at tIoU {p.tiou:g}, in % (1, 2, ... 10 x instances of the class), "
-            "and mAP gained without them",
-        ]
-        for name, share in p.share.items():
-            gain = f" {100 * p.gain[name]:+8.2f}" if name in p.gain else ""
-            lines.append(f"  {name:20s}" + "".join(f" {100 * x:5.1f}" for x in share) + gain)
-        lines += ["", "instances, means over tIoUs       number   recall    AP_N"]
-        for b in self.sensitivity:
-            values = f"{100 * b.average_recall:8.2f} {100 * b.normalised_map:7.2f}"
-            lines.append(f"  {b.property:12s} {b.name:14s}    {b.instances:8d} {values}")
-        lines += ["", "weakest classes                 instances   recall      AP"]
-        for c in sorted(self.classes, key=lambda c: c.average_ap)[:5]:
-            numbers = f"{c.instances:8d} {100 * c.average_recall:8.2f} {100 * c.average_ap:7.2f}"
-            lines.append(f"  {c.name[:30]:30s} {numbers}")
+        profile, missing = self.profile, self.missing
+        lines = [str(self.result)]
+        lines += _table(
+            "if only ... were perfect   average mAP    gain",
+            "  {:24s} {:12.2f} {:+7.2f}",
+            ((r.name, r.average_map, r.gain) for r in self.ladder),
+        )
+        gains = {name: f" {100 * gain:+8.2f}" for name, gain in profile.gain.items()}
+        lines += _table(
+            f"top detections at tIoU {profile.tiou:g}, in % (1, 2, ... 10 x instances of the "
+            "class), and mAP gained without them",
+            "  {:20s}" + " {:5.1f}" * len(profile.multiples) + "{}",
+            ((name, *share, gains.get(name, "")) for name, share in profile.share.items()),
+        )
+        lines += _table(
+            "instances, means over tIoUs       number   recall    AP_N",
+            "  {:12s} {:14s}    {:8d} {:8.2f} {:7.2f}",
+            ((b.property, b.name, b.instances, b.average_recall, b.normalised_map)
+             for b in self.sensitivity),
+        )  # fmt: skip
+        lines += _table(
+            "weakest classes                 instances   recall      AP",
+            "  {:30.30s} {:8d} {:8.2f} {:7.2f}",
+            ((c.name, c.instances, c.average_recall, c.average_ap)
+             for c in sorted(self.classes, key=lambda c: c.average_ap)[:5]),
+        )  # fmt: skip
         if self.grid:
             tious = " ".join(f"{t:g}" for t in self.result.tious)
-            lines += ["", f"best recall of the anchor grid at tIoU {tious}"]
-        for g in self.grid:
-            size = f"L = {g.snippets}{' with video end' if g.include_video_end else ''}"
-            lines.append(f"  {size:24s} " + " ".join(f"{100 * x:6.2f}" for x in g.recall))
-        if self.missing.videos:
+            lines += _table(
+                f"best recall of the anchor grid at tIoU {tious}",
+                "  L = {:<20s}" + " {:6.2f}" * len(self.result.tious),
+                ((f"{g.snippets}{' with video end' * g.include_video_end}", *g.recall)
+                 for g in self.grid),
+            )  # fmt: skip
+        if missing.videos:
             lines += [
                 "",
-                f"{len(self.missing.videos)} videos with {self.missing.instances} instances have "
-                f"no detection; mAP without them {100 * self.missing.average_map_without_them:.2f}",
+                f"{len(missing.videos)} videos with {missing.instances} instances have no "
+                f"detection; mAP without them {100 * missing.average_map_without_them:.2f}",
             ]
         return "\n".join(lines)
+
+
+def _table(title: str, layout: str, rows: Iterable[tuple]) -> list[str]:
+    """Lines of a table, a `layout` per row; fractions (all floats) are shown in percent."""
+    percent = ((100 * x if isinstance(x, float) else x for x in row) for row in rows)
+    return ["", title, *(layout.format(*row) for row in percent)]
 
 
 def diagnose(
@@ -207,13 +214,12 @@ def diagnose(
         tuple(ladder),
         _profile(matches, category, profile_tiou),
         _sensitivity(matches, recalled),
-        _class_errors(matches, category, recalled, np.array(result.ap)),
+        _class_errors(matches, category, recalled, result),
         tuple(
             GridRecall(size, end, grid_recall(truth, size, thresholds, end))
-            for size in sizes
-            for end in (False, True)
+            for size, end in product(sizes, (False, True))
         ),
-        _missing(truth, found, matches),
+        _missing(found, matches),
     )
 
 
@@ -227,9 +233,8 @@ class Nearest:
         truth, found, video = matches.truth, matches.found, matches.video
         by_video = np.argsort(truth.video, kind="stable")
         counts = np.bincount(truth.video, minlength=len(truth.videos) + 1)  # last: not there
-        lengths = counts[video]
-        owner = np.repeat(np.arange(len(video)), lengths)
-        place = np.arange(len(owner)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+        owner = np.repeat(np.arange(len(video)), counts[video])  # of each pair in one video
+        place = ranks(np.arange(len(owner)), counts[video])
         rows = by_video[(np.cumsum(counts) - counts)[video][owner] + place]
         tiou = tiou_of(found.segments.T[:, owner], truth.segments.T[:, rows])
         tiou = np.nan_to_num(tiou, nan=1.0)  # 0/0 counts as a match
@@ -295,9 +300,7 @@ def _profile(matches: Matches, category: np.ndarray, tiou: float) -> FalsePositi
     multiples = tuple(range(1, 11))
     instances = matches.instances[matches.found.label]
     best = [category[matches.rank < multiple * instances] for multiple in multiples]
-    counts = np.stack([np.bincount(mine, minlength=len(CATEGORIES)) for mine in best], axis=1)
-    shares = counts / np.maximum(counts.sum(axis=0), 1)
-    share = dict(zip(CATEGORIES, map(tuple, shares.tolist())))
+    shares = np.stack([_shares(mine) for mine in best], axis=1)
 
     def map_of(rows: np.ndarray) -> float:
         part = Matches(matches.truth, matches.found.select(rows), np.array([tiou]))
@@ -305,7 +308,13 @@ def _profile(matches: Matches, category: np.ndarray, tiou: float) -> FalsePositi
 
     base = map_of(category >= 0)
     gain = {name: map_of(category != i) - base for i, name in enumerate(CATEGORIES) if i}
+    share = dict(zip(CATEGORIES, map(tuple, shares.tolist())))
     return FalsePositiveProfile(tiou, multiples, share, gain)
+
+
+def _shares(category: np.ndarray) -> np.ndarray:
+    """(categories,) fraction of each; 0 where there is nothing at all."""
+    return np.bincount(category, minlength=len(CATEGORIES)) / max(len(category), 1)
 
 
 def _sensitivity(matches: Matches, recalled: np.ndarray) -> tuple[Bucket, ...]:
@@ -336,8 +345,9 @@ def _sensitivity(matches: Matches, recalled: np.ndarray) -> tuple[Bucket, ...]:
 def _normalised_map(matches: Matches, inside: np.ndarray) -> float:
     """Mean AP_N of the instances `inside` (G,), over their classes and all thresholds.
 
-    Normalised precision R N / (R N + F) with recall R, false positives F so far, and N the mean
-    number of instances of a class of the subset (Alwassel et al., section 5).
+    Only these are to be found, detections of the others are ignored. Precision is taken as if every
+    class had N instances, the mean of the subset, so that buckets of different size can be
+    compared: R N / (R N + F) with recall R, false positives F so far (Alwassel et al., section 5).
     """
     truth, mean = matches.truth, float(matches.instances.mean())
     wanted = np.bincount(truth.label[inside], minlength=len(truth.classes))
@@ -360,42 +370,30 @@ def _normalised_map(matches: Matches, inside: np.ndarray) -> float:
 
 
 def _class_errors(
-    matches: Matches, category: np.ndarray, recalled: np.ndarray, ap: np.ndarray
+    matches: Matches, category: np.ndarray, recalled: np.ndarray, result: DetectionResult
 ) -> tuple[ClassErrors, ...]:
-    """A row a class, in the order of the truth. `ap`: (classes, T)."""
-    truth, label = matches.truth, matches.found.label
-    recall = recalled.mean(axis=0)
+    """A row a class, in the order of the truth."""
+    label, recall = matches.found.label, recalled.mean(axis=0)
     rows = []
-    for c, name in enumerate(truth.classes):
-        best = category[(label == c) & (matches.rank < matches.instances[c])]
-        counts = np.bincount(best, minlength=len(CATEGORIES)) / max(len(best), 1)
-        rows.append(
-            ClassErrors(
-                name,
-                int(matches.instances[c]),
-                int(matches.sizes[c]),
-                float(ap[c].mean()),
-                float(recall[truth.label == c].mean()),
-                dict(zip(CATEGORIES, counts.tolist())),
-            )
-        )
+    for c, name in enumerate(result.classes):
+        instances = int(matches.instances[c])
+        shares = _shares(category[(label == c) & (matches.rank < instances)])
+        means = float(np.mean(result.ap[c])), float(recall[matches.truth.label == c].mean())
+        share = dict(zip(CATEGORIES, shares.tolist()))
+        rows.append(ClassErrors(name, instances, int(matches.sizes[c]), *means, share))
     return tuple(rows)
 
 
-def _missing(truth: Truth, found: Predictions, matches: Matches) -> MissingVideos:
-    seen = np.zeros(len(truth.videos), bool)
-    seen[matches.video[matches.video >= 0]] = True
-    names = np.array(truth.videos, object)
-    average = float("nan")
+def _missing(found: Predictions, matches: Matches) -> MissingVideos:
+    truth, video = matches.truth, matches.video
+    seen = np.isin(np.arange(len(truth.videos)), video)
+    names, average = np.array(truth.videos, object), float("nan")
     if seen.any():
         fewer = restrict(truth, found, names[seen])
         average = float(Matches(*fewer, matches.tious).average_precision().mean())
-    return MissingVideos(
-        tuple(names[~seen]),
-        int((~seen[truth.video]).sum()),
-        average,
-        tuple(sorted({found.videos[v] for v in np.unique(found.video[matches.video < 0])})),
-    )
+    unknown = {found.videos[v] for v in np.unique(found.video[video < 0])}
+    instances = int((~seen[truth.video]).sum())
+    return MissingVideos(tuple(names[~seen]), instances, average, tuple(sorted(unknown)))
 
 
 def grid_recall(
@@ -414,15 +412,14 @@ def grid_segments(
     The best start is one of the two grid lines around the instance's start, likewise the end.
     """
     last = snippets if include_video_end else snippets - 1
-    duration = truth.durations[truth.video]
-    unit = np.clip(truth.segments / duration[:, None], 0.0, 1.0)
+    duration = truth.durations[truth.video][:, None]
+    unit = np.clip(truth.segments / duration, 0.0, 1.0)
     best, cells = np.zeros(len(unit)), np.zeros((len(unit), 2))
-    for round_start in (np.floor, np.ceil):
-        for round_end in (np.floor, np.ceil):
-            start = np.clip(round_start(unit[:, 0] * snippets), 0, last - 1)
-            end = np.clip(round_end(unit[:, 1] * snippets), 1, last)
-            cell = np.stack([start, end], axis=1) / snippets
-            tiou = np.where(end > start, np.nan_to_num(tiou_of(unit.T, cell.T)), 0.0)
-            better = tiou > best
-            best[better], cells[better] = tiou[better], cell[better]
-    return cells * duration[:, None], best
+    for round_start, round_end in product((np.floor, np.ceil), repeat=2):
+        start = np.clip(round_start(unit[:, 0] * snippets), 0, last - 1)
+        end = np.clip(round_end(unit[:, 1] * snippets), 1, last)
+        cell = np.stack([start, end], axis=1) / snippets
+        tiou = np.where(end > start, np.nan_to_num(tiou_of(unit.T, cell.T)), 0.0)
+        better = tiou > best
+        best[better], cells[better] = tiou[better], cell[better]
+    return cells * duration, best

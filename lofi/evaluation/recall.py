@@ -94,14 +94,12 @@ def _evaluate(
     order, sizes = best_first(group, found.scores, num_videos + 1, SORTS[tie_order])
     counts = sizes[:-1]
     kept = np.minimum((counts * ratio).astype(np.int64), counts)
-    order = order[: counts.sum()]
-    if (kept < counts).any():
-        starts = np.cumsum(counts) - counts
-        order = order[np.arange(len(order)) < np.repeat(starts + kept, counts)]
+    rank = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+    order = order[: counts.sum()][rank < np.repeat(kept, counts)]
     first = _first_ranks(truth, found.segments, order, kept, thresholds)
 
     steps = np.arange(1, STEPS + 1) / 100.0 * (average * float(num_videos) / max(kept.sum(), 1))
-    recall = _recalled(truth, first, kept, steps) / len(truth.segments)
+    recall = _recalled(kept[truth.video], first, steps) / len(truth.segments)
     axis = steps * (float(kept.sum()) / num_videos)
     curve = recall.mean(axis=0)
     area = float(np.sum((axis[1:] - axis[:-1]) * (curve[1:] + curve[:-1]) / 2.0))
@@ -125,13 +123,10 @@ def _first_ranks(
 ) -> np.ndarray:
     """(T, G) rank of the first kept proposal that recalls each ground truth, huge if none does.
 
-    Args:
-        order: rows of the kept proposals, by video, best first.
-        kept: (videos,) how many each has.
+    `order` lists the kept proposals by video, best first, and `kept` (videos,) how many each has.
     """
     lengths = kept[truth.video]  # proposals facing each ground truth
     offset = (np.cumsum(kept) - kept)[truth.video]  # place in `order` of the first of them
-    start, end = segments.T
     rising = np.sort(tious)
     first = np.full((len(lengths), len(tious) + 1), np.iinfo(np.int64).max)
     for size in np.unique(lengths[lengths > 0]).tolist():  # those that face as many together
@@ -139,7 +134,7 @@ def _first_ranks(
         for low in range(0, len(facing), block):
             mine = facing[low : low + block]
             row = order[offset[mine, None] + np.arange(size)]
-            tiou = tiou_of(truth.segments.T[:, mine, None], (start[row], end[row]))
+            tiou = tiou_of(truth.segments.T[:, mine, None], segments.T[:, row])
             best = np.maximum.accumulate(np.fmax(tiou, 0.0, out=tiou), axis=1)  # NaN becomes 0
             better = best >= rising[0]
             better[:, 1:] &= best[:, 1:] > best[:, :-1]  # only these can be the first to reach
@@ -152,11 +147,11 @@ def _first_ranks(
     return first[:, 1:].T[np.searchsorted(rising, tious)]
 
 
-def _recalled(truth: Truth, first: np.ndarray, kept: np.ndarray, steps: np.ndarray) -> np.ndarray:
-    """(T, steps) number of ground truths recalled when each video may use a share of its kept."""
+def _recalled(facing: np.ndarray, first: np.ndarray, steps: np.ndarray) -> np.ndarray:
+    """(T, steps) number of ground truths recalled when each video may use a share of its kept,
+    of which `facing` (G,) face each ground truth."""
     recalled = np.zeros((len(first), len(steps) + 1), np.int64)
-    facing = kept[truth.video]
-    for size in np.unique(kept).tolist():
+    for size in np.unique(facing).tolist():
         used = np.minimum((size * steps).astype(np.int64), size)  # never falls from step to step
         needed = np.searchsorted(used, first[:, facing == size], "right")  # first step that has it
         for t, row in enumerate(needed):
