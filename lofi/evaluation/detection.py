@@ -52,8 +52,11 @@ PROTOCOLS = {
 SORTS = {"file": "stable", "numpy": None}  # tie_order -> kind of numpy's argsort
 
 
-def rules_of(protocol: str, tious: Any, tie_order: str = "file") -> tuple[Protocol, np.ndarray]:
-    """A protocol by name, and the thresholds to use (its own when `tious` is None)."""
+def load(
+    ground_truth: Any, predictions: Any, tious: Any, subset: str | None, protocol: str,
+    tie_order: str = "file", with_labels: bool = True,
+) -> tuple[Truth, Predictions, np.ndarray]:  # fmt: skip
+    """Both tables and the thresholds, by the rules of a protocol; see `detection_map`."""
     if protocol not in PROTOCOLS:
         raise ValueError(f"protocol {protocol!r} is unknown; choose one of {', '.join(PROTOCOLS)}")
     if tie_order not in SORTS:
@@ -62,7 +65,8 @@ def rules_of(protocol: str, tious: Any, tie_order: str = "file") -> tuple[Protoc
     thresholds = np.array(rules.tious if tious is None else tious, np.float64).reshape(-1)
     if not len(thresholds) or not ((thresholds > 0) & (thresholds <= 1)).all():
         raise ValueError(f"tious are {thresholds.tolist()}; expected numbers in (0, 1]")
-    return rules, thresholds
+    truth = truth_table(ground_truth, subset or rules.subset, rules.ignore)
+    return truth, prediction_table(predictions, with_labels), thresholds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,14 +169,9 @@ class DetectionResult(Result):
 
 
 def detection_map(
-    ground_truth: Any,
-    detections: Any,
-    tious: Any = None,
-    subset: str | None = None,
-    protocol: str = "activitynet",
-    tie_order: str = "file",
-    available: Any = None,
-) -> DetectionResult:
+    ground_truth: Any, detections: Any, tious: Any = None, subset: str | None = None,
+    protocol: str = "activitynet", tie_order: str = "file", available: Any = None,
+) -> DetectionResult:  # fmt: skip
     """Compute mAP.
 
     Args:
@@ -189,33 +188,25 @@ def detection_map(
         ValueError: unknown protocol, empty subset, malformed input, a label that the subset does
             not have (names it and its video).
     """
-    rules, thresholds = rules_of(protocol, tious, tie_order)
-    truth = truth_table(ground_truth, subset or rules.subset, rules.ignore)
-    found = prediction_table(detections, with_labels=True)
-    result = evaluate_tables(truth, found, thresholds, protocol, tie_order)
+    truth, found, tious = load(ground_truth, detections, tious, subset, protocol, tie_order)
+    result = evaluate(Matches(truth, found, tious, SORTS[tie_order]), protocol, tie_order)
     if available is None:
         return result
-    fewer = restrict(truth, found, available)
-    part = evaluate_tables(*fewer, thresholds, protocol, tie_order, "available")
-    return replace(result, available=part)
+    fewer = Matches(*restrict(truth, found, available), tious, SORTS[tie_order])
+    return replace(result, available=evaluate(fewer, protocol, tie_order, "available"))
 
 
-def evaluate_tables(
-    truth: Truth,
-    found: Predictions,
-    tious: np.ndarray,
-    protocol: str = "activitynet",
-    tie_order: str = "file",
-    list_name: str = "official",
+def evaluate(
+    matches: Matches, protocol: str, tie_order: str = "file", list_name: str = "official"
 ) -> DetectionResult:
-    """`detection_map` of tables that are there already."""
-    matches = Matches(truth, found, tious, SORTS[tie_order])
+    """The result of what is matched already."""
+    truth, found = matches.truth, matches.found
     ap = matches.average_precision()
     maps = ap.mean(axis=1)
     covered = {found.videos[v] for v in np.flatnonzero(np.bincount(found.video)).tolist()}
     return DetectionResult(
         protocol=protocol,
-        tious=tuple(tious.tolist()),
+        tious=tuple(matches.tious.tolist()),
         tie_order=tie_order,
         map=tuple(maps.tolist()),
         average_map=float(maps.mean()),
@@ -231,22 +222,17 @@ def evaluate_tables(
 
 
 def precision_recall_curve(
-    ground_truth: Any,
-    detections: Any,
-    label: str,
-    tiou: float = 0.5,
-    subset: str | None = None,
+    ground_truth: Any, detections: Any, label: str, tiou: float = 0.5, subset: str | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
     """(recall, precision), (n,) each, after every detection of one class, best score first.
 
     The area under the envelope of these points is the class's AP at this tIoU. Inputs as in
     `detection_map`; ValueError when the subset does not have the class.
     """
-    rules, thresholds = rules_of("activitynet", [tiou])
-    truth = truth_table(ground_truth, subset or rules.subset)
+    truth, found, tious = load(ground_truth, detections, [tiou], subset, "activitynet")
     if label not in truth.classes:
         raise ValueError(f"class {label!r} is not in subset {truth.subset!r}: {truth.classes}")
-    matches = Matches(truth, prediction_table(detections, with_labels=True), thresholds)
+    matches = Matches(truth, found, tious)
     mine = truth.classes.index(label)
     hits = np.zeros(matches.sizes[mine])
     hits[matches.rank[matches.row[matches.found.label[matches.row] == mine]]] = 1

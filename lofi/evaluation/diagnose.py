@@ -5,15 +5,14 @@ Categories, their tIoU floor of 0.1, the buckets and normalised AP follow Alwass
 "Diagnosing Error in Temporal Action Detectors", ECCV 2018 (sections 4 to 6).
 """
 
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from itertools import product
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from lofi.evaluation.columns import Predictions, Truth, prediction_table, restrict, truth_table
-from lofi.evaluation.detection import DetectionResult, evaluate_tables, rules_of
+from lofi.evaluation.columns import Predictions, Truth, prediction_table, restrict
+from lofi.evaluation.detection import DetectionResult, evaluate, load
 from lofi.evaluation.matching import Matches, ranks, tiou_of
 
 FLOOR = 0.1  # tIoU below which a detection has nothing to do with an instance
@@ -120,65 +119,41 @@ class Diagnosis:
         return asdict(self) | {"result": self.result.to_json()}
 
     def __str__(self) -> str:
-        profile, missing = self.profile, self.missing
-        lines = [str(self.result)]
-        lines += _table(
-            "if only ... were perfect   average mAP    gain",
-            "  {:24s} {:12.2f} {:+7.2f}",
-            ((r.name, r.average_map, r.gain) for r in self.ladder),
-        )
-        gains = {name: f" {100 * gain:+8.2f}" for name, gain in profile.gain.items()}
-        lines += _table(
-            f"top detections at tIoU {profile.tiou:g}, in % (1, 2, ... 10 x instances of the "
-            "class), and mAP gained without them",
-            "  {:20s}" + " {:5.1f}" * len(profile.multiples) + "{}",
-            ((name, *share, gains.get(name, "")) for name, share in profile.share.items()),
-        )
-        lines += _table(
-            "instances, means over tIoUs       number   recall    AP_N",
-            "  {:12s} {:14s}    {:8d} {:8.2f} {:7.2f}",
-            ((b.property, b.name, b.instances, b.average_recall, b.normalised_map)
-             for b in self.sensitivity),
-        )  # fmt: skip
-        lines += _table(
-            "weakest classes                 instances   recall      AP",
-            "  {:30.30s} {:8d} {:8.2f} {:7.2f}",
-            ((c.name, c.instances, c.average_recall, c.average_ap)
-             for c in sorted(self.classes, key=lambda c: c.average_ap)[:5]),
-        )  # fmt: skip
+        lines = [str(self.result), "", "if only ... were perfect   average mAP    gain"]
+        for r in self.ladder:
+            lines += [f"  {r.name:24s} {100 * r.average_map:12.2f} {100 * r.gain:+7.2f}"]
+        p = self.profile
+        lines += ["", f"top detections at tIoU {p.tiou:g}, in % (1, 2, ... 10 x instances of the "
+                  "class), and mAP gained without them"]  # fmt: skip
+        for name, share in p.share.items():
+            gain = f" {100 * p.gain[name]:+8.2f}" if name in p.gain else ""
+            lines += [f"  {name:20s}" + "".join(f" {100 * x:5.1f}" for x in share) + gain]
+        lines += ["", "instances, means over tIoUs       number   recall    AP_N"]
+        for b in self.sensitivity:
+            values = f"{100 * b.average_recall:8.2f} {100 * b.normalised_map:7.2f}"
+            lines += [f"  {b.property:12s} {b.name:14s}    {b.instances:8d} {values}"]
+        lines += ["", "weakest classes                 instances   recall      AP"]
+        for c in sorted(self.classes, key=lambda c: c.average_ap)[:5]:
+            values = f"{100 * c.average_recall:8.2f} {100 * c.average_ap:7.2f}"
+            lines += [f"  {c.name:30.30s} {c.instances:8d} {values}"]
         if self.grid:
             tious = " ".join(f"{t:g}" for t in self.result.tious)
-            lines += _table(
-                f"best recall of the anchor grid at tIoU {tious}",
-                "  L = {:<20s}" + " {:6.2f}" * len(self.result.tious),
-                ((f"{g.snippets}{' with video end' * g.include_video_end}", *g.recall)
-                 for g in self.grid),
-            )  # fmt: skip
-        if missing.videos:
-            lines += [
-                "",
-                f"{len(missing.videos)} videos with {missing.instances} instances have no "
-                f"detection; mAP without them {100 * missing.average_map_without_them:.2f}",
-            ]
+            lines += ["", f"best recall of the anchor grid at tIoU {tious}"]
+        for g in self.grid:
+            size = f"L = {g.snippets}{' with video end' if g.include_video_end else ''}"
+            lines += [f"  {size:24s} " + " ".join(f"{100 * x:6.2f}" for x in g.recall)]
+        m = self.missing
+        if m.videos:
+            lines += ["", f"{len(m.videos)} videos with {m.instances} instances have no detection; "
+                      f"mAP without them {100 * m.average_map_without_them:.2f}"]  # fmt: skip
         return "\n".join(lines)
 
 
-def _table(title: str, layout: str, rows: Iterable[tuple]) -> list[str]:
-    """Lines of a table, a `layout` per row; fractions (all floats) are shown in percent."""
-    percent = ((100 * x if isinstance(x, float) else x for x in row) for row in rows)
-    return ["", title, *(layout.format(*row) for row in percent)]
-
-
 def diagnose(
-    ground_truth: Any,
-    detections: Any,
-    tious: Any = None,
-    subset: str | None = None,
-    protocol: str = "activitynet",
-    snippets: tuple[int, ...] = (25, 50, 100),
-    profile_tiou: float = 0.5,
-    unsuppressed: Any = None,
-) -> Diagnosis:
+    ground_truth: Any, detections: Any, tious: Any = None, subset: str | None = None,
+    protocol: str = "activitynet", snippets: tuple[int, ...] = (25, 50, 100),
+    profile_tiou: float = 0.5, unsuppressed: Any = None,
+) -> Diagnosis:  # fmt: skip
     """Evaluate and explain.
 
     Args:
@@ -188,92 +163,89 @@ def diagnose(
         unsuppressed: the same detections before suppression; adds two rungs, what they score
             without any, and with the best one possible.
     """
-    rules, thresholds = rules_of(protocol, tious)
-    truth = truth_table(ground_truth, subset or rules.subset, rules.ignore)
-    found = prediction_table(detections, with_labels=True)
-    result = evaluate_tables(truth, found, thresholds, protocol)
-    matches = Matches(truth, found, thresholds)
-    near = Nearest(matches)
-    changes = _perfected(matches, near)
+    truth, found, tious = load(ground_truth, detections, tious, subset, protocol)
+    matches = Matches(truth, found, tious)
+    result = evaluate(matches, protocol)
+    nearest, own = _nearest(matches), _nearest(matches, own_class=True)
+    changes = _perfected(matches, nearest, own)
     if unsuppressed is not None:
-        before = Matches(truth, prediction_table(unsuppressed, with_labels=True), thresholds)
+        before = Matches(truth, prediction_table(unsuppressed, with_labels=True), tious)
         changes["no suppression"] = before.found
-        changes["best suppression"] = _best_of_each(before.found, Nearest(before))
+        changes["best suppression"] = _best_of_each(before.found, _nearest(before, own_class=True))
     ladder = []
     for name, changed in changes.items():
-        maps = Matches(truth, changed, thresholds).average_precision().mean(axis=1)
+        maps = Matches(truth, changed, tious).average_precision().mean(axis=1)
         average = float(maps.mean())
-        gain = average - result.average_map
-        ladder.append(Rung(name, RUNGS[name], tuple(maps.tolist()), average, gain))
-    category = _categories(matches, near, profile_tiou)
-    recalled = np.zeros((len(thresholds), len(truth.segments)), bool)
+        numbers = tuple(maps.tolist()), average, average - result.average_map
+        ladder.append(Rung(name, RUNGS[name], *numbers))
+    category = _categories(matches, nearest, own, profile_tiou)
+    recalled = np.zeros((len(tious), len(truth.segments)), bool)
     recalled[matches.level, matches.hit] = True
     sizes = snippets if np.isfinite(truth.durations).all() else ()
+    grid = []
+    for size, end in product(sizes, (False, True)):
+        best = grid_segments(truth, size, end)[1]
+        grid.append(GridRecall(size, end, tuple(float((best >= t).mean()) for t in tious)))
     return Diagnosis(
         result,
         tuple(ladder),
         _profile(matches, category, profile_tiou),
         _sensitivity(matches, recalled),
         _class_errors(matches, category, recalled, result),
-        tuple(
-            GridRecall(size, end, grid_recall(truth, size, thresholds, end))
-            for size, end in product(sizes, (False, True))
-        ),
+        tuple(grid),
         _missing(found, matches),
     )
 
 
-class Nearest:
-    """The instance that every detection overlaps most: row (N,) of it, -1 = none, and tIoU (N,).
+class Nearest(NamedTuple):
+    """The instance that every detection overlaps most."""
 
-    `any_row`, `any_tiou`: of whatever class; `own_row`, `own_tiou`: of the detection's class.
-    """
-
-    def __init__(self, matches: Matches) -> None:
-        truth, found, video = matches.truth, matches.found, matches.video
-        by_video = np.argsort(truth.video, kind="stable")
-        counts = np.bincount(truth.video, minlength=len(truth.videos) + 1)  # last: not there
-        owner = np.repeat(np.arange(len(video)), counts[video])  # of each pair in one video
-        place = ranks(np.arange(len(owner)), counts[video])
-        rows = by_video[(np.cumsum(counts) - counts)[video][owner] + place]
-        tiou = tiou_of(found.segments.T[:, owner], truth.segments.T[:, rows])
-        tiou = np.nan_to_num(tiou, nan=1.0)  # 0/0 counts as a match
-        own = np.where(truth.label[rows] == found.label[owner], tiou, -1.0)
-
-        def best(tiou: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-            order = np.lexsort((-tiou, owner))
-            first = order[np.flatnonzero(np.diff(owner[order], prepend=-1))]
-            good = first[tiou[first] > 0]
-            row, value = np.full(len(video), -1), np.zeros(len(video))
-            row[owner[good]], value[owner[good]] = rows[good], tiou[good]
-            return row, value
-
-        self.any_row, self.any_tiou = best(tiou)
-        self.own_row, self.own_tiou = best(own)
+    row: np.ndarray  # (N,), -1 = none
+    tiou: np.ndarray  # (N,)
 
 
-def _perfected(matches: Matches, near: Nearest) -> dict[str, Predictions]:
+def _nearest(matches: Matches, own_class: bool = False) -> Nearest:
+    """Among the instances of every class, or of the detection's own."""
+    truth, found, video = matches.truth, matches.found, matches.video
+    by_video = np.argsort(truth.video, kind="stable")
+    counts = np.bincount(truth.video, minlength=len(truth.videos) + 1)  # last: not there
+    owner = np.repeat(np.arange(len(video)), counts[video])  # of each pair in one video
+    place = ranks(np.arange(len(owner)), counts[video])
+    rows = by_video[(np.cumsum(counts) - counts)[video][owner] + place]
+    tiou = tiou_of(found.segments.T[:, owner], truth.segments.T[:, rows])
+    tiou = np.nan_to_num(tiou, nan=1.0)  # 0/0 counts as a match
+    if own_class:
+        tiou[truth.label[rows] != found.label[owner]] = -1.0
+    order = np.lexsort((-tiou, owner))
+    first = order[np.flatnonzero(np.diff(owner[order], prepend=-1))]
+    first = first[tiou[first] > 0]
+    nearest = Nearest(np.full(len(video), -1), np.zeros(len(video)))
+    nearest.row[owner[first]], nearest.tiou[owner[first]] = rows[first], tiou[first]
+    return nearest
+
+
+def _perfected(matches: Matches, nearest: Nearest, own: Nearest) -> dict[str, Predictions]:
     """The detections with one thing perfect, by the names of `RUNGS`."""
     truth, found = matches.truth, matches.found
-    close = near.own_tiou >= FLOOR
-    labels = np.where(near.any_row >= 0, truth.label[near.any_row], found.label)
-    segments = np.where(close[:, None], truth.segments[near.own_row], found.segments)
+    close = own.tiou >= FLOOR
+    labels = np.where(nearest.row >= 0, truth.label[nearest.row], found.label)
+    segments = np.where(close[:, None], truth.segments[own.row], found.segments)
     return {
         "labels": found._replace(label=labels),
         "boundaries": found._replace(segments=segments),
-        "scores": found._replace(scores=near.own_tiou),
-        "suppression": _best_of_each(found, near),
+        "scores": found._replace(scores=own.tiou),
+        "suppression": _best_of_each(found, own),
         "rejection": found.select(close),
     }
 
 
-def _best_of_each(found: Predictions, near: Nearest) -> Predictions:
+def _best_of_each(found: Predictions, own: Nearest) -> Predictions:
     """Of all detections close to an instance of their class only the one that overlaps it most,
     with the highest score of them; those close to none stay."""
-    close = near.own_tiou >= FLOOR
-    candidates = np.flatnonzero(close)
-    order = candidates[np.lexsort((-near.own_tiou[candidates], near.own_row[candidates]))]
-    first = np.flatnonzero(np.diff(near.own_row[order], prepend=-1))
+    close = own.tiou >= FLOOR
+    order = np.lexsort((-own.tiou, own.row))
+    order = order[close[order]]
+    first = np.flatnonzero(np.diff(own.row[order], prepend=-1))
     kept, scores = ~close, found.scores.copy()
     kept[order[first]] = True
     if len(first):
@@ -281,18 +253,12 @@ def _best_of_each(found: Predictions, near: Nearest) -> Predictions:
     return found._replace(scores=scores).select(kept)
 
 
-def _categories(matches: Matches, near: Nearest, tiou: float) -> np.ndarray:
-    """(N,) index into `CATEGORIES` of every prediction at one threshold."""
-    category = np.full(len(matches.video), CATEGORIES.index("background"))
-    for name, where in (
-        ("confusion", near.any_tiou >= FLOOR),
-        ("localisation error", near.own_tiou >= FLOOR),
-        ("wrong label", (near.any_tiou >= tiou) & (near.own_tiou < tiou)),
-        ("double detection", near.own_tiou >= tiou),
-        ("true positive", matches.at(np.array([tiou]))[1]),
-    ):
-        category[where] = CATEGORIES.index(name)
-    return category
+def _categories(matches: Matches, nearest: Nearest, own: Nearest, tiou: float) -> np.ndarray:
+    """(N,) index into `CATEGORIES` of every prediction at one threshold: the first that is true."""
+    true = np.zeros(len(matches.video), bool)
+    true[matches.at(np.array([tiou]))[1]] = True
+    overlaps = own.tiou >= tiou, nearest.tiou >= tiou, own.tiou >= FLOOR, nearest.tiou >= FLOOR
+    return np.select([true, *overlaps], range(5), default=5)
 
 
 def _profile(matches: Matches, category: np.ndarray, tiou: float) -> FalsePositiveProfile:
@@ -394,14 +360,6 @@ def _missing(found: Predictions, matches: Matches) -> MissingVideos:
     unknown = {found.videos[v] for v in np.unique(found.video[video < 0])}
     instances = int((~seen[truth.video]).sum())
     return MissingVideos(tuple(names[~seen]), instances, average, tuple(sorted(unknown)))
-
-
-def grid_recall(
-    truth: Truth, snippets: int, tious: np.ndarray, include_video_end: bool = False
-) -> tuple[float, ...]:
-    """Fraction of instances for which some grid segment reaches each tIoU."""
-    _, best = grid_segments(truth, snippets, include_video_end)
-    return tuple(float((best >= threshold).mean()) for threshold in tious)
 
 
 def grid_segments(

@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from lofi.evaluation.columns import Predictions, Truth, prediction_table, restrict, truth_table
-from lofi.evaluation.detection import SORTS, Result, provenance, rules_of
+from lofi.evaluation.columns import Predictions, Truth, restrict
+from lofi.evaluation.detection import SORTS, Result, load, provenance
 from lofi.evaluation.matching import BLOCK, best_first, tiou_of
 
 STEPS = 100
@@ -43,14 +43,9 @@ class RecallResult(Result):
 
 
 def proposal_recall(
-    ground_truth: Any,
-    proposals: Any,
-    subset: str = "validation",
-    tious: Any = None,
-    max_proposals: int | None = 100,
-    tie_order: str = "file",
-    available: Any = None,
-) -> RecallResult:
+    ground_truth: Any, proposals: Any, subset: str = "validation", tious: Any = None,
+    max_proposals: int | None = 100, tie_order: str = "file", available: Any = None,
+) -> RecallResult:  # fmt: skip
     """Compute AR@AN and AUC.
 
     Args:
@@ -63,25 +58,20 @@ def proposal_recall(
     Raises:
         ValueError: empty subset, malformed input, or no proposals at all.
     """
-    _, thresholds = rules_of("activitynet", tious, tie_order)
-    truth = truth_table(ground_truth, subset)
-    found = prediction_table(proposals, with_labels=False)
-    result = _evaluate(truth, found, thresholds, max_proposals, tie_order)
+    given = ground_truth, proposals, tious, subset, "activitynet", tie_order
+    truth, found, tious = load(*given, with_labels=False)
+    rules = tious, max_proposals, tie_order
+    result = _evaluate(truth, found, *rules)
     if available is None:
         return result
     fewer = restrict(truth, found, available)
-    part = _evaluate(*fewer, thresholds, max_proposals, tie_order, "available")
-    return replace(result, available=part)
+    return replace(result, available=_evaluate(*fewer, *rules, "available"))
 
 
 def _evaluate(
-    truth: Truth,
-    found: Predictions,
-    thresholds: np.ndarray,
-    max_proposals: int | None,
-    tie_order: str,
-    list_name: str = "official",
-) -> RecallResult:
+    truth: Truth, found: Predictions, tious: np.ndarray, max_proposals: int | None,
+    tie_order: str, list_name: str = "official",
+) -> RecallResult:  # fmt: skip
     total = len(found.scores)
     if not total:
         raise ValueError("there are no proposals at all; recall needs at least one")
@@ -96,7 +86,7 @@ def _evaluate(
     kept = np.minimum((counts * ratio).astype(np.int64), counts)
     rank = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
     order = order[: counts.sum()][rank < np.repeat(kept, counts)]
-    first = _first_ranks(truth, found.segments, order, kept, thresholds)
+    first = _first_ranks(truth, found.segments, order, kept, tious)
 
     steps = np.arange(1, STEPS + 1) / 100.0 * (average * float(num_videos) / max(kept.sum(), 1))
     recall = _recalled(kept[truth.video], first, steps) / len(truth.segments)
@@ -106,7 +96,7 @@ def _evaluate(
     return RecallResult(
         average_recall={str(k): float(curve[k - 1]) for k in (1, 5, 10, 100)},
         auc=100.0 * area / float(axis[-1]) if axis[-1] else 0.0,
-        tious=tuple(thresholds.tolist()),
+        tious=tuple(tious.tolist()),
         tie_order=tie_order,
         proposals_per_video=tuple(axis.tolist()),
         recall=tuple(map(tuple, recall.tolist())),
