@@ -5,7 +5,7 @@ files; only when that fails is the file walked entry by entry to name the culpri
 """
 
 import gc
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lofi.files import read_json
+
+MALFORMED = (AttributeError, IndexError, KeyError, TypeError, ValueError)
 
 
 class Truth(NamedTuple):
@@ -27,19 +29,19 @@ class Truth(NamedTuple):
     segments: np.ndarray  # (G, 2) seconds
     durations: np.ndarray  # (videos,) seconds, NaN where the source has none
 
+    @staticmethod
+    def of(subset: str, videos: Any, labels: Any, segments: Any, durations: Any) -> "Truth":
+        """From one id, label, segment and duration of the video per instance."""
+        videos, video = _numbered(videos)
+        classes, label = _numbered(labels)
+        durations = np.array(durations, float)[np.unique(video, return_index=True)[1]]
+        return Truth(subset, videos, classes, video, label, np.array(segments), durations)
+
     def select(self, rows: np.ndarray) -> "Truth":
         """The instances where `rows` (G,) is true; videos and classes without any vanish."""
-        video, place = _compact(self.video[rows])
-        label, number = _compact(self.label[rows])
-        return Truth(
-            self.subset,
-            tuple(self.videos[v] for v in video.tolist()),
-            tuple(self.classes[c] for c in label.tolist()),
-            place,
-            number,
-            self.segments[rows],
-            self.durations[video],
-        )
+        video, label = self.video[rows], self.label[rows]
+        videos, labels = (self.videos[v] for v in video), (self.classes[c] for c in label)
+        return Truth.of(self.subset, videos, labels, self.segments[rows], self.durations[video])
 
 
 class Predictions(NamedTuple):
@@ -59,19 +61,12 @@ class Predictions(NamedTuple):
         names = ("video", "label", "scores", "segments")
         return self._replace(**{name: getattr(self, name)[rows] for name in names})
 
-    def without(self, classes: Collection[str]) -> "Predictions":
-        """The predictions of all other classes; proposals have none and stay."""
-        if not self.labels:
-            return self
-        gone = np.array([name in classes for name in self.labels])
-        return self.select(~gone[self.label])
 
-
-def _compact(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The distinct values in order of first appearance, and every value's place among them."""
-    distinct, first, place = np.unique(values, return_index=True, return_inverse=True)
-    order = np.argsort(first)
-    return distinct[order], np.argsort(order)[place]
+def _numbered(names: Iterable[str]) -> tuple[tuple[str, ...], np.ndarray]:
+    """The distinct names in order of first appearance, and every name's place among them."""
+    place: dict[str, int] = {}
+    numbers = [place.setdefault(name, len(place)) for name in names]
+    return tuple(place), np.array(numbers, np.int64)
 
 
 # ---- reading ----
@@ -111,33 +106,25 @@ def truth_table(source: Any, subset: str, ignore: frozenset[str] = frozenset()) 
         ValueError: no annotation in this subset (names the subsets there are), malformed entries.
     """
     what = str(source) if isinstance(source, str | Path) else "ground truth"
-    rows = list(_truth_rows(source, what))
-    videos: dict[str, int] = {}
-    classes: dict[str, int] = {}
-    video, labels, segments, durations = [], [], [], []
-    for name, its_subset, duration, annotations in rows:
-        if its_subset != subset:
-            continue
-        for start, end, label in annotations:
-            if label in ignore:
-                continue
-            if name not in videos:
-                durations.append(duration)
-            video.append(videos.setdefault(name, len(videos)))
-            labels.append(classes.setdefault(label, len(classes)))
-            segments.append((start, end))
-    if not segments:
-        subsets = sorted({str(row[1]) for row in rows})
+    videos = list(_annotated(source, what))
+    rows = [
+        (name, label, segment, duration)
+        for name, its_subset, duration, annotations in videos
+        if its_subset == subset
+        for label, segment in annotations
+        if label not in ignore
+    ]
+    if not rows:
+        subsets = sorted({str(video[1]) for video in videos})
         raise ValueError(
-            f"{what}: no annotated video in subset {subset!r} ({len(rows)} videos, subsets: "
+            f"{what}: no annotated video in subset {subset!r} ({len(videos)} videos, subsets: "
             f"{', '.join(subsets) or 'none'}); choose one of these"
         )
-    arrays = np.array(video), np.array(labels), np.array(segments), np.array(durations, float)
-    return Truth(subset, tuple(videos), tuple(classes), *arrays)
+    return Truth.of(subset, *zip(*rows))
 
 
-def _truth_rows(source: Any, what: str) -> Iterator[tuple[str, str | None, float, list]]:
-    """(id, subset, duration, [(start, end, label)]) per video."""
+def _annotated(source: Any, what: str) -> Iterator[tuple[str, str | None, float, list]]:
+    """(id, subset, duration, [(label, (start, end))]) per video."""
     if isinstance(source, str | Path):
         path, source = source, None
         if Path(path).suffix.lower() == ".json":
@@ -148,26 +135,20 @@ def _truth_rows(source: Any, what: str) -> Iterator[tuple[str, str | None, float
             source = read_annotations(path)
     if not isinstance(source, Mapping):
         for v in source:
-            rows = [(float(s.start_s), float(s.end_s), s.label) for s in v.segments]
+            rows = [(s.label, (float(s.start_s), float(s.end_s))) for s in v.segments]
             yield v.id, v.subset, np.nan if v.duration_s is None else v.duration_s, rows
         return
+    entry_form = '{"subset", "annotations": [{"label": name, "segment": [start_s, end_s]}]}'
     if not isinstance(source.get("database"), Mapping):
-        raise ValueError(
-            f'{what}: no "database"; expected {{"database": {{id: {{"subset", "annotations": '
-            '[{"label", "segment"}]}}}'
-        )
+        raise ValueError(f'{what}: no "database"; expected {{"database": {{id: {entry_form}}}}}')
     for name, entry in source["database"].items():
         try:
-            rows = [
-                (float(a["segment"][0]), float(a["segment"][1]), a["label"])
-                for a in entry.get("annotations", ())
-            ]
+            listed = entry.get("annotations", ())
+            times = [(float(a["segment"][0]), float(a["segment"][1])) for a in listed]
+            rows = list(zip([a["label"] for a in listed], times))
             yield name, entry["subset"], float(entry.get("duration", "nan")), rows
-        except (AttributeError, IndexError, KeyError, TypeError, ValueError):
-            raise ValueError(
-                f'{what}: video {name} is malformed; expected {{"subset", "annotations": '
-                '[{"label": name, "segment": [start_s, end_s]}]}'
-            ) from None
+        except MALFORMED:
+            raise ValueError(f"{what}: video {name} is malformed; expected {entry_form}") from None
 
 
 @_collection_paused()
@@ -188,10 +169,8 @@ def prediction_table(source: Any, with_labels: bool) -> Predictions:
     elif isinstance(source, str | Path):
         source = _read_fast(source, "detections in ActivityNet format")
         if not isinstance(source, dict) or not isinstance(source.get("results"), dict):
-            raise ValueError(
-                f'{what}: no "results"; expected {{"version", "results": {{id: [...]}}, '
-                '"external_data"}'
-            )
+            form = '{"version", "results": {id: [...]}, "external_data"}'
+            raise ValueError(f'{what}: no "results"; expected {form}')
     external: Any = {}
     if isinstance(source, Mapping) and isinstance(source.get("results"), Mapping):
         source, external = source["results"], source.get("external_data")
@@ -200,8 +179,7 @@ def prediction_table(source: Any, with_labels: bool) -> Predictions:
     external = dict(external) if isinstance(external, Mapping) else {}
     made = external.pop("post_processing", None)
     table = Predictions(tuple(source), *_columns(source, with_labels, what), made, external)
-    start, end = table.segments.T
-    finite = np.isfinite(table.scores) & np.isfinite(start) & np.isfinite(end)
+    finite = np.isfinite(table.scores) & np.isfinite(table.segments).all(axis=1)
     if not finite.all():
         first = int(np.argmin(finite))
         raise ValueError(
@@ -215,19 +193,18 @@ def _columns(results: Mapping[str, Any], with_labels: bool, what: str) -> tuple:
     """video, labels, label, scores, segments of `Predictions`."""
     lists = list(results.values())
     index: dict[str, int] | None = {} if with_labels else None
-    width = 4 if with_labels else 3
     if lists and isinstance(lists[0], tuple) and len(lists[0]) == 2 and not with_labels:
         counts = [len(scores) for _, scores in lists]
         pairs = [np.column_stack([np.reshape(s, (-1, 2)), scores]) for s, scores in lists]
         columns = np.concatenate(pairs, dtype=np.float64)
     else:
-        counts = [len(entries) for entries in lists]
+        counts, width = [len(entries) for entries in lists], 4 if with_labels else 3
         as_dicts = any(isinstance(entries[0], Mapping) for entries in lists if entries)
         numbers = _numbers(chain.from_iterable(lists), as_dicts, index)
         try:
             columns = np.fromiter(numbers, np.float64, width * sum(counts)).reshape(-1, width)
-        except (AttributeError, KeyError, TypeError, ValueError):
-            raise ValueError(_culprit(results, as_dicts, with_labels, what)) from None
+        except MALFORMED:
+            raise ValueError(f"{what}: {_culprit(results, as_dicts, with_labels)}") from None
     label = columns[:, 3].astype(np.int64) if with_labels else np.zeros(len(columns), np.int64)
     video = np.repeat(np.arange(len(lists)), counts)
     return video, tuple(index or ()), label, columns[:, 2], columns[:, :2]
@@ -239,34 +216,30 @@ def _numbers(entries: Iterable[Any], as_dicts: bool, index: dict[str, int] | Non
     One pass over half a million dicts is bound by memory: nothing is kept of them.
     """
     number = None if index is None else index.setdefault
-    if as_dicts:
-        for entry in entries:
+    for entry in entries:
+        if as_dicts:
             start, end = entry["segment"]
-            yield start
-            yield end
-            yield entry["score"]
-            if number:
-                yield number(entry["label"], len(index))
-    else:
-        for start, end, label, score in entries:
-            yield start
-            yield end
-            yield score
-            if number:
-                yield number(label, len(index))
+            score, label = entry["score"], entry["label"] if number else ""
+        else:
+            start, end, label, score = entry
+        yield start
+        yield end
+        yield score
+        if number:
+            yield number(label, len(index))
 
 
-def _culprit(results: Mapping[str, Any], as_dicts: bool, with_labels: bool, what: str) -> str:
-    """One line about the first malformed entry."""
-    expected = '{"label": name, ' if with_labels else "{"
-    expected += '"score": number, "segment": [start_s, end_s]}'
+def _culprit(results: Mapping[str, Any], as_dicts: bool, with_labels: bool) -> str:
+    """What is wrong with the first malformed entry."""
+    form = '{"label": name, ' if with_labels else "{"
+    form += '"score": number, "segment": [start_s, end_s]}'
     for video, entries in results.items():
         for position, entry in enumerate(entries):
             try:
                 list(map(float, _numbers([entry], as_dicts, {} if with_labels else None)))
-            except (AttributeError, KeyError, TypeError, ValueError):
-                return f"{what}: video {video}, entry {position} is {entry}; expected {expected}"
-    return f"{what}: malformed; expected a list of {expected} per video"
+            except MALFORMED:
+                return f"video {video}, entry {position} is {entry}; expected {form}"
+    return f"malformed; expected a list of {form} per video"
 
 
 # ---- which videos count ----
@@ -288,9 +261,8 @@ def restrict(truth: Truth, found: Predictions, available: Any) -> tuple[Truth, P
     if isinstance(available, str) and available == "auto":
         ids = set(found.videos)
     else:
-        if isinstance(available, str | Path):
-            available = _read_ids(Path(available))
-        ids = {str(name) for name in available}
+        path = isinstance(available, str | Path)
+        ids = set(map(str, _read_ids(Path(available)) if path else available))
         ids |= {name.removeprefix("v_") for name in ids}
     keep = np.array([name in ids for name in truth.videos])
     if not keep.any():
@@ -300,8 +272,11 @@ def restrict(truth: Truth, found: Predictions, available: Any) -> tuple[Truth, P
         )
     fewer = truth.select(keep[truth.video])
     left_out = set(truth.videos) - set(fewer.videos)
-    here = np.array([name not in left_out for name in found.videos], bool)[found.video]
-    return fewer, found.select(here).without(set(truth.classes) - set(fewer.classes))
+    kept = np.array([name not in left_out for name in found.videos], bool)[found.video]
+    if found.labels:  # proposals have none
+        gone = set(truth.classes) - set(fewer.classes)
+        kept &= np.array([name not in gone for name in found.labels])[found.label]
+    return fewer, found.select(kept)
 
 
 def _read_ids(path: Path) -> Iterable[Any]:

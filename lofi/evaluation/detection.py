@@ -16,8 +16,8 @@ mAP the mean over the classes of the subset.  Quirks kept, because they move num
 
 Which videos count moves numbers too: by default all annotated videos of the subset
 ("official-4926"), so that a missing one costs recall; `available` adds the figures of those that
-could be had ("available-4728").  Numbers of different lists cannot be compared.
-`protocol_choices` shows why the same detections score 30 or 34.
+could be had ("available-4728").  Numbers of different lists cannot be compared; notebook 06 shows
+why the same detections score 30 or 34.
 
 THUMOS14 is evaluated by the same code, as in G-TAD: subset "test", tIoU 0.3 to 0.7, times as
 strings or numbers.  "Ambiguous" is no class and its segments are not there: a detection on one is
@@ -52,8 +52,11 @@ PROTOCOLS = {
 SORTS = {"file": "stable", "numpy": None}  # tie_order -> kind of numpy's argsort
 
 
-def rules_of(protocol: str, tious: Any, tie_order: str = "file") -> tuple[Protocol, np.ndarray]:
-    """A protocol by name, and the thresholds to use (its own when `tious` is None)."""
+def load(
+    ground_truth: Any, predictions: Any, tious: Any, subset: str | None, protocol: str,
+    tie_order: str = "file", with_labels: bool = True,
+) -> tuple[Truth, Predictions, np.ndarray]:  # fmt: skip
+    """Both tables and the thresholds, by the rules of a protocol; see `detection_map`."""
     if protocol not in PROTOCOLS:
         raise ValueError(f"protocol {protocol!r} is unknown; choose one of {', '.join(PROTOCOLS)}")
     if tie_order not in SORTS:
@@ -62,7 +65,8 @@ def rules_of(protocol: str, tious: Any, tie_order: str = "file") -> tuple[Protoc
     thresholds = np.array(rules.tious if tious is None else tious, np.float64).reshape(-1)
     if not len(thresholds) or not ((thresholds > 0) & (thresholds <= 1)).all():
         raise ValueError(f"tious are {thresholds.tolist()}; expected numbers in (0, 1]")
-    return rules, thresholds
+    truth = truth_table(ground_truth, subset or rules.subset, rules.ignore)
+    return truth, prediction_table(predictions, with_labels), thresholds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,8 +88,9 @@ class Result:
     @property
     def protocol_string(self) -> str:
         """One line that two numbers must share to be comparable."""
-        first, last = self.tious[0], self.tious[-1]
-        tious = f"{first:g}:{last:g} ({len(self.tious)})" if len(self.tious) > 1 else f"{first:g}"
+        tious = f"{self.tious[0]:g}"
+        if len(self.tious) > 1:
+            tious += f":{self.tious[-1]:g} ({len(self.tious)})"
         order = {"file": "later in the file first", "numpy": "as numpy sorts"}[self.tie_order]
         return (
             f"{self.protocol}/{self.subset} {self.video_list} [{self.video_list_hash}], "
@@ -142,14 +147,14 @@ class DetectionResult(Result):
 
     def at(self, tiou: float) -> float:
         """mAP at one of the thresholds, e.g. 0.75."""
-        for threshold, value in zip(self.tious, self.map):
-            if abs(threshold - tiou) < 1e-6:
-                return value
-        raise ValueError(f"tIoU {tiou} was not evaluated; thresholds are {self.tious}")
+        near = [value for x, value in zip(self.tious, self.map) if abs(x - tiou) < 1e-6]
+        if not near:
+            raise ValueError(f"tIoU {tiou} was not evaluated; thresholds are {self.tious}")
+        return near[0]
 
     def __str__(self) -> str:
-        columns = self.tious if self.protocol == "thumos14" else (0.5, 0.75, 0.95)
-        shown = [t for t in columns if min(abs(t - x) for x in self.tious) < 1e-6]
+        shown = self.tious if self.protocol == "thumos14" else (0.5, 0.75, 0.95)
+        shown = [t for t in shown if min(abs(t - x) for x in self.tious) < 1e-6]
         values = " ".join(f"{100 * self.at(t):.2f}@{t:g}" for t in shown)
         notes = []
         if self.predictions and self.predictions_outside_subset == self.predictions:
@@ -164,14 +169,9 @@ class DetectionResult(Result):
 
 
 def detection_map(
-    ground_truth: Any,
-    detections: Any,
-    tious: Any = None,
-    subset: str | None = None,
-    protocol: str = "activitynet",
-    tie_order: str = "file",
-    available: Any = None,
-) -> DetectionResult:
+    ground_truth: Any, detections: Any, tious: Any = None, subset: str | None = None,
+    protocol: str = "activitynet", tie_order: str = "file", available: Any = None,
+) -> DetectionResult:  # fmt: skip
     """Compute mAP.
 
     Args:
@@ -188,33 +188,25 @@ def detection_map(
         ValueError: unknown protocol, empty subset, malformed input, a label that the subset does
             not have (names it and its video).
     """
-    rules, thresholds = rules_of(protocol, tious, tie_order)
-    truth = truth_table(ground_truth, subset or rules.subset, rules.ignore)
-    found = prediction_table(detections, with_labels=True)
-    result = evaluate_tables(truth, found, thresholds, protocol, tie_order)
+    truth, found, tious = load(ground_truth, detections, tious, subset, protocol, tie_order)
+    result = evaluate(Matches(truth, found, tious, SORTS[tie_order]), protocol, tie_order)
     if available is None:
         return result
-    fewer = restrict(truth, found, available)
-    part = evaluate_tables(*fewer, thresholds, protocol, tie_order, "available")
-    return replace(result, available=part)
+    fewer = Matches(*restrict(truth, found, available), tious, SORTS[tie_order])
+    return replace(result, available=evaluate(fewer, protocol, tie_order, "available"))
 
 
-def evaluate_tables(
-    truth: Truth,
-    found: Predictions,
-    tious: np.ndarray,
-    protocol: str = "activitynet",
-    tie_order: str = "file",
-    list_name: str = "official",
+def evaluate(
+    matches: Matches, protocol: str, tie_order: str = "file", list_name: str = "official"
 ) -> DetectionResult:
-    """`detection_map` of tables that are there already."""
-    matches = Matches(truth, found, tious, SORTS[tie_order])
+    """The result of what is matched already."""
+    truth, found = matches.truth, matches.found
     ap = matches.average_precision()
     maps = ap.mean(axis=1)
     covered = {found.videos[v] for v in np.flatnonzero(np.bincount(found.video)).tolist()}
     return DetectionResult(
         protocol=protocol,
-        tious=tuple(tious.tolist()),
+        tious=tuple(matches.tious.tolist()),
         tie_order=tie_order,
         map=tuple(maps.tolist()),
         average_map=float(maps.mean()),
@@ -230,110 +222,19 @@ def evaluate_tables(
 
 
 def precision_recall_curve(
-    ground_truth: Any,
-    detections: Any,
-    label: str,
-    tiou: float = 0.5,
-    subset: str | None = None,
+    ground_truth: Any, detections: Any, label: str, tiou: float = 0.5, subset: str | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
     """(recall, precision), (n,) each, after every detection of one class, best score first.
 
     The area under the envelope of these points is the class's AP at this tIoU. Inputs as in
     `detection_map`; ValueError when the subset does not have the class.
     """
-    rules, thresholds = rules_of("activitynet", [tiou])
-    truth = truth_table(ground_truth, subset or rules.subset)
+    truth, found, tious = load(ground_truth, detections, [tiou], subset, "activitynet")
     if label not in truth.classes:
         raise ValueError(f"class {label!r} is not in subset {truth.subset!r}: {truth.classes}")
-    matches = Matches(truth, prediction_table(detections, with_labels=True), thresholds)
+    matches = Matches(truth, found, tious)
     mine = truth.classes.index(label)
     hits = np.zeros(matches.sizes[mine])
     hits[matches.rank[matches.row[matches.found.label[matches.row] == mine]]] = 1
     hits = np.cumsum(hits)
     return hits / matches.instances[mine], hits / np.arange(1, len(hits) + 1)
-
-
-# ---- one change of protocol a row ----
-
-
-@dataclass(frozen=True)
-class Choice:
-    """What one set of detections scores when one thing about the evaluation is changed."""
-
-    name: str
-    meaning: str
-    result: DetectionResult
-    change: float  # of average mAP against the first row
-
-
-def protocol_choices(
-    ground_truth: Any,
-    detections: Mapping[str, Any],
-    subset: str | None = None,
-    protocol: str = "activitynet",
-) -> tuple[Choice, ...]:
-    """Score the same segments under the choices that publications differ in.
-
-    The first source of classes, as it is, is the first row and what the others are compared with.
-
-    Args:
-        ground_truth, subset, protocol: as in `detection_map`.
-        detections: source of classes ("shared", "own", "oracle") -> its detections, in any form
-            that `detection_map` takes.
-    Raises:
-        ValueError: no source, or what `detection_map` raises.
-    """
-    if not detections:
-        raise ValueError("there are no detections; give at least one source, name -> detections")
-    rules, tious = rules_of(protocol, None)
-    truth = truth_table(ground_truth, subset or rules.subset, rules.ignore)
-    tables = {name: prediction_table(x, with_labels=True) for name, x in detections.items()}
-    source, found = next(iter(tables.items()))
-    # Fusion with video classes repeats every segment: keep the best copy, the first of equals.
-    order = np.lexsort((-found.scores, found.segments[:, 1], found.segments[:, 0], found.video))
-    keys = np.column_stack([found.video, found.segments])[order]
-    best = np.ones(len(order), bool)
-    best[1:] = (keys[1:] != keys[:-1]).any(axis=1)
-    rounded = found._replace(scores=np.round(found.scores, 4))
-    clean = _cleaned(truth)
-    repaired = found.without(set(truth.classes) - set(clean.classes))
-    changes = [
-        ("one class", "of every segment only the best class", truth,
-         found.select(np.sort(order[best]))),
-        ("scores to 4 decimals", "ties: the later in the file first", truth, rounded),
-        ("scores to 4 decimals, reversed", "ties: the earlier in the file first", truth,
-         rounded.select(np.arange(len(found.scores))[::-1])),
-        ("times to 0.1 s", "as G-TAD on THUMOS14", truth,
-         found._replace(segments=np.round(found.segments, 1))),
-        ("clean truth", "without duplicate and zero-length instances", clean, repaired),
-        ("available videos", "the others are left out", *restrict(truth, found, "auto")),
-    ]  # fmt: skip
-    rows = [(f"{name} classes", "as it is", truth, table) for name, table in tables.items()]
-    rows += [(name, f"{source}: {meaning}", *changed) for name, meaning, *changed in changes]
-    results = [
-        evaluate_tables(
-            *row, tious, protocol, list_name="available" if name == changes[-1][0] else "official"
-        )
-        for name, _, *row in rows
-    ]
-    base = results[0].average_map
-    return tuple(
-        Choice(name, meaning, result, result.average_map - base)
-        for (name, meaning, *_), result in zip(rows, results)
-    )
-
-
-def _cleaned(truth: Truth, tolerance_s: float = 1e-3) -> Truth:
-    """Without zero-length instances and without those that repeat an earlier one of their video
-    and class to within `tolerance_s` (ActionFormer's and OpenTAD's files are like that)."""
-    seen: dict[tuple[int, int], list[list[float]]] = {}
-    keep = np.zeros(len(truth.segments), bool)
-    keys = zip(truth.video.tolist(), truth.label.tolist())
-    for row, (key, (start, end)) in enumerate(zip(keys, truth.segments.tolist())):
-        mine = seen.setdefault(key, [])
-        keep[row] = end > start and not any(
-            abs(start - a) <= tolerance_s and abs(end - b) <= tolerance_s for a, b in mine
-        )
-        if keep[row]:
-            mine.append([start, end])
-    return truth.select(keep)

@@ -6,22 +6,19 @@ Categories, their tIoU floor of 0.1, the buckets and normalised AP follow Alwass
 """
 
 from dataclasses import asdict, dataclass
-from typing import Any
+from itertools import product
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from lofi.evaluation.columns import Predictions, Truth, prediction_table, restrict, truth_table
-from lofi.evaluation.detection import DetectionResult, evaluate_tables, rules_of
-from lofi.evaluation.matching import Matches, tiou_of
+from lofi.evaluation.columns import Predictions, Truth, prediction_table, restrict
+from lofi.evaluation.detection import DetectionResult, evaluate, load
+from lofi.evaluation.matching import Matches, ranks, tiou_of
 
 FLOOR = 0.1  # tIoU below which a detection has nothing to do with an instance
 CATEGORIES = (
-    "true positive",
-    "double detection",
-    "wrong label",
-    "localisation error",
-    "confusion",
-    "background",
+    *("true positive", "double detection", "wrong label", "localisation error"),
+    *("confusion", "background"),
 )
 RUNGS = {  # what is perfect -> what that means
     "labels": "every detection has the class of the instance it overlaps most",
@@ -64,19 +61,14 @@ class FalsePositiveProfile:
 
 @dataclass(frozen=True)
 class Bucket:
-    """Instances with a property in a range: recall (1 - recall = false-negative rate) and AP_N.
-
-    `normalised_map` is Alwassel's AP_N, mean over classes and tIoUs: only these instances are to
-    be found, detections of the others are ignored, and precision is taken as if every class had
-    the mean number of instances, so that buckets of different size can be compared.
-    """
+    """Instances with a property in a range; 1 - recall is their false-negative rate."""
 
     property: str
     name: str
     instances: int
     recall: tuple[float, ...]  # per tIoU
     average_recall: float
-    normalised_map: float
+    normalised_map: float  # Alwassel's AP_N, mean over classes and tIoUs: `_normalised_map`
 
 
 @dataclass(frozen=True)
@@ -129,49 +121,39 @@ class Diagnosis:
     def __str__(self) -> str:
         lines = [str(self.result), "", "if only ... were perfect   average mAP    gain"]
         for r in self.ladder:
-            lines.append(f"  {r.name:24s} {100 * r.average_map:12.2f} {100 * r.gain:+7.2f}")
+            lines += [f"  {r.name:24s} {100 * r.average_map:12.2f} {100 * r.gain:+7.2f}"]
         p = self.profile
-        lines += [
-            "",
-            f"top detections at tIoU {p.tiou:g}, in % (1, 2, ... 10 x instances of the class), "
-            "and mAP gained without them",
-        ]
+        lines += ["", f"top detections at tIoU {p.tiou:g}, in % (1, 2, ... 10 x instances of the "
+                  "class), and mAP gained without them"]  # fmt: skip
         for name, share in p.share.items():
             gain = f" {100 * p.gain[name]:+8.2f}" if name in p.gain else ""
-            lines.append(f"  {name:20s}" + "".join(f" {100 * x:5.1f}" for x in share) + gain)
+            lines += [f"  {name:20s}" + "".join(f" {100 * x:5.1f}" for x in share) + gain]
         lines += ["", "instances, means over tIoUs       number   recall    AP_N"]
         for b in self.sensitivity:
             values = f"{100 * b.average_recall:8.2f} {100 * b.normalised_map:7.2f}"
-            lines.append(f"  {b.property:12s} {b.name:14s}    {b.instances:8d} {values}")
+            lines += [f"  {b.property:12s} {b.name:14s}    {b.instances:8d} {values}"]
         lines += ["", "weakest classes                 instances   recall      AP"]
         for c in sorted(self.classes, key=lambda c: c.average_ap)[:5]:
-            numbers = f"{c.instances:8d} {100 * c.average_recall:8.2f} {100 * c.average_ap:7.2f}"
-            lines.append(f"  {c.name[:30]:30s} {numbers}")
+            values = f"{100 * c.average_recall:8.2f} {100 * c.average_ap:7.2f}"
+            lines += [f"  {c.name:30.30s} {c.instances:8d} {values}"]
         if self.grid:
             tious = " ".join(f"{t:g}" for t in self.result.tious)
             lines += ["", f"best recall of the anchor grid at tIoU {tious}"]
         for g in self.grid:
             size = f"L = {g.snippets}{' with video end' if g.include_video_end else ''}"
-            lines.append(f"  {size:24s} " + " ".join(f"{100 * x:6.2f}" for x in g.recall))
-        if self.missing.videos:
-            lines += [
-                "",
-                f"{len(self.missing.videos)} videos with {self.missing.instances} instances have "
-                f"no detection; mAP without them {100 * self.missing.average_map_without_them:.2f}",
-            ]
+            lines += [f"  {size:24s} " + " ".join(f"{100 * x:6.2f}" for x in g.recall)]
+        m = self.missing
+        if m.videos:
+            lines += ["", f"{len(m.videos)} videos with {m.instances} instances have no detection; "
+                      f"mAP without them {100 * m.average_map_without_them:.2f}"]  # fmt: skip
         return "\n".join(lines)
 
 
 def diagnose(
-    ground_truth: Any,
-    detections: Any,
-    tious: Any = None,
-    subset: str | None = None,
-    protocol: str = "activitynet",
-    snippets: tuple[int, ...] = (25, 50, 100),
-    profile_tiou: float = 0.5,
-    unsuppressed: Any = None,
-) -> Diagnosis:
+    ground_truth: Any, detections: Any, tious: Any = None, subset: str | None = None,
+    protocol: str = "activitynet", snippets: tuple[int, ...] = (25, 50, 100),
+    profile_tiou: float = 0.5, unsuppressed: Any = None,
+) -> Diagnosis:  # fmt: skip
     """Evaluate and explain.
 
     Args:
@@ -181,94 +163,89 @@ def diagnose(
         unsuppressed: the same detections before suppression; adds two rungs, what they score
             without any, and with the best one possible.
     """
-    rules, thresholds = rules_of(protocol, tious)
-    truth = truth_table(ground_truth, subset or rules.subset, rules.ignore)
-    found = prediction_table(detections, with_labels=True)
-    result = evaluate_tables(truth, found, thresholds, protocol)
-    matches = Matches(truth, found, thresholds)
-    near = Nearest(matches)
-    changes = _perfected(matches, near)
+    truth, found, tious = load(ground_truth, detections, tious, subset, protocol)
+    matches = Matches(truth, found, tious)
+    result = evaluate(matches, protocol)
+    nearest, own = _nearest(matches), _nearest(matches, own_class=True)
+    changes = _perfected(matches, nearest, own)
     if unsuppressed is not None:
-        before = Matches(truth, prediction_table(unsuppressed, with_labels=True), thresholds)
+        before = Matches(truth, prediction_table(unsuppressed, with_labels=True), tious)
         changes["no suppression"] = before.found
-        changes["best suppression"] = _best_of_each(before.found, Nearest(before))
+        changes["best suppression"] = _best_of_each(before.found, _nearest(before, own_class=True))
     ladder = []
     for name, changed in changes.items():
-        maps = Matches(truth, changed, thresholds).average_precision().mean(axis=1)
+        maps = Matches(truth, changed, tious).average_precision().mean(axis=1)
         average = float(maps.mean())
-        gain = average - result.average_map
-        ladder.append(Rung(name, RUNGS[name], tuple(maps.tolist()), average, gain))
-    category = _categories(matches, near, profile_tiou)
-    recalled = np.zeros((len(thresholds), len(truth.segments)), bool)
+        numbers = tuple(maps.tolist()), average, average - result.average_map
+        ladder.append(Rung(name, RUNGS[name], *numbers))
+    category = _categories(matches, nearest, own, profile_tiou)
+    recalled = np.zeros((len(tious), len(truth.segments)), bool)
     recalled[matches.level, matches.hit] = True
     sizes = snippets if np.isfinite(truth.durations).all() else ()
+    grid = []
+    for size, end in product(sizes, (False, True)):
+        best = grid_segments(truth, size, end)[1]
+        grid.append(GridRecall(size, end, tuple(float((best >= t).mean()) for t in tious)))
     return Diagnosis(
         result,
         tuple(ladder),
         _profile(matches, category, profile_tiou),
         _sensitivity(matches, recalled),
-        _class_errors(matches, category, recalled, np.array(result.ap)),
-        tuple(
-            GridRecall(size, end, grid_recall(truth, size, thresholds, end))
-            for size in sizes
-            for end in (False, True)
-        ),
-        _missing(truth, found, matches),
+        _class_errors(matches, category, recalled, result),
+        tuple(grid),
+        _missing(found, matches),
     )
 
 
-class Nearest:
-    """The instance that every detection overlaps most: row (N,) of it, -1 = none, and tIoU (N,).
+class Nearest(NamedTuple):
+    """The instance that every detection overlaps most."""
 
-    `any_row`, `any_tiou`: of whatever class; `own_row`, `own_tiou`: of the detection's class.
-    """
-
-    def __init__(self, matches: Matches) -> None:
-        truth, found, video = matches.truth, matches.found, matches.video
-        by_video = np.argsort(truth.video, kind="stable")
-        counts = np.bincount(truth.video, minlength=len(truth.videos) + 1)  # last: not there
-        lengths = counts[video]
-        owner = np.repeat(np.arange(len(video)), lengths)
-        place = np.arange(len(owner)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-        rows = by_video[(np.cumsum(counts) - counts)[video][owner] + place]
-        tiou = tiou_of(found.segments.T[:, owner], truth.segments.T[:, rows])
-        tiou = np.nan_to_num(tiou, nan=1.0)  # 0/0 counts as a match
-        own = np.where(truth.label[rows] == found.label[owner], tiou, -1.0)
-
-        def best(tiou: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-            order = np.lexsort((-tiou, owner))
-            first = order[np.flatnonzero(np.diff(owner[order], prepend=-1))]
-            good = first[tiou[first] > 0]
-            row, value = np.full(len(video), -1), np.zeros(len(video))
-            row[owner[good]], value[owner[good]] = rows[good], tiou[good]
-            return row, value
-
-        self.any_row, self.any_tiou = best(tiou)
-        self.own_row, self.own_tiou = best(own)
+    row: np.ndarray  # (N,), -1 = none
+    tiou: np.ndarray  # (N,)
 
 
-def _perfected(matches: Matches, near: Nearest) -> dict[str, Predictions]:
+def _nearest(matches: Matches, own_class: bool = False) -> Nearest:
+    """Among the instances of every class, or of the detection's own."""
+    truth, found, video = matches.truth, matches.found, matches.video
+    by_video = np.argsort(truth.video, kind="stable")
+    counts = np.bincount(truth.video, minlength=len(truth.videos) + 1)  # last: not there
+    owner = np.repeat(np.arange(len(video)), counts[video])  # of each pair in one video
+    place = ranks(np.arange(len(owner)), counts[video])
+    rows = by_video[(np.cumsum(counts) - counts)[video][owner] + place]
+    tiou = tiou_of(found.segments.T[:, owner], truth.segments.T[:, rows])
+    tiou = np.nan_to_num(tiou, nan=1.0)  # 0/0 counts as a match
+    if own_class:
+        tiou[truth.label[rows] != found.label[owner]] = -1.0
+    order = np.lexsort((-tiou, owner))
+    first = order[np.flatnonzero(np.diff(owner[order], prepend=-1))]
+    first = first[tiou[first] > 0]
+    nearest = Nearest(np.full(len(video), -1), np.zeros(len(video)))
+    nearest.row[owner[first]], nearest.tiou[owner[first]] = rows[first], tiou[first]
+    return nearest
+
+
+def _perfected(matches: Matches, nearest: Nearest, own: Nearest) -> dict[str, Predictions]:
     """The detections with one thing perfect, by the names of `RUNGS`."""
     truth, found = matches.truth, matches.found
-    close = near.own_tiou >= FLOOR
-    labels = np.where(near.any_row >= 0, truth.label[near.any_row], found.label)
-    segments = np.where(close[:, None], truth.segments[near.own_row], found.segments)
+    close = own.tiou >= FLOOR
+    labels = np.where(nearest.row >= 0, truth.label[nearest.row], found.label)
+    segments = np.where(close[:, None], truth.segments[own.row], found.segments)
     return {
         "labels": found._replace(label=labels),
         "boundaries": found._replace(segments=segments),
-        "scores": found._replace(scores=near.own_tiou),
-        "suppression": _best_of_each(found, near),
+        "scores": found._replace(scores=own.tiou),
+        "suppression": _best_of_each(found, own),
         "rejection": found.select(close),
     }
 
 
-def _best_of_each(found: Predictions, near: Nearest) -> Predictions:
+def _best_of_each(found: Predictions, own: Nearest) -> Predictions:
     """Of all detections close to an instance of their class only the one that overlaps it most,
     with the highest score of them; those close to none stay."""
-    close = near.own_tiou >= FLOOR
-    candidates = np.flatnonzero(close)
-    order = candidates[np.lexsort((-near.own_tiou[candidates], near.own_row[candidates]))]
-    first = np.flatnonzero(np.diff(near.own_row[order], prepend=-1))
+    close = own.tiou >= FLOOR
+    order = np.lexsort((-own.tiou, own.row))
+    order = order[close[order]]
+    first = np.flatnonzero(np.diff(own.row[order], prepend=-1))
     kept, scores = ~close, found.scores.copy()
     kept[order[first]] = True
     if len(first):
@@ -276,18 +253,12 @@ def _best_of_each(found: Predictions, near: Nearest) -> Predictions:
     return found._replace(scores=scores).select(kept)
 
 
-def _categories(matches: Matches, near: Nearest, tiou: float) -> np.ndarray:
-    """(N,) index into `CATEGORIES` of every prediction at one threshold."""
-    category = np.full(len(matches.video), CATEGORIES.index("background"))
-    for name, where in (
-        ("confusion", near.any_tiou >= FLOOR),
-        ("localisation error", near.own_tiou >= FLOOR),
-        ("wrong label", (near.any_tiou >= tiou) & (near.own_tiou < tiou)),
-        ("double detection", near.own_tiou >= tiou),
-        ("true positive", matches.at(np.array([tiou]))[1]),
-    ):
-        category[where] = CATEGORIES.index(name)
-    return category
+def _categories(matches: Matches, nearest: Nearest, own: Nearest, tiou: float) -> np.ndarray:
+    """(N,) index into `CATEGORIES` of every prediction at one threshold: the first that is true."""
+    true = np.zeros(len(matches.video), bool)
+    true[matches.at(np.array([tiou]))[1]] = True
+    overlaps = own.tiou >= tiou, nearest.tiou >= tiou, own.tiou >= FLOOR, nearest.tiou >= FLOOR
+    return np.select([true, *overlaps], range(5), default=5)
 
 
 def _profile(matches: Matches, category: np.ndarray, tiou: float) -> FalsePositiveProfile:
@@ -295,9 +266,7 @@ def _profile(matches: Matches, category: np.ndarray, tiou: float) -> FalsePositi
     multiples = tuple(range(1, 11))
     instances = matches.instances[matches.found.label]
     best = [category[matches.rank < multiple * instances] for multiple in multiples]
-    counts = np.stack([np.bincount(mine, minlength=len(CATEGORIES)) for mine in best], axis=1)
-    shares = counts / np.maximum(counts.sum(axis=0), 1)
-    share = dict(zip(CATEGORIES, map(tuple, shares.tolist())))
+    shares = np.stack([_shares(mine) for mine in best], axis=1)
 
     def map_of(rows: np.ndarray) -> float:
         part = Matches(matches.truth, matches.found.select(rows), np.array([tiou]))
@@ -305,7 +274,13 @@ def _profile(matches: Matches, category: np.ndarray, tiou: float) -> FalsePositi
 
     base = map_of(category >= 0)
     gain = {name: map_of(category != i) - base for i, name in enumerate(CATEGORIES) if i}
+    share = dict(zip(CATEGORIES, map(tuple, shares.tolist())))
     return FalsePositiveProfile(tiou, multiples, share, gain)
+
+
+def _shares(category: np.ndarray) -> np.ndarray:
+    """(categories,) fraction of each; 0 where there is nothing at all."""
+    return np.bincount(category, minlength=len(CATEGORIES)) / max(len(category), 1)
 
 
 def _sensitivity(matches: Matches, recalled: np.ndarray) -> tuple[Bucket, ...]:
@@ -336,8 +311,9 @@ def _sensitivity(matches: Matches, recalled: np.ndarray) -> tuple[Bucket, ...]:
 def _normalised_map(matches: Matches, inside: np.ndarray) -> float:
     """Mean AP_N of the instances `inside` (G,), over their classes and all thresholds.
 
-    Normalised precision R N / (R N + F) with recall R, false positives F so far, and N the mean
-    number of instances of a class of the subset (Alwassel et al., section 5).
+    Only these are to be found, detections of the others are ignored. Precision is taken as if every
+    class had N instances, the mean of the subset, so that buckets of different size can be
+    compared: R N / (R N + F) with recall R, false positives F so far (Alwassel et al., section 5).
     """
     truth, mean = matches.truth, float(matches.instances.mean())
     wanted = np.bincount(truth.label[inside], minlength=len(truth.classes))
@@ -360,50 +336,30 @@ def _normalised_map(matches: Matches, inside: np.ndarray) -> float:
 
 
 def _class_errors(
-    matches: Matches, category: np.ndarray, recalled: np.ndarray, ap: np.ndarray
+    matches: Matches, category: np.ndarray, recalled: np.ndarray, result: DetectionResult
 ) -> tuple[ClassErrors, ...]:
-    """A row a class, in the order of the truth. `ap`: (classes, T)."""
-    truth, label = matches.truth, matches.found.label
-    recall = recalled.mean(axis=0)
+    """A row a class, in the order of the truth."""
+    label, recall = matches.found.label, recalled.mean(axis=0)
     rows = []
-    for c, name in enumerate(truth.classes):
-        best = category[(label == c) & (matches.rank < matches.instances[c])]
-        counts = np.bincount(best, minlength=len(CATEGORIES)) / max(len(best), 1)
-        rows.append(
-            ClassErrors(
-                name,
-                int(matches.instances[c]),
-                int(matches.sizes[c]),
-                float(ap[c].mean()),
-                float(recall[truth.label == c].mean()),
-                dict(zip(CATEGORIES, counts.tolist())),
-            )
-        )
+    for c, name in enumerate(result.classes):
+        instances = int(matches.instances[c])
+        shares = _shares(category[(label == c) & (matches.rank < instances)])
+        means = float(np.mean(result.ap[c])), float(recall[matches.truth.label == c].mean())
+        share = dict(zip(CATEGORIES, shares.tolist()))
+        rows.append(ClassErrors(name, instances, int(matches.sizes[c]), *means, share))
     return tuple(rows)
 
 
-def _missing(truth: Truth, found: Predictions, matches: Matches) -> MissingVideos:
-    seen = np.zeros(len(truth.videos), bool)
-    seen[matches.video[matches.video >= 0]] = True
-    names = np.array(truth.videos, object)
-    average = float("nan")
+def _missing(found: Predictions, matches: Matches) -> MissingVideos:
+    truth, video = matches.truth, matches.video
+    seen = np.isin(np.arange(len(truth.videos)), video)
+    names, average = np.array(truth.videos, object), float("nan")
     if seen.any():
         fewer = restrict(truth, found, names[seen])
         average = float(Matches(*fewer, matches.tious).average_precision().mean())
-    return MissingVideos(
-        tuple(names[~seen]),
-        int((~seen[truth.video]).sum()),
-        average,
-        tuple(sorted({found.videos[v] for v in np.unique(found.video[matches.video < 0])})),
-    )
-
-
-def grid_recall(
-    truth: Truth, snippets: int, tious: np.ndarray, include_video_end: bool = False
-) -> tuple[float, ...]:
-    """Fraction of instances for which some grid segment reaches each tIoU."""
-    _, best = grid_segments(truth, snippets, include_video_end)
-    return tuple(float((best >= threshold).mean()) for threshold in tious)
+    unknown = {found.videos[v] for v in np.unique(found.video[video < 0])}
+    instances = int((~seen[truth.video]).sum())
+    return MissingVideos(tuple(names[~seen]), instances, average, tuple(sorted(unknown)))
 
 
 def grid_segments(
@@ -414,15 +370,14 @@ def grid_segments(
     The best start is one of the two grid lines around the instance's start, likewise the end.
     """
     last = snippets if include_video_end else snippets - 1
-    duration = truth.durations[truth.video]
-    unit = np.clip(truth.segments / duration[:, None], 0.0, 1.0)
+    duration = truth.durations[truth.video][:, None]
+    unit = np.clip(truth.segments / duration, 0.0, 1.0)
     best, cells = np.zeros(len(unit)), np.zeros((len(unit), 2))
-    for round_start in (np.floor, np.ceil):
-        for round_end in (np.floor, np.ceil):
-            start = np.clip(round_start(unit[:, 0] * snippets), 0, last - 1)
-            end = np.clip(round_end(unit[:, 1] * snippets), 1, last)
-            cell = np.stack([start, end], axis=1) / snippets
-            tiou = np.where(end > start, np.nan_to_num(tiou_of(unit.T, cell.T)), 0.0)
-            better = tiou > best
-            best[better], cells[better] = tiou[better], cell[better]
-    return cells * duration[:, None], best
+    for round_start, round_end in product((np.floor, np.ceil), repeat=2):
+        start = np.clip(round_start(unit[:, 0] * snippets), 0, last - 1)
+        end = np.clip(round_end(unit[:, 1] * snippets), 1, last)
+        cell = np.stack([start, end], axis=1) / snippets
+        tiou = np.where(end > start, np.nan_to_num(tiou_of(unit.T, cell.T)), 0.0)
+        better = tiou > best
+        best[better], cells[better] = tiou[better], cell[better]
+    return cells * duration, best

@@ -46,7 +46,7 @@ class Matches:
         self.level, self.row, self.hit = self.at(tious)
         self.instances = np.bincount(truth.label, minlength=len(classes))
 
-    def at(self, tious: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def at(self, tious: np.ndarray) -> np.ndarray:
         """level, row and hit for other thresholds.
 
         Greedy inside every (video, class); all groups with the same number of ground truths
@@ -69,11 +69,13 @@ class Matches:
             truths = truth_rows[first_truth[its_slot][:, None] + np.arange(count)]
             tiou = tiou_of(segments.T[:, mine, None], truth.segments.T[:, truths])  # (P, count)
             near = ~(tiou < tious.min()).all(axis=1)
-            assign = _assign_single if count == 1 else _assign
-            level, winner, place = assign(its_slot[near], tiou[near], tious, self.kind)
-            parts.append(np.stack([level, mine[near][winner], truths[near][winner, place]]))
-        level, row, hit = np.concatenate(parts, axis=1)
-        return level, row, hit
+            mine, truths = mine[near], truths[near]
+            if count == 1:
+                level, winner, place = _assign_single(its_slot[near], tiou[near], tious)
+            else:
+                level, winner, place = _assign(its_slot[near], tiou[near], tious, self.kind)
+            parts.append(np.stack([level, mine[winner], truths[winner, place]]))
+        return np.concatenate(parts, axis=1)
 
     def average_precision(self) -> np.ndarray:
         """AP (T, classes): area under the envelope of precision over recall.
@@ -88,12 +90,11 @@ class Matches:
         starts = np.flatnonzero(np.diff(key, prepend=-1))
         for start, stop in zip(starts.tolist(), [*starts[1:].tolist(), len(key)]):
             c, t = divmod(int(key[start]), len(self.tious))
-            count = np.arange(stop - start + 1.0)
-            recall = count / self.instances[c]
-            precision = count[1:] / found_at[start:stop]
+            recall = np.arange(stop - start + 1.0) / self.instances[c]
+            precision = np.arange(1.0, stop - start + 1.0) / found_at[start:stop]
             envelope = np.maximum.accumulate(precision[::-1])[::-1]
             steps = np.zeros(len(precision) + (recall[-1] != 1.0))
-            np.multiply(recall[1:] - recall[:-1], envelope, out=steps[: len(precision)])
+            np.multiply(np.diff(recall), envelope, out=steps[: len(precision)])
             ap[t, c] = steps.sum()
         return ap
 
@@ -117,7 +118,7 @@ def best_first(
             rows = order[places]
             mine = scores[rows]
             rising = mine.argsort(axis=1)
-            if kind == "stable":
+            if kind == "stable":  # much slower, so only where scores are tied
                 ordered = np.take_along_axis(mine, rising, 1)
                 tied = (ordered[:, 1:] == ordered[:, :-1]).any(axis=1)
                 rising[tied] = mine[tied].argsort(axis=1, kind="stable")
@@ -132,28 +133,23 @@ def ranks(order: np.ndarray, sizes: np.ndarray) -> np.ndarray:
     return rank
 
 
-def _assign_single(
-    group: np.ndarray, tiou: np.ndarray, tious: np.ndarray, kind: str | None
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _assign_single(group: np.ndarray, tiou: np.ndarray, tious: np.ndarray) -> np.ndarray:
     """`_assign` where every group has one ground truth: the first that overlaps enough wins."""
-    levels, winners = [], []
+    found = []
     first = np.empty(int(group.max(initial=-1)) + 1, np.int64)
     for t, threshold in enumerate(tious.tolist()):
         rows = np.flatnonzero(~(tiou[:, 0] < threshold))
         first[group[rows[::-1]]] = rows[::-1]  # the first is written last
         winner = rows[first[group[rows]] == rows]
-        levels.append(np.full(len(winner), t))
-        winners.append(winner)
-    level = np.concatenate(levels)
-    return level, np.concatenate(winners), np.zeros_like(level)
+        found.append(np.stack([np.full(len(winner), t), winner, np.zeros_like(winner)]))
+    return np.concatenate(found, axis=1)
 
 
-def _assign(
-    group: np.ndarray, tiou: np.ndarray, tious: np.ndarray, kind: str | None
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """True positives (threshold index, row, place of the truth) among P predictions in order.
+def _assign(group: np.ndarray, tiou: np.ndarray, tious: np.ndarray, kind: str | None) -> np.ndarray:
+    """(3, hits) threshold index, row and place of the truth of the true positives.
 
-    A prediction takes the first free truth in falling order of tIoU; NaN comes first and passes.
+    Of P predictions in order, each takes the first free truth in falling order of tIoU; NaN comes
+    first and passes.
 
     Args:
         group: (P,) which predictions compete.
@@ -172,12 +168,10 @@ def _assign(
         state = free[member[rows]]  # (R, T, count)
         open_ = passes[rows] & np.take_along_axis(state, np.broadcast_to(choice, state.shape), 2)
         r, t = np.nonzero(open_.any(2))
-        best = open_[r, t].argmax(1)
-        place = choice[r, 0, best]
+        place = choice[r, 0, open_[r, t].argmax(1)]
         free[member[rows[r]], t, place] = False
         found.append(np.stack([t, rows[r], place]))
-    level, winner, place = np.concatenate(found, axis=1)
-    return level, winner, place
+    return np.concatenate(found, axis=1)
 
 
 def tiou_of(a: Sequence[np.ndarray], b: Sequence[np.ndarray]) -> np.ndarray:

@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from lofi.evaluation.columns import Predictions, Truth, prediction_table, restrict, truth_table
-from lofi.evaluation.detection import SORTS, Result, provenance, rules_of
+from lofi.evaluation.columns import Predictions, Truth, restrict
+from lofi.evaluation.detection import SORTS, Result, load, provenance
 from lofi.evaluation.matching import BLOCK, best_first, tiou_of
 
 STEPS = 100
@@ -43,14 +43,9 @@ class RecallResult(Result):
 
 
 def proposal_recall(
-    ground_truth: Any,
-    proposals: Any,
-    subset: str = "validation",
-    tious: Any = None,
-    max_proposals: int | None = 100,
-    tie_order: str = "file",
-    available: Any = None,
-) -> RecallResult:
+    ground_truth: Any, proposals: Any, subset: str = "validation", tious: Any = None,
+    max_proposals: int | None = 100, tie_order: str = "file", available: Any = None,
+) -> RecallResult:  # fmt: skip
     """Compute AR@AN and AUC.
 
     Args:
@@ -63,25 +58,20 @@ def proposal_recall(
     Raises:
         ValueError: empty subset, malformed input, or no proposals at all.
     """
-    _, thresholds = rules_of("activitynet", tious, tie_order)
-    truth = truth_table(ground_truth, subset)
-    found = prediction_table(proposals, with_labels=False)
-    result = _evaluate(truth, found, thresholds, max_proposals, tie_order)
+    given = ground_truth, proposals, tious, subset, "activitynet", tie_order
+    truth, found, tious = load(*given, with_labels=False)
+    rules = tious, max_proposals, tie_order
+    result = _evaluate(truth, found, *rules)
     if available is None:
         return result
     fewer = restrict(truth, found, available)
-    part = _evaluate(*fewer, thresholds, max_proposals, tie_order, "available")
-    return replace(result, available=part)
+    return replace(result, available=_evaluate(*fewer, *rules, "available"))
 
 
 def _evaluate(
-    truth: Truth,
-    found: Predictions,
-    thresholds: np.ndarray,
-    max_proposals: int | None,
-    tie_order: str,
-    list_name: str = "official",
-) -> RecallResult:
+    truth: Truth, found: Predictions, tious: np.ndarray, max_proposals: int | None,
+    tie_order: str, list_name: str = "official",
+) -> RecallResult:  # fmt: skip
     total = len(found.scores)
     if not total:
         raise ValueError("there are no proposals at all; recall needs at least one")
@@ -94,21 +84,19 @@ def _evaluate(
     order, sizes = best_first(group, found.scores, num_videos + 1, SORTS[tie_order])
     counts = sizes[:-1]
     kept = np.minimum((counts * ratio).astype(np.int64), counts)
-    order = order[: counts.sum()]
-    if (kept < counts).any():
-        starts = np.cumsum(counts) - counts
-        order = order[np.arange(len(order)) < np.repeat(starts + kept, counts)]
-    first = _first_ranks(truth, found.segments, order, kept, thresholds)
+    rank = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+    order = order[: counts.sum()][rank < np.repeat(kept, counts)]
+    first = _first_ranks(truth, found.segments, order, kept, tious)
 
     steps = np.arange(1, STEPS + 1) / 100.0 * (average * float(num_videos) / max(kept.sum(), 1))
-    recall = _recalled(truth, first, kept, steps) / len(truth.segments)
+    recall = _recalled(kept[truth.video], first, steps) / len(truth.segments)
     axis = steps * (float(kept.sum()) / num_videos)
     curve = recall.mean(axis=0)
     area = float(np.sum((axis[1:] - axis[:-1]) * (curve[1:] + curve[:-1]) / 2.0))
     return RecallResult(
         average_recall={str(k): float(curve[k - 1]) for k in (1, 5, 10, 100)},
         auc=100.0 * area / float(axis[-1]) if axis[-1] else 0.0,
-        tious=tuple(thresholds.tolist()),
+        tious=tuple(tious.tolist()),
         tie_order=tie_order,
         proposals_per_video=tuple(axis.tolist()),
         recall=tuple(map(tuple, recall.tolist())),
@@ -125,13 +113,10 @@ def _first_ranks(
 ) -> np.ndarray:
     """(T, G) rank of the first kept proposal that recalls each ground truth, huge if none does.
 
-    Args:
-        order: rows of the kept proposals, by video, best first.
-        kept: (videos,) how many each has.
+    `order` lists the kept proposals by video, best first, and `kept` (videos,) how many each has.
     """
     lengths = kept[truth.video]  # proposals facing each ground truth
     offset = (np.cumsum(kept) - kept)[truth.video]  # place in `order` of the first of them
-    start, end = segments.T
     rising = np.sort(tious)
     first = np.full((len(lengths), len(tious) + 1), np.iinfo(np.int64).max)
     for size in np.unique(lengths[lengths > 0]).tolist():  # those that face as many together
@@ -139,7 +124,7 @@ def _first_ranks(
         for low in range(0, len(facing), block):
             mine = facing[low : low + block]
             row = order[offset[mine, None] + np.arange(size)]
-            tiou = tiou_of(truth.segments.T[:, mine, None], (start[row], end[row]))
+            tiou = tiou_of(truth.segments.T[:, mine, None], segments.T[:, row])
             best = np.maximum.accumulate(np.fmax(tiou, 0.0, out=tiou), axis=1)  # NaN becomes 0
             better = best >= rising[0]
             better[:, 1:] &= best[:, 1:] > best[:, :-1]  # only these can be the first to reach
@@ -152,11 +137,11 @@ def _first_ranks(
     return first[:, 1:].T[np.searchsorted(rising, tious)]
 
 
-def _recalled(truth: Truth, first: np.ndarray, kept: np.ndarray, steps: np.ndarray) -> np.ndarray:
-    """(T, steps) number of ground truths recalled when each video may use a share of its kept."""
+def _recalled(facing: np.ndarray, first: np.ndarray, steps: np.ndarray) -> np.ndarray:
+    """(T, steps) number of ground truths recalled when each video may use a share of its kept,
+    of which `facing` (G,) face each ground truth."""
     recalled = np.zeros((len(first), len(steps) + 1), np.int64)
-    facing = kept[truth.video]
-    for size in np.unique(kept).tolist():
+    for size in np.unique(facing).tolist():
         used = np.minimum((size * steps).astype(np.int64), size)  # never falls from step to step
         needed = np.searchsorted(used, first[:, facing == size], "right")  # first step that has it
         for t, row in enumerate(needed):
