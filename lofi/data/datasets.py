@@ -36,6 +36,7 @@ class Datasets:
     clips: tuple[TrimmedClip, ...]  # trimmed source clips
     annotations: Path  # what `lofi evaluate` reads
     classes: tuple[str, ...]
+    videos: str = ""  # folder of the media files
 
     @property
     def segments(self) -> tuple[TrimmedClip, ...]:
@@ -50,7 +51,8 @@ class Datasets:
         """
         found = [video for video in videos if video.path is not None]
         if not found:
-            reason = f"none of {len(videos)} videos of {self.annotations} has a file"
+            where = f" in {self.videos}" if self.videos else ""
+            reason = f"none of {len(videos)} videos of {self.annotations} has a file{where}"
             raise ValueError(f"{reason}; set data.videos to their folder")
         if len(found) < len(videos):
             text = "%d of %d videos have no file (first: %s); they are left out here and count as "
@@ -66,7 +68,8 @@ def open_datasets(data: DataConfig, seed: int, run_dir: str | Path) -> Datasets:
         ValueError, FileNotFoundError: a path is missing, a file unreadable, or settings contradict.
     """
     data = _with_world(data, seed, Path(run_dir))
-    videos = read_annotations(data.annotations, video_dir=data.videos or None)
+    folder = data.videos if data.videos and Path(data.videos).is_dir() else None
+    videos = read_annotations(data.annotations, video_dir=folder)  # features need no videos
     if all(video.subset is None for video in videos):
         log.warning("the annotations name no subsets: every %dth video is held out", HELD_OUT)
         subsets = [data.train_subset] * (HELD_OUT - 1) + [data.test_subset]
@@ -90,6 +93,7 @@ def open_datasets(data: DataConfig, seed: int, run_dir: str | Path) -> Datasets:
         clips=tuple(clips),
         annotations=Path(data.annotations),
         classes=tuple(class_names(used)),
+        videos=data.videos,
     )
 
 
