@@ -204,6 +204,7 @@ class _Step:
 def _losses(head: nn.Module | None, features: Tensor) -> dict[str, Tensor]:
     """The loss of a head of this kit for videos without actions, else the sum of all outputs."""
     outputs = features if head is None else head(features)
+    head = getattr(head, "head", head)  # of a head with its input statistics
     if isinstance(head, Head):
         video = Video("", None, None, None, None, ())
         one = head.targets(video, Grid.whole(features.shape[2], 1.0))
