@@ -13,8 +13,14 @@ from lofi.data.annotations import Segment, Video
 from lofi.detection import Detection, write_detections
 from lofi.evaluation import Diagnosis, detection_map, diagnose, proposal_recall
 from lofi.evaluation.columns import truth_table
-from lofi.evaluation.diagnose import BUCKETS, CATEGORIES, grid_recall, grid_segments
+from lofi.evaluation.diagnose import BUCKETS, CATEGORIES, grid_segments
 from lofi.figures import diagnosis_figure
+
+
+def grid_recall(truth, snippets, tious, include_video_end=False) -> tuple[float, ...]:
+    """Fraction of instances for which some grid segment reaches each tIoU."""
+    best = grid_segments(truth, snippets, include_video_end)[1]
+    return tuple(float((best >= threshold).mean()) for threshold in tious)
 
 
 def video(name: str, *segments: tuple[float, float, str]) -> Video:

@@ -198,7 +198,7 @@ def test_a_killed_extraction_is_refused_with_the_command_that_completes_it(world
     assert (run / "c-lofi" / "head" / "head.safetensors").is_file()
 
 
-# ---------------------------------------------------------------------------------- heads side by side
+# ------------------------------------------------------------------------------- heads side by side
 
 
 def test_variants_of_stage_three_lie_side_by_side(world, tmp_path):
@@ -231,7 +231,7 @@ def test_variants_that_mean_nothing_are_refused(world, tmp_path):
     assert "no trained head" in message and cure(message)[-2:] == ["--variant", "lr=0.5"]
 
 
-# ----------------------------------------------------------------------------------- whose data it is
+# --------------------------------------------------------------------------------- whose data it is
 
 
 def test_an_annotation_file_wins_over_the_toy_world(world, tmp_path):
@@ -251,7 +251,7 @@ def test_an_annotation_file_wins_over_the_toy_world(world, tmp_path):
     assert not (tmp_path / "run" / "world").exists()
 
 
-# ----------------------------------------------------------------------------------- layers of settings
+# ------------------------------------------------------------------------------- layers of settings
 
 
 def test_options_lie_over_a_partial_file_and_that_over_its_preset(world, tmp_path):
@@ -282,7 +282,7 @@ def test_files_of_another_preset_or_with_unknown_keys_are_refused(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-# --------------------------------------------------------------------- messages that end the trouble
+# -------------------------------------------------------------------- messages that end the trouble
 
 
 def test_a_missing_encoder_names_the_stage_that_trains_it(world, tmp_path):
@@ -367,7 +367,7 @@ def test_a_damaged_head_is_trained_anew_by_the_command_that_is_named(world, tmp_
     works(*words)
 
 
-# ------------------------------------------------------------------- what a finished stage depends on
+# ----------------------------------------------------------------- what a finished stage depends on
 
 
 def test_a_finished_stage_depends_on_nothing_that_comes_behind_it(world, tmp_path):
@@ -386,4 +386,3 @@ def test_a_finished_stage_depends_on_nothing_that_comes_behind_it(world, tmp_pat
     detect = {"detect.sigma": 0.5, "head_training.lr": 0.1, "acp.lr": 0.1}
     works("train", "lofi", *world.options(run), *changed(detect))
     works("train", "head", *world.options(run), *changed({"detect.sigma": 0.5}))
-

@@ -174,7 +174,8 @@ def detections(
         class_scores: (C,) of the video; None = class-agnostic, label "".
         names: C class names.
     """
-    segments = np.clip(kept.segments_s, 0.0, duration_s)
+    start, end = kept.segments_s.T
+    segments = np.stack([np.maximum(start, 0.0), np.minimum(end, duration_s)], 1)
     if class_scores is None:
         pairs = zip(segments.tolist(), kept.scores.tolist())
         return [Detection(start, end, "", score) for (start, end), score in pairs]

@@ -35,9 +35,9 @@ def render(path: Path, seconds: int = 40, fps: int = 25) -> None:
 def one(name: str, video: Path, batch: int) -> dict:
     """Run one step in this process; returns what was found."""
     from lofi import config as configs
+    from lofi.data.datasets import video_request
     from lofi.encoders import build_encoder, encoder_hash
     from lofi.fidelity import schedule
-    from lofi.data.datasets import video_request
     from lofi.training.joint import train_lofi
     from lofi.training.methods import lofi_method
     from lofi.training.run_folder import read_metrics
