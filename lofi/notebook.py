@@ -71,7 +71,10 @@ def setup(seed: int = 0, out_dir: str | Path | None = None, preset: str = "tiny"
     device = torch.cuda.get_device_name(0) if torch.cuda.is_available() else device
     versions = f"Python {sys.version.split()[0]}, torch {torch.__version__}, numpy {np.__version__}"
     print(f"{versions}, {device}, {torch.get_num_threads()} threads", file=sys.stderr)
-    folder = repository_root() / (out_dir or f"runs/{preset}")
+    root = repository_root()
+    if str(root / "notebooks") not in sys.path:  # for lectures.py, wherever this was started
+        sys.path.append(str(root / "notebooks"))
+    folder = root / (out_dir or f"runs/{preset}")
     folder.mkdir(parents=True, exist_ok=True)
     return Setup(folder, torch.Generator().manual_seed(seed), preset, seed)
 

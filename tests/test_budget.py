@@ -4,12 +4,14 @@ import json
 import resource
 import time
 
+import lectures
 import pytest
 import torch
 import tyro
+from lectures import measured_bytes
 
 from lofi import commands, heads
-from lofi.budget import GIB, Mode, activation_bytes, measured_bytes, plan
+from lofi.budget import GIB, Mode, activation_bytes, plan
 from lofi.encoders import build_encoder, encoder_hash, freeze_batch_norm, freeze_until
 from lofi.fidelity import Fidelity, schedule
 
@@ -330,17 +332,16 @@ def test_the_default_plan_takes_seconds():
 
 
 def test_pictures_of_the_memory_wall():
-    from lofi import figures
 
     sizes = {"R18": {"T": 20 * GIB, "full": 320 * GIB}, "R50": {"T": 350 * GIB, "full": 1300 * GIB}}
-    ax = figures.memory_wall(sizes, {name: {k: v / 2 for k, v in row.items()}
+    ax = lectures.memory_wall(sizes, {name: {k: v / 2 for k, v in row.items()}
                                      for name, row in sizes.items()})  # fmt: skip
     assert ax.get_yscale() == "log" and len(ax.patches) == 4
     assert [bar.get_height() for bar in ax.patches] == [20, 320, 350, 1300]
     assert [text.get_text() for text in ax.get_legend().get_texts()] == ["R18", "R50", "bf16"]
     assert {"32 GiB", "80 GiB", "141 GiB", "20"} <= {text.get_text() for text in ax.texts}
     curves = {"one graph": {8: GIB, 16: 2 * GIB}, "exact": {8: GIB / 2, 16: GIB / 2}}
-    ax = figures.peak_by_snippets(curves, (32,))
+    ax = lectures.peak_by_snippets(curves, (32,))
     assert [list(line.get_ydata()) for line in ax.lines[:2]] == [[1, 2], [0.5, 0.5]]
     assert ax.get_ylim()[1] > 32 and "GiB" in ax.get_ylabel()
 

@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 
 matplotlib.use("Agg")
+import lectures
 import matplotlib.pyplot as plt
 import torch
+from lectures import Shares
 
 from lofi import figures, report
-from lofi.data.toyworld import Shares
 from lofi.figures.style import FALSE_ALARM, FOUND, TRUTH, as_array, as_spans
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -133,11 +134,11 @@ def test_video_timeline_shares_the_time_axis():
 
 def test_a_film_puts_frames_side_by_side_and_leaves_its_input_alone():
     frames = torch.full((3, 3, 4, 5), 100, dtype=torch.uint8)
-    picture = figures.film(frames, "three").images[0].get_array()
+    picture = lectures.film(frames, "three").images[0].get_array()
     assert picture.shape == (4, 15, 3)
     assert (np.asarray(picture)[:, [4, 9, 14]] == 255).all()  # lines between the frames
     assert (frames == 100).all()
-    assert figures.film(frames.permute(0, 2, 3, 1)).images[0].get_array().shape == (4, 15, 3)
+    assert lectures.film(frames.permute(0, 2, 3, 1)).images[0].get_array().shape == (4, 15, 3)
 
 
 # Maps ---------------------------------------------------------------------------------------
@@ -164,8 +165,8 @@ def test_anchors_past_the_end_are_masked_and_cells_sit_at_their_times():
 def test_label_map_outlines_the_levels_that_occur():
     tiou = np.zeros((8, 8))
     tiou[2, 2], tiou[2, 3] = 0.95, 0.75
-    assert words(figures.label_map(tiou).get_legend().get_texts()) == ["tIoU 0.7", "tIoU 0.9"]
-    assert figures.label_map(np.zeros((8, 8))).get_legend() is None
+    assert words(lectures.label_map(tiou).get_legend().get_texts()) == ["tIoU 0.7", "tIoU 0.9"]
+    assert lectures.label_map(np.zeros((8, 8))).get_legend() is None
 
 
 def test_small_multiples_leave_the_explanation_to_the_caption():
@@ -193,11 +194,11 @@ def test_boundary_curves_are_drawn_at_snippet_centres():
 @pytest.mark.parametrize("form", [np.array, torch.tensor])
 def test_neighbour_graph_draws_each_edge_once_and_never_self(form):
     edges = form([[0, 2], [1, 2], [2, 0]])  # 0-2 (twice) and 1-2
-    assert [patch.width for patch in figures.neighbour_graph(edges).patches] == [2.0, 1.0]
+    assert [patch.width for patch in lectures.neighbour_graph(edges).patches] == [2.0, 1.0]
 
 
 def test_neighbour_graph_separates_kinds_of_edges():
-    ax = figures.neighbour_graph([[1, 2], [0, 0], [2, 2], [3, 0]], [(0, 2)])
+    ax = lectures.neighbour_graph([[1, 2], [0, 0], [2, 2], [3, 0]], [(0, 2)])
     looks = {patch.width: (patch.get_edgecolor()[:3], patch.get_linestyle()) for patch in ax.patches
              if hasattr(patch, "theta1")}  # fmt: skip
     assert looks[1.0][0] == matplotlib.colors.to_rgb(FOUND)  # 0-1, both in the action
@@ -220,34 +221,34 @@ def test_loss_curves_draw_raw_and_mean_and_skip_rows_without_loss():
 def test_precision_recall_envelope_encloses_the_average_precision():
     recall, precision = [0.5, 0.5, 1.0], [1.0, 0.5, 2 / 3]  # hit, miss, hit of two actions
     curves = {"ACP": (recall, precision), "nothing found": ([], [])}
-    ax = figures.precision_recall(curves, average_precision={"ACP": 5 / 6})
+    ax = lectures.precision_recall(curves, average_precision={"ACP": 5 / 6})
     x, y = ax.lines[1].get_data()
     assert np.sum(np.diff(x) * y[1:]) == pytest.approx(5 / 6)
     assert words(ax.get_legend().get_texts()) == ["ACP: AP 83.3", "nothing found"]
 
 
 def test_parts_of_a_bar_lie_end_to_end():
-    ax = figures.share_bars({"a": Shares(0.5, 0.3, 0.2), "b": Shares(0.1, 0.1, 0.8)})
+    ax = lectures.share_bars({"a": Shares(0.5, 0.3, 0.2), "b": Shares(0.1, 0.1, 0.8)})
     starts = [[bar.get_x() for bar in bars] for bars in ax.containers]
     assert np.allclose(starts, [[0, 0], [0.5, 0.1], [0.8, 0.2]])
     assert words(ax.get_legend().get_texts()) == ["label", "scene", "vigour"]
 
 
 def test_bytes_by_layer_sums_what_has_no_bar():
-    ax = figures.bytes_by_layer({"a": 4 * 2**30, "b": 2**30, "c": 2**29, "d": 2**29}, top=2)
+    ax = lectures.bytes_by_layer({"a": 4 * 2**30, "b": 2**30, "c": 2**29, "d": 2**29}, top=2)
     assert [bar.get_width() for bar in ax.patches] == [4, 1, 1]
     assert words(ax.get_yticklabels()) == ["a", "b", "2 others"]
     assert words(ax.texts) == ["67 %", "17 %", "17 %"]
     assert "GiB" in ax.get_xlabel()
-    assert "bytes" in figures.bytes_by_layer({"a": 5, "b": 7}).get_xlabel()
+    assert "bytes" in lectures.bytes_by_layer({"a": 5, "b": 7}).get_xlabel()
 
 
 def test_bytes_by_configuration_hatches_what_fits_no_card():
-    ax = figures.bytes_by_configuration({"full": 321 * 2**30, "T": 80 * 2**30})
+    ax = lectures.bytes_by_configuration({"full": 321 * 2**30, "T": 80 * 2**30})
     assert [bool(bar.get_hatch()) for bar in ax.patches] == [True, False]
     assert sorted(line.get_xdata()[0] for line in ax.lines) == [32, 80, 141]
     assert ax.get_xlim()[1] > 321
-    small = figures.bytes_by_configuration({"tiny": 2**30})
+    small = lectures.bytes_by_configuration({"tiny": 2**30})
     assert [line.get_xdata()[0] for line in small.lines] == [32]
 
 
@@ -409,12 +410,12 @@ BROKEN = {**result("acp", "own", 0.2), "map": [0.5, 0.4, 0.3]}
         (lambda: as_spans([(1, 2), (5, 4)]), "segment 1 runs from 5 to 4"),
         (lambda: as_spans([(1, 2, "a", 0.1, 7)]), "5 entries"),
         (lambda: figures.timeline({}, 0.0), "duration_s"),
-        (lambda: figures.film(np.zeros((4, 5), np.uint8)), r"\(4, 5\)"),
+        (lambda: lectures.film(np.zeros((4, 5), np.uint8)), r"\(4, 5\)"),
         (lambda: figures.thumbnails(FRAMES, [0, 1, 2], 3.0), "6 frames need as many times, got 3"),
         (lambda: figures.thumbnails(np.zeros((2, 3, 4, 4)), [0, 1], 3.0), "n, H, W, 3"),
         (lambda: figures.confidence_map(np.ones((2, 4, 4))), r"\(2, 4, 4\)"),
         (lambda: figures.boundary_curves([0, 1], [1]), "both be"),
-        (lambda: figures.neighbour_graph([[0, 3], [1, 1], [2, 2]]), "0 … 2"),
+        (lambda: lectures.neighbour_graph([[0, 3], [1, 1], [2, 2]]), "0 … 2"),
         (lambda: figures.loss_curves({"T": [{"step": 0, "loss": 1.0}]}, key="acc"),
          r"'T' has no finite 'acc'.*\['loss', 'step'\]"),
         (lambda: figures.results_rows([BROKEN]), "3 values for 10"),
@@ -439,14 +440,14 @@ def every_figure():
     yield figures.timeline(LANES, 100.0)
     yield figures.video_timeline(FRAMES, times, LANES, 100.0, boundaries=ends, title="v")
     yield figures.confidence_map(square, truth=TRUTH_LANE, **known)
-    yield figures.label_map(square, truth=TRUTH_LANE, **known)
+    yield lectures.label_map(square, truth=TRUTH_LANE, **known)
     yield figures.similarity(square, TRUTH_LANE, **known)
     yield figures.boundary_curves(*ends, TRUTH_LANE, **known)
-    yield figures.neighbour_graph(knn, TRUTH_LANE, **known)
+    yield lectures.neighbour_graph(knn, TRUTH_LANE, **known)
     yield figures.loss_curves({"a": log, "b": log})
-    yield figures.precision_recall({"a": ([0.5, 1.0], [1.0, 0.7])})
-    yield figures.bytes_by_layer({f"layer{i}": 2.0**i for i in range(20)})
-    yield figures.bytes_by_configuration({"full": 321 * 2**30, "T": 80 * 2**30})
+    yield lectures.precision_recall({"a": ([0.5, 1.0], [1.0, 0.7])})
+    yield lectures.bytes_by_layer({f"layer{i}": 2.0**i for i in range(20)})
+    yield lectures.bytes_by_configuration({"full": 321 * 2**30, "T": 80 * 2**30})
     yield figures.results_bars(RESULTS)
     sys.path.insert(0, str(ROOT / "notebooks"))
     from figures.method import three_stages

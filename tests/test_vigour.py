@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 import torch
+from lectures import dial_vigour, variance_shares
 
-from lofi.data.toyworld import TINY, dial_vigour, plan_clips, render_clip, variance_shares
+from lofi.data.toyworld import TINY, plan_clips, render_clip
 
 
 def test_a_clip_at_its_own_vigour_is_the_source_clip_itself():

@@ -1,20 +1,10 @@
 """What one training step holds in memory, found without a GPU and without allocating it.
 
 `activation_bytes` runs the real training step on tensors that have sizes but no data and adds up
-what exists; `measured_bytes` runs it for real; `plan` lists what fits a budget.
+what exists; `plan` lists what fits a budget.
 Source of the budget question: LoFi paper, section 3.2 and supplement B.
 """
 
-from lofi.budget.memory import MemoryReport, activation_bytes, measured_bytes
+from lofi.budget.memory import MemoryReport, activation_bytes
 from lofi.budget.plan import GIB, PlanRow, plan
 from lofi.config import Mode
-
-__all__ = [
-    "GIB",
-    "MemoryReport",
-    "Mode",
-    "PlanRow",
-    "activation_bytes",
-    "measured_bytes",
-    "plan",
-]

@@ -1,4 +1,4 @@
-"""Memory of one training step: predicted from tensors without data, and measured.
+"""Memory of one training step, predicted from tensors without data.
 
 The step is the one that training makes (`lofi.training.end_to_end.EndToEnd`), run on modules whose
 weights have a shape but no data: every storage that appears is added up until it vanishes. The
@@ -11,7 +11,7 @@ B videos, L snippets a video, F frames a snippet, S pixels a side, C channels.
 import copy
 import math
 import weakref
-from collections import defaultdict
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 from torch.utils.flop_counter import flop_registry
 
 from lofi.config import Mode
@@ -43,16 +43,7 @@ class Consumer(NamedTuple):
 
 @dataclass(frozen=True)
 class MemoryReport:
-    """Bytes of one training step; see `activation_bytes`.
-
-    `saved_bytes` is what waits for the backward pass, frames and weights not included, when it is
-    most: all of the graph, or in the chunked modes the larger of one chunk's and the head's graph.
-    `saved_bytes_per_video` is its share of one of the videos held at once.
-    `peak_bytes` is everything at once: weights, statistics, gradients, frames, activations and
-    what the backward pass makes; the videos themselves wait elsewhere. `flops` counts
-    multiplications and additions of convolutions and matrix products in both passes. `top` lists
-    consumers of `saved_bytes`, largest first.
-    """
+    """Bytes of one training step; see `activation_bytes`."""
 
     encoder: str
     head: str | None
@@ -61,13 +52,17 @@ class MemoryReport:
     micro_batch: int
     amp: str
     mode: Mode
+    # What waits for the backward pass, frames and weights not included, when it is most: all of the
+    # graph, or in the chunked modes the larger of one chunk's and the head's graph.
     saved_bytes: int
-    saved_bytes_per_video: float
+    saved_bytes_per_video: float  # its share of one of the videos held at once
+    # Everything at once: weights, statistics, gradients, frames, activations and what the backward
+    # pass makes; the videos themselves wait elsewhere.
     peak_bytes: int
     parameters_bytes: int
     frames_bytes: int
-    flops: float
-    top: tuple[Consumer, ...]
+    flops: float  # multiplications and additions of convolutions, matrix products; both passes
+    top: tuple[Consumer, ...]  # of `saved_bytes`, largest first
 
     def as_dict(self) -> dict[str, Any]:
         """Plain numbers, strings, lists and dictionaries, for JSON."""
@@ -97,7 +92,7 @@ def activation_bytes(
         ValueError: unknown name, precision or mode, or a batch below 1.
     """
     with _without_data(amp, encoder, head) as hollow:
-        step = _Step(hollow(encoder), hollow(head), fidelity, batch, amp, mode, micro_batch)
+        step = Step(hollow(encoder), hollow(head), fidelity, batch, amp, mode, micro_batch)
         videos = min(batch, 2 * step.videos_at_once)  # equal parts: two stand for all
         clips = step.clips(videos)
         with _Ledger(step.modules, batch / videos) as ledger:
@@ -110,34 +105,7 @@ def activation_bytes(
     return step.report(ledger.saved, ledger.peak, ledger.flops, tuple(top))
 
 
-def measured_bytes(
-    encoder: Encoder,
-    head: nn.Module | None,
-    fidelity: Fidelity,
-    batch: int = 1,
-    amp: str = "fp32",
-    mode: Mode | str = "full",
-    micro_batch: int = 0,
-) -> MemoryReport:
-    """Run the step for real on copies of the modules and read torch's allocator; `top` is empty.
-
-    On the CPU the profiler lists every allocation; on CUDA the allocator's statistics are used.
-    """
-    copies = copy.deepcopy(encoder), copy.deepcopy(head)
-    step = _Step(*copies, fidelity, batch, amp, mode, micro_batch)
-    if head is not None:  # makes the tables that a head keeps for the process
-        like = next(step.encoder.parameters())
-        bf16 = torch.autocast(like.device.type, torch.bfloat16, enabled=amp == "bf16")
-        with torch.no_grad(), bf16:
-            step.head(like.new_zeros(1, step.encoder.channels, fidelity.snippets))
-    static, clips = sum(tensor.nbytes for tensor in step.static), step.clips(batch)
-    meter = _CudaMeter if clips.is_cuda else _CpuMeter
-    with meter() as measured:
-        step.run(clips, measured)
-    return step.report(measured.saved, measured.peak + static)
-
-
-class _Step:
+class Step:
     """A question about memory: one training step and the modules on which it is tried."""
 
     def __init__(self, encoder, head, fidelity, batch, amp, mode: Mode | str, micro_batch) -> None:
@@ -162,10 +130,8 @@ class _Step:
         """Forward and backward; gradients stay on the modules."""
         encoder, mode = self.encoder, self.mode
         live = any(isinstance(m, BatchNorm) and m.training for m in encoder.modules())
-        if mode.fold:
-            freeze_batch_norm(encoder, fold=True)
-        elif live and (mode.chunked or self.micro_batch):  # training refuses anything else
-            freeze_batch_norm(encoder)
+        if mode.fold or (live and (mode.chunked or self.micro_batch)):  # training refuses the rest
+            freeze_batch_norm(encoder, fold=mode.fold)
         self.modules.zero_grad(set_to_none=True)
         sampled = None
         if mode.name == "sampled":
@@ -173,7 +139,20 @@ class _Step:
             sampled = torch.arange(count).expand(len(clips), count)
         step = EndToEnd(encoder, mode, list(self.modules.parameters()), amp=self.amp,
                         micro_batch=self.micro_batch, watch=watch)  # fmt: skip
-        step.backpropagate(clips, lambda features, _: _losses(self.head, features), sampled)
+        step.backpropagate(clips, self._losses, sampled)
+
+    def _losses(self, features: Tensor, _: slice) -> dict[str, Tensor]:
+        """The loss of a head of this kit for videos without actions, else the sum of outputs."""
+        outputs = features if self.head is None else self.head(features)
+        head = getattr(self.head, "head", self.head)  # of a head with its input statistics
+        if not isinstance(head, Head):
+            leaves = [leaf for leaf in tree_leaves(outputs) if isinstance(leaf, Tensor)]
+            return {"loss": sum(leaf.float().sum() for leaf in leaves)}
+        video = Video("", None, None, None, None, ())
+        one = head.targets(video, Grid.whole(features.shape[2], 1.0))
+        targets = to_device(head.collate([one] * len(features)), features.device)
+        draws = head.draws(len(features), targets, torch.Generator()).to(features.device)
+        return head.losses(outputs, targets, head.statistics(targets, draws), draws)
 
     def report(
         self, saved: int, peak: int, flops: float = math.nan, top: tuple[Consumer, ...] = ()
@@ -199,20 +178,6 @@ class _Step:
             flops=flops,
             top=top,
         )
-
-
-def _losses(head: nn.Module | None, features: Tensor) -> dict[str, Tensor]:
-    """The loss of a head of this kit for videos without actions, else the sum of all outputs."""
-    outputs = features if head is None else head(features)
-    head = getattr(head, "head", head)  # of a head with its input statistics
-    if isinstance(head, Head):
-        video = Video("", None, None, None, None, ())
-        one = head.targets(video, Grid.whole(features.shape[2], 1.0))
-        targets = to_device(head.collate([one] * len(features)), features.device)
-        draws = head.draws(len(features), targets, torch.Generator()).to(features.device)
-        return head.losses(outputs, targets, head.statistics(targets, draws), draws)
-    leaves = [leaf for leaf in tree_leaves(outputs) if isinstance(leaf, Tensor)]
-    return {"loss": sum(leaf.float().sum() for leaf in leaves)}
 
 
 @contextmanager
@@ -270,19 +235,15 @@ class _Ledger(TorchDispatchMode, Watch):
 
     Tables that a module makes from constants (a head's sampling plan) stay for the process and
     are left out. Of several equal passes only two are made: the second one has the peak of all.
-
-    Attributes:
-        live, peak: bytes now, and at most so far.
-        saved: most bytes that stayed between `begin` and `end`.
-        consumers: (module, kind) → bytes of that moment.
-        flops: of convolutions and matrix products.
-        times: what follows stands for this many equal passes.
     """
 
     def __init__(self, modules: nn.ModuleDict, times: float) -> None:
         super().__init__()
-        self.live = self.peak = self.saved = 0
-        self.flops, self.times, self.consumers = 0.0, times, {}
+        self.live = self.peak = 0  # bytes now, and at most so far
+        self.saved = 0  # most bytes that stayed between `begin` and `end`
+        self.consumers: Counter[tuple[str, str]] = Counter()  # (module, kind): bytes then
+        self.flops = 0.0  # of convolutions and matrix products
+        self.times = times  # what follows stands for this many equal passes
         self._device = next(modules.parameters()).device
         self._entries: dict[int, tuple[str, str, int]] = {}  # storage → module, kind, bytes
         self._constants, self._before = set(), set()  # storages
@@ -297,13 +258,16 @@ class _Ledger(TorchDispatchMode, Watch):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        out = _run(func, args, kwargs)
+        given = tree_leaves((args, kwargs))
+        out = _run(func, args, kwargs, given)
         packet = func.overloadpacket
         if packet in flop_registry:
             self.flops += self.times * flop_registry[packet](*args, **kwargs, out_val=out)
-        new = [tensor for tensor in _tensors(out) if _storage(tensor) not in self._entries]
+        found = [leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
+        new = [tensor for tensor in found if _storage(tensor) not in self._entries]
         if new:
-            name, inputs = packet.__name__, [_storage(tensor) for tensor in _tensors(args)]
+            name = packet.__name__
+            inputs = [_storage(leaf) for leaf in given if isinstance(leaf, Tensor)]
             if name == "lift_fresh" or (inputs and self._constants.issuperset(inputs)):
                 name = CONSTANT  # made from numbers in the program alone
             for tensor in new:
@@ -341,10 +305,10 @@ class _Ledger(TorchDispatchMode, Watch):
         kept = [entry for key, entry in self._entries.items() if key not in self._before]
         total = sum(size for *_, size in kept)
         if total > self.saved:
-            self.saved, self.consumers = total, defaultdict(int)
+            self.saved, self.consumers = total, Counter()
             for module, kind, size in kept:
-                if size:
-                    self.consumers[module, kind] += size
+                self.consumers[module, kind] += size
+            self.consumers = +self.consumers  # without those of 0 bytes
 
     def chunks(self, parts: list) -> Iterator:
         """The first two of a step's (number, rows) chunks, which stand for all of them."""
@@ -357,101 +321,35 @@ class _Ledger(TorchDispatchMode, Watch):
 _MEMO: dict[tuple, Any] = {}  # operation and layouts → layouts of what comes out
 
 
-def _run(func: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
+def _run(func: Any, args: tuple, kwargs: dict[str, Any], given: list) -> Any:
     """func(*args, **kwargs); on meta tensors only the first time that these shapes are met.
 
     torch finds most shapes in Python; a network asks for the same ones again and again.
     """
-    tensors = _tensors((args, tuple(kwargs.values())))
-    fresh = all(result.alias_info is None for result in func._schema.returns)
-    if not (fresh and tensors and all(tensor.is_meta for tensor in tensors)):
+    devices = {leaf.device.type for leaf in given if isinstance(leaf, Tensor)}
+    if devices != {"meta"} or any(result.alias_info for result in func._schema.returns):
         return func(*args, **kwargs)
-    key = (func, _layout(args), _layout(tuple(kwargs.items())))
+    key = (func, len(args), *kwargs, *map(_layout, given))
     if key not in _MEMO:
-        _MEMO[key] = _layout(func(*args, **kwargs))
-    return _empty(_MEMO[key])
+        found, structure = tree_flatten(func(*args, **kwargs))
+        _MEMO[key] = [_layout(leaf) for leaf in found], structure
+    layouts, structure = _MEMO[key]
+    return tree_unflatten([_of_layout(*layout) for layout in layouts], structure)
+
+
+def _layout(leaf: Any) -> tuple:
+    """What can be known of a value without data; hashable."""
+    if isinstance(leaf, Tensor):
+        return leaf.shape, leaf.stride(), leaf.dtype
+    return type(leaf), leaf
+
+
+def _of_layout(shape: Any, stride: Any, dtype: torch.dtype | None = None) -> Any:
+    """A new meta tensor of a layout; of (type, value) the value."""
+    if dtype is None:
+        return stride
+    return torch.empty_strided(shape, stride, dtype=dtype, device="meta")
 
 
 def _storage(tensor: Tensor) -> int:
     return tensor.untyped_storage()._cdata
-
-
-def _tensors(value: Any) -> list[Tensor]:
-    """The tensors among an operation's arguments or results, lists included."""
-    if isinstance(value, Tensor):
-        return [value]
-    if isinstance(value, list | tuple):
-        return [tensor for item in value for tensor in _tensors(item)]
-    return []
-
-
-def _layout(value: Any) -> tuple:
-    """What can be known of a value without data; hashable."""
-    if isinstance(value, Tensor):
-        return value.shape, value.stride(), value.dtype
-    if isinstance(value, list | tuple):
-        return tuple(map(_layout, value))
-    return type(value), value
-
-
-def _empty(layout: tuple) -> Any:
-    """New meta tensors of a layout."""
-    if layout and isinstance(layout[0], torch.Size):
-        return torch.empty_strided(*layout[:2], dtype=layout[2], device="meta")
-    if layout and isinstance(layout[0], type):
-        return layout[1]
-    return tuple(map(_empty, layout))
-
-
-class _CpuMeter(Watch):
-    """Reads torch's CPU allocator through the profiler; bytes of what the block allocates."""
-
-    saved = peak = 0
-
-    def __enter__(self) -> "_CpuMeter":
-        activities = [torch.profiler.ProfilerActivity.CPU]
-        self._profile = torch.profiler.profile(activities=activities, profile_memory=True)
-        self._profile.__enter__()
-        return self
-
-    def begin(self) -> None:
-        with torch.profiler.record_function("lofi:begin"):
-            pass
-
-    def end(self) -> None:
-        with torch.profiler.record_function("lofi:end"):
-            pass
-
-    def __exit__(self, *error: Any) -> None:
-        self._profile.__exit__(*error)
-        events = self._profile.profiler.kineto_results.events()
-        live = start = 0
-        for event in sorted(events, key=lambda event: event.start_ns()):
-            if event.name() == "[memory]":
-                live += event.nbytes()
-                self.peak = max(self.peak, live)
-            elif event.name() == "lofi:begin":
-                start = live
-            elif event.name() == "lofi:end":
-                self.saved = max(self.saved, live - start)
-
-
-class _CudaMeter(Watch):
-    """Reads the statistics of torch's CUDA allocator; bytes above what was there before."""
-
-    saved = peak = 0
-
-    def __enter__(self) -> "_CudaMeter":
-        torch.cuda.synchronize()
-        torch.cuda.reset_peak_memory_stats()
-        self._base = torch.cuda.memory_allocated()
-        return self
-
-    def begin(self) -> None:
-        self._start = torch.cuda.memory_allocated()
-
-    def end(self) -> None:
-        self.saved = max(self.saved, torch.cuda.memory_allocated() - self._start)
-
-    def __exit__(self, *error: Any) -> None:
-        self.peak = torch.cuda.max_memory_allocated() - self._base

@@ -22,14 +22,13 @@ exclusive.
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 
 from lofi.data.toypixels import Look, Phase, ToyWorld, render
 from lofi.files import read_json, sha256, write_json, write_text
@@ -351,67 +350,3 @@ def _tables(world: ToyWorld, clips: list[ClipPlan], videos: list[VideoPlan]) -> 
         "annotations.json": json.dumps(content, indent=1) + "\n",
         "events.json": json.dumps(events, indent=1) + "\n",
     }
-
-
-# ------------------------------------------------------------------------ a dial
-
-
-def dial_vigour(
-    world: ToyWorld, seed: int, levels: Sequence[float], count: int = 64
-) -> tuple[torch.Tensor, list[str]]:
-    """Render the first `count` validation clips of a world once for each level of vigour.
-
-    A measurement of our own, not the paper's. Two renderings of one clip share background, noise,
-    actor and colours and differ in nothing but the vigour (and in the place where a wider swing
-    needs the room), so what changes in a feature is due to it.
-
-    Args:
-        levels: V levels of vigour, 0 and 1 are the extremes of the source clips.
-    Returns:
-        uint8 (V, N, F, 3, S, S), centre crops with S = the world's height, as rendered (no H.264
-        in between); the N labels.
-    """
-    plans = [plan for plan in plan_clips(world, seed) if plan.subset == "validation"][:count]
-    clips = np.array(
-        [
-            [render_clip(world, seed, plan._replace(vigour=float(level))) for plan in plans]
-            for level in levels
-        ]
-    )  # (V, N, F, H, W, 3)
-    side = min(world.height, world.width)
-    top, left = (world.height - side + 1) // 2, (world.width - side + 1) // 2
-    square = torch.from_numpy(clips[:, :, :, top : top + side, left : left + side])
-    return square.permute(0, 1, 2, 5, 3, 4).contiguous(), [plan.label for plan in plans]
-
-
-class Shares(NamedTuple):
-    """Parts of a feature's variance, in [0, 1]; they add up to 1."""
-
-    label: float  # between the means of the classes
-    scene: float  # between the clips of one class, averaged over vigour
-    vigour: float  # between the renderings of one clip
-
-
-def variance_shares(features: torch.Tensor, labels: Sequence[str]) -> Shares:
-    """How much of the features' variance goes with class, scene and vigour (law of total variance).
-
-    Args:
-        features: (V, N, C), from the clips of `dial_vigour`.
-        labels: N class names.
-    Returns:
-        shares of each channel, averaged over the channels that vary at all.
-    """
-    x = features.detach().double().cpu()
-    scenes = x.mean(0)  # (N, C)
-    classes = scenes.clone()
-    for name in set(labels):
-        members = torch.tensor([label == name for label in labels])
-        classes[members] = scenes[members].mean(0)
-    parts = [
-        classes.var(0, correction=0),
-        (scenes - classes).square().mean(0),
-        (x - scenes).square().mean((0, 1)),
-    ]
-    total = sum(parts)
-    alive = total > 1e-12 * total.max()
-    return Shares(*(float((part[alive] / total[alive]).mean()) for part in parts))

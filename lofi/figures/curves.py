@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from lofi.figures import style
-from lofi.figures.style import as_array, axes_for, fill, quiet_frame, stroke
+from lofi.figures.style import axes_for, fill, quiet_frame, stroke
 
 Log = Sequence[Mapping[str, Any]]  # rows of a metrics.jsonl: {"step": 3, "loss": 1.2, "lr": 0.1}
 ERRORS = (style.FOUND, style.SKY, style.PURPLE, style.AMBER, style.FALSE_ALARM, style.GREY)
@@ -44,59 +44,6 @@ def loss_curves(runs: Mapping[str, Log], *, key: str = "loss", ax: Axes | None =
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     if len(runs) > 1:
         ax.legend(frameon=False)
-    return quiet_frame(ax)
-
-
-def precision_recall(
-    curves: Mapping[str, tuple[Any, Any]],
-    *,
-    average_precision: Mapping[str, float] | None = None,
-    ax: Axes | None = None,
-) -> Axes:
-    """Precision against recall, raw and (filled) as the falling envelope that AP measures.
-
-    Args:
-        curves: name → (recall, precision), (n,) each, one point per detection in score order.
-        average_precision: name → AP in [0, 1], added to the legend in percent.
-    """
-    ax = axes_for(ax, 4.6, 3.6)
-    for i, (name, (recall, precision)) in enumerate(curves.items()):
-        recall, precision = as_array(recall).astype(float), as_array(precision).astype(float)
-        x = np.concatenate([[0.0], recall, recall[-1:]])
-        y = np.concatenate([precision[:1], precision, [0.0]])
-        envelope = np.maximum.accumulate(y[::-1])[::-1]
-        known = (average_precision or {}).get(name)
-        label = name if known is None else f"{name}: AP {100 * known:.1f}"
-        line = stroke(i)
-        pale = {"color": line["color"], "alpha": 0.6, "linewidth": 0.9}
-        ax.plot(x[:-1], y[:-1], marker=".", markersize=4, **pale)
-        ax.plot(x, envelope, drawstyle="steps-pre", label=label, **line)
-        ax.fill_between(x, envelope, step="pre", color=line["color"], alpha=0.12, linewidth=0)
-    ax.set(xlim=(0, 1.01), ylim=(0, 1.04), xlabel="recall", ylabel="precision")
-    if curves:
-        ax.legend(loc="best", framealpha=0.85)
-    return quiet_frame(ax)
-
-
-def share_bars(shares: Mapping[str, Any], *, ax: Axes | None = None) -> Axes:
-    """One bar a row, cut into named parts that add up to 1; parts differ by hatch and colour.
-
-    Args:
-        shares: row name → named tuple of fractions, for example `lofi.data.vigour.Shares`.
-    """
-    ax = axes_for(ax, 7.0, 0.5 * len(shares) + 1.2)
-    left = np.zeros(len(shares))
-    for i, part in enumerate(next(iter(shares.values()))._fields):
-        values = np.array([getattr(share, part) for share in shares.values()])
-        bars = ax.barh(list(shares), values, left=left, label=part, **fill(i))
-        texts = [f"{value:.2f}" if value > 0.07 else "" for value in values]
-        look = {"color": style.INK, "fontsize": style.SMALL}
-        box = {"facecolor": "white", "pad": 1, "linewidth": 0}
-        ax.bar_label(bars, texts, label_type="center", bbox=box, **look)
-        left += values
-    ax.set(xlabel="share of the features' variance", xlim=(0, 1))
-    ax.invert_yaxis()
-    ax.legend(ncols=4, **style.ABOVE)
     return quiet_frame(ax)
 
 

@@ -8,23 +8,16 @@ Times on the axes are seconds when `duration_s` is given, else snippets; segment
 from collections.abc import Sequence
 from typing import Any
 
-import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib import patheffects
 from matplotlib.axes import Axes
-from matplotlib.patches import Arc, Rectangle
+from matplotlib.patches import Rectangle
 
 from lofi.figures import style
 from lofi.figures.style import Segments, as_array, as_spans, axes_for, quiet_frame
 
-LABELLED_UP_TO = 12  # snippets; a graph this small gets a number at every node
 POSITIVE_ABOVE = (0.7, 0.9)  # tIoU
 ROOMY_PX = 230  # small multiples have no room for texts; their caption explains them
-ENDS_IN_ACTIONS = (  # how a semantic edge looks with 0, 1 or 2 ends in actions, and its name
-    {"color": style.GREY, "linestyle": "-", "linewidth": 0.8, "label": "other semantic edge"},
-    {"color": style.FALSE_ALARM, "linestyle": "--", "linewidth": 1.2, "label": "action – other"},
-    {"color": style.FOUND, "linestyle": "-", "linewidth": 1.8, "label": "action – action"},
-)
 
 
 def confidence_map(
@@ -88,18 +81,6 @@ def confidence_map(
     return ax
 
 
-def label_map(
-    tiou: Any, *, truth: Segments = None, duration_s: float | None = None, ax: Axes | None = None
-) -> Axes:
-    """The training target: best tIoU of every anchor with any action, (D, L) in [0, 1].
-
-    Outlined are the levels above which the losses treat cells as positive (G-TAD, section 3.4).
-    Other arguments as in `confidence_map`.
-    """
-    about = {"label": "tIoU with the best action", "levels": POSITIVE_ABOVE}
-    return confidence_map(tiou, truth=truth, duration_s=duration_s, ax=ax, **about)
-
-
 def similarity(
     features: Any,
     segments: Segments = None,
@@ -152,7 +133,7 @@ def boundary_curves(
     centres = (np.arange(len(start)) + 0.5) * length / len(start)
     ax.plot(centres, start, color=style.TRUTH, label="start")
     ax.plot(centres, end, color=style.FALSE_ALARM, linestyle="--", label="end")
-    if actions := _shaded(ax, truth):
+    if actions := shaded(ax, truth):
         top = np.ones(len(actions))
         ax.plot([span.start_s for span in actions], top, ">", markersize=7, clip_on=False,
                 color=style.TRUTH, label="true start")  # fmt: skip
@@ -163,57 +144,7 @@ def boundary_curves(
     return quiet_frame(ax)
 
 
-def neighbour_graph(
-    knn: Any,
-    segments: Segments = None,
-    *,
-    duration_s: float | None = None,
-    ax: Axes | None = None,
-) -> Axes:
-    """Which snippets a GCNeXt block joins: the time line with an arc per semantic edge.
-
-    Arcs between two snippets of actions (the same or another) are green and thick, arcs between
-    an action and its surroundings orange and dashed, all others grey.
-
-    Args:
-        knn: (L, k) or (k, L) indices of the nearest neighbours in feature space; self is not drawn.
-        segments: actions, shaded.
-    Raises:
-        ValueError: indices outside 0 … L - 1.
-    """
-    edges = as_array(knn).astype(int)
-    if edges.ndim != 2:
-        raise ValueError(f"knn must be (snippets, k), got {tuple(edges.shape)}")
-    edges = edges.T if edges.shape[0] < edges.shape[1] else edges
-    count, low, high = len(edges), edges.min(), edges.max()
-    if low < 0 or high >= count:
-        raise ValueError(f"knn holds indices {low} … {high}, expected 0 … {count - 1}")
-    unit, name = (duration_s / count, "time (s)") if duration_s else (1.0, "snippet")
-    centres = (np.arange(count) + 0.5) * unit
-    ax = axes_for(ax, 8.0, 2.8)
-    actions = _shaded(ax, segments)
-    inside = np.array([any(s.start_s <= t < s.end_s for s in actions) for t in centres])
-    pairs = sorted({(min(t, u), max(t, u)) for t in range(count) for u in edges[t] if u != t})
-    reach = max((b - a for a, b in pairs), default=1)
-    for a, b in pairs:
-        look = ENDS_IN_ACTIONS[int(inside[a]) + int(inside[b])]
-        middle, size = ((centres[a] + centres[b]) / 2, 0), ((b - a) * unit, 2 * (b - a) / reach)
-        ax.add_patch(Arc(middle, *size, theta1=0, theta2=180, **look))
-    ax.plot(centres, np.zeros(count), "-", color=style.INK, linewidth=0.8, zorder=2)
-    ax.scatter(centres, np.zeros(count), s=22, zorder=3, edgecolor=style.INK,
-               c=np.where(inside, style.TRUTH, "white"))  # fmt: skip
-    time_line = {"color": style.INK, "linewidth": 0.8, "marker": "o", "markerfacecolor": "white"}
-    kinds = [time_line | {"label": "temporal edges"}]
-    kinds += ENDS_IN_ACTIONS[::-1] if inside.any() else ENDS_IN_ACTIONS[:1]
-    ax.legend(handles=[plt.Line2D([], [], **kind) for kind in kinds], ncols=4, **style.ABOVE)
-    if count <= LABELLED_UP_TO:
-        ax.set_xticks(centres, range(count))
-    ax.set(xlim=(0, count * unit), ylim=(-0.12, 1.08), yticks=[], xlabel=name)
-    quiet_frame(ax).spines["left"].set_visible(False)
-    return ax
-
-
-def _shaded(ax: Axes, segments: Segments) -> list[style.Span]:
+def shaded(ax: Axes, segments: Segments) -> list[style.Span]:
     """Shade actions behind everything else, and return them as spans."""
     actions = as_spans(segments)
     for span in actions:

@@ -126,31 +126,6 @@ def timeline(
     return ax
 
 
-def film(frames: Any, title: str = "", *, ax: Axes | None = None) -> Axes:
-    """Consecutive frames side by side, a white line between two.
-
-    Args:
-        frames: uint8, (N, H, W, 3) as decoded or (N, 3, S, S) as an encoder gets them.
-        title: above the strip.
-    Raises:
-        ValueError: another shape.
-    """
-    frames = style.as_array(frames)
-    if frames.ndim == 4 and frames.shape[1] == 3 and frames.shape[-1] != 3:
-        frames = np.moveaxis(frames, 1, -1)
-    if frames.ndim != 4 or frames.shape[-1] != 3:
-        raise ValueError(
-            f"film expects frames (N, H, W, 3) or (N, 3, S, S), got {tuple(frames.shape)}"
-        )
-    frames = frames // GREY_STEP * GREY_STEP
-    frames[:, :, -1] = 255
-    ax = axes_for(ax, 6.0, 0.3 + 6.0 / len(frames))
-    ax.imshow(np.hstack(frames), interpolation="nearest")
-    ax.set_title(title, fontsize=style.SMALL)
-    ax.set_axis_off()
-    return ax
-
-
 def thumbnails(
     frames: Any, times_s: Any, duration_s: float, *, most: int = 10, ax: Axes | None = None
 ) -> Axes:

@@ -25,9 +25,12 @@ from pathlib import Path
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+ROOT = Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(ROOT), str(ROOT / "notebooks")]
 
-from lofi.budget import GIB, Mode, activation_bytes, measured_bytes
+from lectures import measured_bytes
+
+from lofi.budget import GIB, Mode, activation_bytes
 from lofi.encoders import build_encoder, freeze_batch_norm
 from lofi.fidelity import Fidelity, schedule
 from lofi.heads import GTAD

@@ -1,0 +1,479 @@
+"""What only the course draws and measures: pictures of memory, labels and graphs, and a dial.
+
+Notebooks import it after `lofi.notebook.setup`, which knows where it lies, as tests do; the
+package does without.
+"""
+
+import copy
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.patches import Arc
+from torch import nn
+
+from lofi.budget.memory import MemoryReport, Step
+from lofi.config import Mode
+from lofi.data.toyworld import ToyWorld, plan_clips, render_clip
+from lofi.encoders import Encoder
+from lofi.fidelity import Fidelity
+from lofi.figures import confidence_map, style
+from lofi.figures.maps import POSITIVE_ABOVE, shaded
+from lofi.figures.style import Segments, as_array, axes_for, fill, quiet_frame, stroke
+from lofi.figures.timelines import GREY_STEP
+from lofi.training.end_to_end import Watch
+
+GIB = 2**30
+UNITS = ((GIB, "GiB"), (2**20, "MiB"), (2**10, "KiB"), (1, "bytes"))
+CARDS_GIB = (32, 80, 141)
+LABELLED_UP_TO = 12  # snippets; a graph this small gets a number at every node
+ENDS_IN_ACTIONS = (  # how a semantic edge looks with 0, 1 or 2 ends in actions, and its name
+    {"color": style.GREY, "linestyle": "-", "linewidth": 0.8, "label": "other semantic edge"},
+    {"color": style.FALSE_ALARM, "linestyle": "--", "linewidth": 1.2, "label": "action – other"},
+    {"color": style.FOUND, "linestyle": "-", "linewidth": 1.8, "label": "action – action"},
+)
+
+
+# ---------------------------------------------------------------------------------- one video
+
+
+def label_map(
+    tiou: Any, *, truth: Segments = None, duration_s: float | None = None, ax: Axes | None = None
+) -> Axes:
+    """The training target: best tIoU of every anchor with any action, (D, L) in [0, 1].
+
+    Outlined are the levels above which the losses treat cells as positive (G-TAD, section 3.4).
+    Other arguments as in `confidence_map`.
+    """
+    about = {"label": "tIoU with the best action", "levels": POSITIVE_ABOVE}
+    return confidence_map(tiou, truth=truth, duration_s=duration_s, ax=ax, **about)
+
+
+def neighbour_graph(
+    knn: Any,
+    segments: Segments = None,
+    *,
+    duration_s: float | None = None,
+    ax: Axes | None = None,
+) -> Axes:
+    """Which snippets a GCNeXt block joins: the time line with an arc per semantic edge.
+
+    Arcs between two snippets of actions (the same or another) are green and thick, arcs between
+    an action and its surroundings orange and dashed, all others grey.
+
+    Args:
+        knn: (L, k) or (k, L) indices of the nearest neighbours in feature space; self is not drawn.
+        segments: actions, shaded.
+    Raises:
+        ValueError: indices outside 0 … L - 1.
+    """
+    edges = as_array(knn).astype(int)
+    if edges.ndim != 2:
+        raise ValueError(f"knn must be (snippets, k), got {tuple(edges.shape)}")
+    edges = edges.T if edges.shape[0] < edges.shape[1] else edges
+    count, low, high = len(edges), edges.min(), edges.max()
+    if low < 0 or high >= count:
+        raise ValueError(f"knn holds indices {low} … {high}, expected 0 … {count - 1}")
+    unit, name = (duration_s / count, "time (s)") if duration_s else (1.0, "snippet")
+    centres = (np.arange(count) + 0.5) * unit
+    ax = axes_for(ax, 8.0, 2.8)
+    actions = shaded(ax, segments)
+    inside = np.array([any(s.start_s <= t < s.end_s for s in actions) for t in centres])
+    pairs = sorted({(min(t, u), max(t, u)) for t in range(count) for u in edges[t] if u != t})
+    reach = max((b - a for a, b in pairs), default=1)
+    for a, b in pairs:
+        look = ENDS_IN_ACTIONS[int(inside[a]) + int(inside[b])]
+        middle, size = ((centres[a] + centres[b]) / 2, 0), ((b - a) * unit, 2 * (b - a) / reach)
+        ax.add_patch(Arc(middle, *size, theta1=0, theta2=180, **look))
+    ax.plot(centres, np.zeros(count), "-", color=style.INK, linewidth=0.8, zorder=2)
+    ax.scatter(centres, np.zeros(count), s=22, zorder=3, edgecolor=style.INK,
+               c=np.where(inside, style.TRUTH, "white"))  # fmt: skip
+    time_line = {"color": style.INK, "linewidth": 0.8, "marker": "o", "markerfacecolor": "white"}
+    kinds = [time_line | {"label": "temporal edges"}]
+    kinds += ENDS_IN_ACTIONS[::-1] if inside.any() else ENDS_IN_ACTIONS[:1]
+    ax.legend(handles=[plt.Line2D([], [], **kind) for kind in kinds], ncols=4, **style.ABOVE)
+    if count <= LABELLED_UP_TO:
+        ax.set_xticks(centres, range(count))
+    ax.set(xlim=(0, count * unit), ylim=(-0.12, 1.08), yticks=[], xlabel=name)
+    quiet_frame(ax).spines["left"].set_visible(False)
+    return ax
+
+
+def share_bars(shares: Mapping[str, Any], *, ax: Axes | None = None) -> Axes:
+    """One bar a row, cut into named parts that add up to 1; parts differ by hatch and colour.
+
+    Args:
+        shares: row name → named tuple of fractions, for example `Shares`.
+    """
+    ax = axes_for(ax, 7.0, 0.5 * len(shares) + 1.2)
+    left = np.zeros(len(shares))
+    for i, part in enumerate(next(iter(shares.values()))._fields):
+        values = np.array([getattr(share, part) for share in shares.values()])
+        bars = ax.barh(list(shares), values, left=left, label=part, **fill(i))
+        texts = [f"{value:.2f}" if value > 0.07 else "" for value in values]
+        look = {"color": style.INK, "fontsize": style.SMALL}
+        box = {"facecolor": "white", "pad": 1, "linewidth": 0}
+        ax.bar_label(bars, texts, label_type="center", bbox=box, **look)
+        left += values
+    ax.set(xlabel="share of the features' variance", xlim=(0, 1))
+    ax.invert_yaxis()
+    ax.legend(ncols=4, **style.ABOVE)
+    return quiet_frame(ax)
+
+
+def precision_recall(
+    curves: Mapping[str, tuple[Any, Any]],
+    *,
+    average_precision: Mapping[str, float] | None = None,
+    ax: Axes | None = None,
+) -> Axes:
+    """Precision against recall, raw and (filled) as the falling envelope that AP measures.
+
+    Args:
+        curves: name → (recall, precision), (n,) each, one point per detection in score order.
+        average_precision: name → AP in [0, 1], added to the legend in percent.
+    """
+    ax = axes_for(ax, 4.6, 3.6)
+    for i, (name, (recall, precision)) in enumerate(curves.items()):
+        recall, precision = as_array(recall).astype(float), as_array(precision).astype(float)
+        x = np.concatenate([[0.0], recall, recall[-1:]])
+        y = np.concatenate([precision[:1], precision, [0.0]])
+        envelope = np.maximum.accumulate(y[::-1])[::-1]
+        known = (average_precision or {}).get(name)
+        label = name if known is None else f"{name}: AP {100 * known:.1f}"
+        line = stroke(i)
+        pale = {"color": line["color"], "alpha": 0.6, "linewidth": 0.9}
+        ax.plot(x[:-1], y[:-1], marker=".", markersize=4, **pale)
+        ax.plot(x, envelope, drawstyle="steps-pre", label=label, **line)
+        ax.fill_between(x, envelope, step="pre", color=line["color"], alpha=0.12, linewidth=0)
+    ax.set(xlim=(0, 1.01), ylim=(0, 1.04), xlabel="recall", ylabel="precision")
+    if curves:
+        ax.legend(loc="best", framealpha=0.85)
+    return quiet_frame(ax)
+
+
+def film(frames: Any, title: str = "", *, ax: Axes | None = None) -> Axes:
+    """Consecutive frames side by side, a white line between two.
+
+    Args:
+        frames: uint8, (N, H, W, 3) as decoded or (N, 3, S, S) as an encoder gets them.
+        title: above the strip.
+    Raises:
+        ValueError: another shape.
+    """
+    frames = style.as_array(frames)
+    if frames.ndim == 4 and frames.shape[1] == 3 and frames.shape[-1] != 3:
+        frames = np.moveaxis(frames, 1, -1)
+    if frames.ndim != 4 or frames.shape[-1] != 3:
+        raise ValueError(
+            f"film expects frames (N, H, W, 3) or (N, 3, S, S), got {tuple(frames.shape)}"
+        )
+    frames = frames // GREY_STEP * GREY_STEP
+    frames[:, :, -1] = 255
+    ax = axes_for(ax, 6.0, 0.3 + 6.0 / len(frames))
+    ax.imshow(np.hstack(frames), interpolation="nearest")
+    ax.set_title(title, fontsize=style.SMALL)
+    ax.set_axis_off()
+    return ax
+
+
+# ------------------------------------------------------------------------------------- memory
+
+
+def bytes_by_layer(sizes: Mapping[str, float], *, top: int = 12, ax: Axes | None = None) -> Axes:
+    """One bar per layer, the largest at the top; what is left over is summed in a last bar.
+
+    Args:
+        sizes: name → bytes.
+        top: layers with a bar of their own.
+    """
+    pairs = sorted(sizes.items(), key=lambda pair: -pair[1])
+    shown, rest = pairs[:top], pairs[top:]
+    colours = [style.TRUTH] * len(shown) + [style.GREY] * bool(rest)
+    if rest:
+        shown.append((f"{len(rest)} others", sum(size for _, size in rest)))
+    total = sum(sizes.values()) or 1
+    factor, unit = _unit(max((size for _, size in shown), default=1))
+    ax = axes_for(ax, 7.0, 0.27 * len(shown) + 0.9)
+    bars = ax.barh(range(len(shown)), [size / factor for _, size in shown], color=colours)
+    ax.bar_label(bars, [f" {100 * size / total:.0f} %" for _, size in shown], color=style.INK)
+    ax.set_yticks(range(len(shown)), [name for name, _ in shown])
+    ax.set(xlabel=f"saved for the backward pass ({unit})", ylim=(len(shown) - 0.4, -0.6))
+    ax.margins(x=0.1)
+    ax.tick_params(axis="y", length=0)
+    return quiet_frame(ax)
+
+
+def bytes_by_configuration(
+    sizes: Mapping[str, float], lines_gib: Sequence[float] = CARDS_GIB, *, ax: Axes | None = None
+) -> Axes:
+    """One bar per configuration against the memory of common cards.
+
+    Bars that no line's card can hold are hatched. Only lines near the bars' range are drawn.
+
+    Args:
+        sizes: name → bytes.
+        lines_gib: card sizes in GiB, drawn as vertical lines; () for none.
+    """
+    gib = [size / GIB for size in sizes.values()]
+    largest = max(gib, default=1.0)
+    ax = axes_for(ax, 7.0, 0.4 * len(sizes) + 1.2)
+    bars = ax.barh(range(len(gib)), gib, height=0.7, color=style.TRUTH)
+    for bar, size in zip(bars, gib):
+        if size > max(lines_gib, default=float("inf")):
+            bar.set(facecolor=style.FALSE_ALARM, hatch="//", edgecolor="white")
+    texts = [f" {size:.3g}" if size < 100 else f" {size:.0f}" for size in gib]
+    ax.bar_label(bars, texts, color=style.INK, padding=2, path_effects=style.OUTLINE)
+    drawn = [line for line in lines_gib if line <= 2 * largest] or list(lines_gib)[:1]
+    for line in drawn:
+        ax.axvline(line, color=style.INK, linestyle="--", linewidth=1.2, zorder=0.5)
+        ax.text(line, 1.0, f"{line:g} GiB", transform=ax.get_xaxis_transform(), ha="center",
+                va="bottom", color=style.INK)  # fmt: skip
+    ax.set_yticks(range(len(gib)), list(sizes))
+    ax.set(xlim=(0, 1.12 * max([largest, *drawn])), ylim=(len(gib) - 0.4, -0.6))
+    ax.set_xlabel("memory of one training step (GiB)")
+    ax.tick_params(axis="y", length=0)
+    ax.grid(axis="x", color=style.LIGHT, zorder=0)
+    ax.set_axisbelow(True)
+    return quiet_frame(ax)
+
+
+def memory_wall(
+    sizes: Mapping[str, Mapping[str, float]],
+    bf16: Mapping[str, Mapping[str, float]] | None = None,
+    lines_gib: Sequence[float] = CARDS_GIB,
+    *,
+    ax: Axes | None = None,
+) -> Axes:
+    """Groups of bars on a logarithmic axis against the memory of common cards.
+
+    Args:
+        sizes: encoder → configuration → bytes; a group for every configuration of the first
+            encoder, a bar for every encoder.
+        bf16: the same in that precision, a diamond on each bar.
+        lines_gib: card sizes in GiB, drawn as horizontal lines.
+    """
+    groups = list(next(iter(sizes.values())))
+    ax = axes_for(ax, 1.6 * len(groups) + 1.0, 4.0)
+    width = 0.8 / len(sizes)
+    everything, handles = [], []
+    for i, (name, row) in enumerate(sizes.items()):
+        places = [g + (i - (len(sizes) - 1) / 2) * width for g in range(len(groups))]
+        gib = [row[group] / GIB for group in groups]
+        bars = ax.bar(places, gib, 0.92 * width, label=name, zorder=2, **fill(i))
+        texts = [f"{size:.2g}" if size < 10 else f"{size:.0f}" for size in gib]
+        ax.bar_label(bars, texts, color=style.INK, fontsize=style.SMALL, path_effects=style.OUTLINE)
+        handles.append(bars)
+        everything += gib
+        if bf16 is not None:
+            marks = [bf16[name][group] / GIB for group in groups]
+            diamonds = ax.plot(places, marks, "D", color="white", markeredgecolor=style.INK,
+                               markersize=5, zorder=3, label="bf16")  # fmt: skip
+            everything += marks
+    handles += diamonds if bf16 is not None else []
+    ax.set_ylabel("peak of one training step (GiB)")
+    ax.set_xticks(range(len(groups)), groups)
+    ax.set_xlim(-0.55, len(groups) - 0.45)
+    _log_axis_with_cards(ax, everything, lines_gib)
+    ax.legend(handles=handles, frameon=False, ncols=len(handles), loc="lower center",
+              bbox_to_anchor=(0.5, 1.0))  # fmt: skip
+    ax.tick_params(axis="x", length=0)
+    return quiet_frame(ax)
+
+
+def peak_by_snippets(
+    curves: Mapping[str, Mapping[int, float]],
+    lines_gib: Sequence[float] = (),
+    *,
+    ax: Axes | None = None,
+) -> Axes:
+    """Peak memory against the number of snippets, both axes logarithmic.
+
+    Args:
+        curves: name → {snippets: bytes}.
+        lines_gib: card sizes in GiB, drawn as horizontal lines.
+    """
+    ax = axes_for(ax, 6.0, 3.6)
+    sizes = [size for curve in curves.values() for size in curve.values()]
+    factor, unit = _unit(GIB if lines_gib else max(sizes))
+    for i, (name, curve) in enumerate(curves.items()):
+        heights = [curve[n] / factor for n in sorted(curve)]
+        ax.plot(sorted(curve), heights, marker="o", label=name, **stroke(i))
+    ticks = sorted({n for curve in curves.values() for n in curve})
+    ax.set_xscale("log", base=2)
+    ax.set_xticks(ticks, [str(n) for n in ticks])
+    ax.set(xlabel="snippets a video, L", ylabel=f"peak of one training step ({unit})")
+    _log_axis_with_cards(ax, [size / factor for size in sizes], lines_gib)
+    ax.minorticks_off()
+    ax.legend(frameon=False)
+    return quiet_frame(ax)
+
+
+def _log_axis_with_cards(ax: Axes, values: Sequence[float], lines_gib: Sequence[float]) -> None:
+    """A logarithmic height axis around `values`, and the cards' sizes as dashed lines."""
+    low, high = min(values) / 2, 2 * max([*values, *lines_gib])
+    ticks = [10.0**power for power in range(-3, 7) if low <= 10.0**power <= high]
+    ax.set_yscale("log")
+    ax.set_ylim(low, high)
+    ax.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
+    for line in lines_gib:
+        ax.axhline(line, color=style.INK, linestyle="--", linewidth=1.2, zorder=0.5)
+        ax.text(1.005, line, f"{line:g} GiB", transform=ax.get_yaxis_transform(), ha="left",
+                va="center", color=style.INK, fontsize=style.SMALL)  # fmt: skip
+    ax.grid(axis="y", color=style.LIGHT, zorder=0)
+    ax.set_axisbelow(True)
+
+
+def _unit(largest: float) -> tuple[int, str]:
+    return next((factor, unit) for factor, unit in UNITS if largest >= factor or factor == 1)
+
+
+# ------------------------------------------------------------------------- a dial for vigour
+
+
+def dial_vigour(
+    world: ToyWorld, seed: int, levels: Sequence[float], count: int = 64
+) -> tuple[torch.Tensor, list[str]]:
+    """Render the first `count` validation clips of a world once for each level of vigour.
+
+    A measurement of our own, not the paper's. Two renderings of one clip share background, noise,
+    actor and colours and differ in nothing but the vigour (and in the place where a wider swing
+    needs the room), so what changes in a feature is due to it.
+
+    Args:
+        levels: V levels of vigour, 0 and 1 are the extremes of the source clips.
+    Returns:
+        uint8 (V, N, F, 3, S, S), centre crops with S = the world's height, as rendered (no H.264
+        in between); the N labels.
+    """
+    plans = [plan for plan in plan_clips(world, seed) if plan.subset == "validation"][:count]
+    clips = np.array(
+        [
+            [render_clip(world, seed, plan._replace(vigour=float(level))) for plan in plans]
+            for level in levels
+        ]
+    )  # (V, N, F, H, W, 3)
+    side = min(world.height, world.width)
+    top, left = (world.height - side + 1) // 2, (world.width - side + 1) // 2
+    square = torch.from_numpy(clips[:, :, :, top : top + side, left : left + side])
+    return square.permute(0, 1, 2, 5, 3, 4).contiguous(), [plan.label for plan in plans]
+
+
+class Shares(NamedTuple):
+    """Parts of a feature's variance, in [0, 1]; they add up to 1."""
+
+    label: float  # between the means of the classes
+    scene: float  # between the clips of one class, averaged over vigour
+    vigour: float  # between the renderings of one clip
+
+
+def variance_shares(features: torch.Tensor, labels: Sequence[str]) -> Shares:
+    """How much of the features' variance goes with class, scene and vigour (law of total variance).
+
+    Args:
+        features: (V, N, C), from the clips of `dial_vigour`.
+        labels: N class names.
+    Returns:
+        shares of each channel, averaged over the channels that vary at all.
+    """
+    x = features.detach().double().cpu()
+    scenes = x.mean(0)  # (N, C)
+    classes = scenes.clone()
+    for name in set(labels):
+        members = torch.tensor([label == name for label in labels])
+        classes[members] = scenes[members].mean(0)
+    parts = [
+        classes.var(0, correction=0),
+        (scenes - classes).square().mean(0),
+        (x - scenes).square().mean((0, 1)),
+    ]
+    total = sum(parts)
+    alive = total > 1e-12 * total.max()
+    return Shares(*(float((part[alive] / total[alive]).mean()) for part in parts))
+
+
+# ------------------------------------------------------------------------- memory, measured
+
+
+def measured_bytes(
+    encoder: Encoder,
+    head: nn.Module | None,
+    fidelity: Fidelity,
+    batch: int = 1,
+    amp: str = "fp32",
+    mode: Mode | str = "full",
+    micro_batch: int = 0,
+) -> MemoryReport:
+    """Run the step for real on copies of the modules and read torch's allocator; `top` is empty.
+
+    On the CPU the profiler lists every allocation; on CUDA the allocator's statistics are used.
+    """
+    copies = copy.deepcopy(encoder), copy.deepcopy(head)
+    step = Step(*copies, fidelity, batch, amp, mode, micro_batch)
+    if head is not None:  # makes the tables that a head keeps for the process
+        like = next(step.encoder.parameters())
+        bf16 = torch.autocast(like.device.type, torch.bfloat16, enabled=amp == "bf16")
+        with torch.no_grad(), bf16:
+            step.head(like.new_zeros(1, step.encoder.channels, fidelity.snippets))
+    static, clips = sum(tensor.nbytes for tensor in step.static), step.clips(batch)
+    meter = CudaMeter if clips.is_cuda else CpuMeter
+    with meter() as measured:
+        step.run(clips, measured)
+    return step.report(measured.saved, measured.peak + static)
+
+
+class CpuMeter(Watch):
+    """Reads torch's CPU allocator through the profiler; bytes of what the block allocates."""
+
+    saved = peak = 0
+
+    def __enter__(self) -> "CpuMeter":
+        activities = [torch.profiler.ProfilerActivity.CPU]
+        self._profile = torch.profiler.profile(activities=activities, profile_memory=True)
+        self._profile.__enter__()
+        return self
+
+    def begin(self) -> None:
+        with torch.profiler.record_function("lofi:begin"):
+            pass
+
+    def end(self) -> None:
+        with torch.profiler.record_function("lofi:end"):
+            pass
+
+    def __exit__(self, *error: Any) -> None:
+        self._profile.__exit__(*error)
+        events = self._profile.profiler.kineto_results.events()
+        live = start = 0
+        for event in sorted(events, key=lambda event: event.start_ns()):
+            if event.name() == "[memory]":
+                live += event.nbytes()
+                self.peak = max(self.peak, live)
+            elif event.name() == "lofi:begin":
+                start = live
+            elif event.name() == "lofi:end":
+                self.saved = max(self.saved, live - start)
+
+
+class CudaMeter(Watch):
+    """Reads the statistics of torch's CUDA allocator; bytes above what was there before."""
+
+    saved = peak = 0
+
+    def __enter__(self) -> "CudaMeter":
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        self._base = torch.cuda.memory_allocated()
+        return self
+
+    def begin(self) -> None:
+        self._start = torch.cuda.memory_allocated()
+
+    def end(self) -> None:
+        self.saved = max(self.saved, torch.cuda.memory_allocated() - self._start)
+
+    def __exit__(self, *error: Any) -> None:
+        self.peak = torch.cuda.max_memory_allocated() - self._base
