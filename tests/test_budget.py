@@ -348,7 +348,7 @@ def test_pictures_of_the_memory_wall():
 
 def test_unknown_words_are_refused():
     for call, message in (
-        (lambda: Mode("magic"), "unknown mode 'magic'; known: full, exact"),
+        (lambda: Mode("magic"), "unknown name 'magic'; choose one of full, exact"),
         (lambda: Mode("exact", chunk=0), "chunk 0"),
         (lambda: activation_bytes("tsm-r18", None, SMALL, amp="fp8"), "unknown precision 'fp8'"),
         (lambda: activation_bytes("tsm-r18", None, SMALL, batch=0), "batch is 0"),
