@@ -127,11 +127,8 @@ class Mode:
         return self.name in ("exact", "sampled", "frozen")
 
     def __str__(self) -> str:
-        details = {
-            "exact": f", chunk {self.chunk}",
-            "sampled": f" {self.ratio:g}, chunk {self.chunk}",
-            "partial": f", frozen to {self.stage}",
-        }
+        chunk, stage = f", chunk {self.chunk}", f", frozen to {self.stage}"
+        details = {"exact": chunk, "sampled": f" {self.ratio:g}{chunk}", "partial": stage}
         extras = ", recompute" * self.recompute + ", folded" * self.fold
         return self.name + details.get(self.name, "") + extras
 

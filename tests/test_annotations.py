@@ -14,9 +14,9 @@ from lofi.data.annotations import (
     find_in_index,
     index_videos,
     read_annotations,
-    read_clip_list,
     segments_as_clips,
 )
+from lofi.data.clips import read_clip_list
 
 
 @pytest.fixture(scope="module")

@@ -28,7 +28,7 @@ from lofi.heads import (
 from lofi.training.end_to_end import EndToEnd, sampled_snippets, verify_exact
 from lofi.training.head import extract_features, train_head
 from lofi.training.joint import train_lofi
-from lofi.training.methods import is_joint, lofi_method, method_config
+from lofi.training.methods import JOINT, lofi_method, method_config
 from lofi.training.pretraining import train_acp
 from lofi.training.run_folder import read_metrics
 
@@ -440,9 +440,9 @@ def test_methods_are_named_after_schedule_and_mode():
         "t-lofi-partial",
     ]
     for method in names:
-        assert lofi_method(method_config(config, method)) == method and is_joint(method)
+        assert lofi_method(method_config(config, method)) == method and method in JOINT
     exact = configs.override(config, {"lofi.mode.name": "exact"})
     assert lofi_method(exact) == "c-lofi"  # the same training at less memory
-    assert not is_joint("acp+")
+    assert "acp+" not in JOINT
     with pytest.raises(ValueError, match="known: .*exact"):
         method_config(config, "exakt")

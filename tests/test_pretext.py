@@ -73,7 +73,7 @@ def reader(config, folder, pairs):
 
 
 def clips_of(config) -> list[TrimmedClip]:
-    from lofi.data.annotations import read_clip_list
+    from lofi.data.clips import read_clip_list
 
     return read_clip_list(f"{config.data.world}/source.csv")[:6]
 

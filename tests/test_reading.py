@@ -12,7 +12,7 @@ import pytest
 import torch
 from numbered_video import numbered_frames, read_numbers, write_numbered
 
-from lofi.data import isolated, reading
+from lofi.data import isolated
 from lofi.data.annotations import TrimmedClip
 from lofi.data.copies import write_video
 from lofi.data.reading import (
@@ -271,11 +271,11 @@ def test_a_script_needs_no_guard_around_its_code(tmp_path):
 
 
 def _shared_files() -> list[Path]:
-    return list(reading.SHARED_MEMORY.glob("lofi-clip-*"))
+    return list(isolated.SHARED_MEMORY.glob("lofi-clip-*"))
 
 
 def test_full_or_absent_shared_memory_is_replaced_by_a_file(folder, monkeypatch, tmp_path):
-    monkeypatch.setattr(reading, "SHARED_MEMORY", tmp_path / "absent")
+    monkeypatch.setattr(isolated, "SHARED_MEMORY", tmp_path / "absent")
     with ClipReader(1, processes=True) as reader:
         (clip,) = reader.read([ClipRequest(folder / "0.mp4", FIDELITY)])
     assert torch.equal(clip, read_clip(folder / "0.mp4", FIDELITY))

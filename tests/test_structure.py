@@ -33,15 +33,16 @@ RANK = {name: i for i, layer in enumerate(LAYERS) for name in layer}
 # The code in one afternoon (README), in reading order, and what a first reading may skip.
 SPINE = [
     *("config", "fidelity", "data.annotations", "data.video", "data.snippets", "data.reading"),
-    *("data.features", "encoders.base", "encoders.tsm", "encoders.extraction"),
-    *("heads.base", "heads.anchors", "heads.maps", "heads.gtad", "heads.scaled"),
-    *("training.loop", "training.end_to_end", "training.joint", "training.head"),
+    *("data.features", "encoders.base", "encoders.tsm"),
+    *("heads.base", "heads.anchors", "heads.maps", "heads.gtad"),
+    *("training.loop", "training.joint", "training.head"),
     *("detection.nms", "detection.proposals"),
     *("evaluation.columns", "evaluation.matching", "evaluation.detection"),
 ]
 PLUMBING = [
-    *("files", "data", "data.datasets", "data.isolated", "encoders", "heads"),
-    *("training.augmentation", "training.distributed", "training.methods", "training.run_folder"),
+    *("files", "data", "data.datasets", "data.isolated", "encoders", "encoders.extraction"),
+    *("heads", "heads.scaled", "training.augmentation", "training.distributed"),
+    *("training.end_to_end", "training.methods", "training.run_folder"),
 ]
 STAGES = ["pretraining", "pretext", "joint", "head"]  # modules of lofi.training that hold stages
 

@@ -85,7 +85,7 @@ def read_annotations(
     path = Path(path)
     if format not in FORMATS:
         raise ValueError(f"unknown format {format!r}; known: {', '.join(FORMATS)}")
-    text = _read_text(path)
+    text = read_text(path)
     if text.lstrip()[:1] in ("{", "["):
         videos = _read_json(path, text, format)
     elif path.suffix.lower() == ".json":
@@ -98,7 +98,7 @@ def read_annotations(
     if not videos:
         raise ValueError(f"{path}: no videos in it (expected annotations); restore the file")
     for video in videos:
-        _check_video_id(video.id, str(path))
+        check_video_id(video.id, str(path))
     files = index_videos(video_dir) if video_dir is not None else {}
     named = [video.path and files.get(video.path.name) for video in videos]  # by the file itself
     return [replace(v, path=file or find_in_index(v.id, files)) for v, file in zip(videos, named)]
@@ -118,75 +118,6 @@ def segments_as_clips(videos: Iterable[Video]) -> list[TrimmedClip]:
         for segment in video.segments
         if segment.end_s > segment.start_s
     ]
-
-
-def read_clip_list(path: str | Path) -> list[TrimmedClip]:
-    """Trimmed clips for action classification (ACP).
-
-    From a folder with one sub-folder of videos a class; or a CSV with the columns clip and label
-    (optional start_s, end_s, subset), clips relative to its folder; or a Kinetics CSV (label,
-    youtube_id, time_start, time_end, split) beside class folders; clips without file are left out.
-
-    Raises:
-        FileNotFoundError: no such file or folder.
-        ValueError: nothing in it, or a row is unusable; says which line.
-    """
-    path = Path(path)
-    if path.is_dir():
-        files = _in_folders(path)
-        if not files:
-            raise ValueError(f"{path}: no videos in sub-folders (expected one folder a class)")
-        return [TrimmedClip(file, file.parent.name) for file in files]
-    text = _read_text(path)
-    if "youtube_id" in text.lstrip().split("\n")[0]:
-        return _kinetics_clips(path, text)
-    clips = []
-    for row in _table_rows(path, text, ("clip", "label")):
-        name = Path(row["clip"].replace("\\", "/"))
-        if not row["clip"] or not row["label"]:
-            raise ValueError(f"{row.where}: clip or label is empty; fill it in or remove the line")
-        if name.is_absolute() or ".." in name.parts:
-            raise ValueError(f"{row.where}: clip {row['clip']!r} must lie below the list's folder")
-        start, end = (row.number(n) if row.get(n) else None for n in ("start_s", "end_s"))
-        if None not in (start, end) and start >= end:
-            raise ValueError(f"{row.where}: the clip ends before it starts ({start}, {end})")
-        subset = row.get("subset") or None
-        clips.append(TrimmedClip(path.parent / name, row["label"], start, end, subset))
-    if not clips:
-        raise ValueError(f"{path}: no clips in it (expected rows clip,label); restore the file")
-    return clips
-
-
-def _in_folders(folder: Path) -> list[Path]:
-    """Media files of the sub-folders, in order."""
-    return sorted(file for file in folder.glob("*/*") if file.suffix.lower() in EXTENSIONS)
-
-
-def _kinetics_clips(path: Path, text: str) -> list[TrimmedClip]:
-    """Clips as the crawler of ActivityNet or the tools of TSM name them, and below which folders.
-
-    Crawler: `<label>/<id>_<start, 6 digits>_<end, 6 digits>`. TSM: `<id>_<start>` in a folder whose
-    name has underscores for spaces and neither quotes nor parentheses.
-    """
-    files = {(f.parent.name, f.stem): f for f in reversed(_in_folders(path.parent))}
-    rows = _table_rows(path, text, ("label", "youtube_id", "time_start", "time_end"))
-    clips = []
-    for row in rows:
-        video_id, label = (_check_video_id(row[n], row.where) for n in ("youtube_id", "label"))
-        start, end = (int(row.number(n)) for n in ("time_start", "time_end"))
-        plain = label.replace(" ", "_")
-        folders = (label, plain, plain.translate(str.maketrans("", "", "\"'()")))
-        names = (f"{start:06d}_{end:06d}", f"{start:06d}", f"{start}")
-        places = ((folder, f"{video_id}_{name}") for folder in folders for name in names)
-        if place := next(filter(files.__contains__, places), None):
-            clips.append(TrimmedClip(files[place], label, subset=row.get("split") or None))
-    if not clips:
-        found = f"none of {len(rows)} clips is below {path.parent}"
-        cure = "move the list beside the class folders"
-        raise ValueError(f"{path}: {found} (expected <label>/<id>_<start>_<end>.mp4); {cure}")
-    if len(clips) < len(rows):
-        logger.warning("%s: %d of %d clips have a file", path, len(clips), len(rows))
-    return clips
 
 
 def index_videos(video_dir: str | Path) -> dict[str, Path]:
@@ -239,7 +170,7 @@ def _read_json(path: Path, text: str, format: str) -> list[Video]:
             prefix = "v_" if all(key.startswith("v_") for key in content) else ""
             table, info = path.with_name("video_info_new.csv"), {}
             if table.is_file():
-                rows = _table_rows(table, _read_text(table), ("video", "subset"))
+                rows = table_rows(table, read_text(table), ("video", "subset"))
                 info = {row["video"]: row for row in rows}
             else:
                 logger.warning("%s: no %s beside it, so no subsets", path, table.name)
@@ -300,8 +231,8 @@ def _read_table(path: Path, text: str, thumos: bool, keep_ambiguous: bool) -> li
     """
     times, text_of = (("start", "end"), "type") if thumos else (("start_s", "end_s"), "label")
     videos: dict[str, Video] = {}
-    for row in _table_rows(path, text, ("video", *times, text_of)):
-        name = _check_video_id(row["video"], row.where)
+    for row in table_rows(path, text, ("video", *times, text_of)):
+        name = check_video_id(row["video"], row.where)
         stem, suffix = os.path.splitext(name)
         video_id = stem if suffix.lower() in EXTENSIONS else name
         video = videos.get(video_id, Video(video_id, None, None, None, None, ()))
@@ -336,7 +267,7 @@ def _read_table(path: Path, text: str, thumos: bool, keep_ambiguous: bool) -> li
     return list(videos.values())
 
 
-def _table_rows(path: Path, text: str, required: Sequence[str]) -> list[_Row]:
+def table_rows(path: Path, text: str, required: Sequence[str]) -> list[_Row]:
     """Rows of a table with a header, separated by commas, or semicolons or tabs in the header."""
     first = text.lstrip().splitlines()[0]
     delimiter = max(",;\t", key=first.count)
@@ -363,7 +294,7 @@ def _table_rows(path: Path, text: str, required: Sequence[str]) -> list[_Row]:
     return rows
 
 
-def _read_text(path: Path) -> str:
+def read_text(path: Path) -> str:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file (expected annotations); check the path")
     try:
@@ -388,7 +319,7 @@ def _number(value: Any, where: str) -> float:
     return number
 
 
-def _check_video_id(video_id: str, where: str) -> str:
+def check_video_id(video_id: str, where: str) -> str:
     """The id itself, safe to look for in a folder; a ValueError for separators and `..`."""
     if not video_id:
         raise ValueError(f"{where}: empty video id; fill it in or remove the entry")

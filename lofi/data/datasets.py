@@ -14,9 +14,9 @@ from lofi.data.annotations import (
     Video,
     class_names,
     read_annotations,
-    read_clip_list,
     segments_as_clips,
 )
+from lofi.data.clips import read_clip_list
 from lofi.data.reading import ClipReader, ClipRequest
 from lofi.data.snippets import Augmentation, Grid, resampled_frames
 from lofi.data.video import VideoInfo

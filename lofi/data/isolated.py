@@ -5,18 +5,24 @@ pipe of `multiprocessing`, but are not started by it: it would run the caller's 
 every child, so that scripts and notebooks would need a guard around their own code.
 """
 
+import math
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
+from pathlib import Path
 from queue import LifoQueue
 from typing import Any
 
+import torch
+
 from lofi.data.video import VideoError
 
+SHARED_MEMORY = Path("/dev/shm")
 START_LIMIT_S = 120.0  # for a child to import its libraries
 LONGEST_S = 2e6  # 23 days; a pipe cannot be told to wait much longer
 PROGRAM = "from lofi.data.isolated import serve; serve()"
@@ -159,3 +165,31 @@ def run_isolated(
         children.interrupt()
         threads.shutdown()
         children.close()
+
+
+def shared_tensor(shape: tuple[int, ...]) -> tuple[str, torch.Tensor]:
+    """A file in memory (on disk where memory is short) and the uint8 tensor that is mapped on it.
+
+    Space is reserved first: writing into a full shared memory (64 MB in many containers) would
+    kill the process instead of raising.
+    """
+    size = math.prod(shape)
+    for folder in (SHARED_MEMORY, Path(tempfile.gettempdir())):
+        if not os.access(folder, os.W_OK):
+            continue
+        handle, place = tempfile.mkstemp(prefix="lofi-clip-", dir=folder)
+        try:
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(handle, 0, size)
+            return place, mapped(place, shape)
+        except OSError:
+            os.unlink(place)
+        finally:
+            os.close(handle)
+    raise OSError(f"no space for a clip of {size:,} bytes in {SHARED_MEMORY} or {folder}")
+
+
+def mapped(place: str, shape: tuple[int, ...]) -> torch.Tensor:
+    """The tensor that lies in a file of `shared_tensor`, in any process."""
+    size = math.prod(shape)
+    return torch.from_file(place, shared=True, size=size, dtype=torch.uint8).view(shape)

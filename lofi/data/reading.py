@@ -5,9 +5,7 @@ frames in one `FrameCache` and hand clips over without a copy. Child processes c
 no cache; they are for files of unknown quality, where a decoder may hang or crash.
 """
 
-import math
 import os
-import tempfile
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -20,7 +18,7 @@ import numpy as np
 import torch
 
 from lofi.data.annotations import TrimmedClip
-from lofi.data.isolated import Children
+from lofi.data.isolated import Children, mapped, shared_tensor
 from lofi.data.snippets import (
     Augmentation,
     crop_of,
@@ -30,9 +28,6 @@ from lofi.data.snippets import (
 )
 from lofi.data.video import VideoError, VideoInfo, decode_frames, file_identity, probe
 from lofi.fidelity import Fidelity
-
-SHARED_MEMORY = Path("/dev/shm")
-
 
 # ---------------------------------------------------------------------------- one clip
 
@@ -247,7 +242,7 @@ class ClipReader(AbstractContextManager):
 
     def _read_isolated(self, request: Request) -> torch.Tensor | VideoError:
         try:
-            place, frames = _shared_tensor(request.shape)
+            place, frames = shared_tensor(request.shape)
             try:
                 info = self._children.call(_read_into, (request, place), self.limit_s)
             finally:
@@ -259,36 +254,9 @@ class ClipReader(AbstractContextManager):
             return error if known else VideoError(f"{request.path}: {error}; leave it out")
 
 
-def _shared_tensor(shape: tuple[int, ...]) -> tuple[str, torch.Tensor]:
-    """A file in memory (on disk where memory is short) and the uint8 tensor that is mapped on it.
-
-    Space is reserved first: writing into a full shared memory (64 MB in many containers) would
-    kill the process instead of raising.
-    """
-    size = math.prod(shape)
-    for folder in (SHARED_MEMORY, Path(tempfile.gettempdir())):
-        if not os.access(folder, os.W_OK):
-            continue
-        handle, place = tempfile.mkstemp(prefix="lofi-clip-", dir=folder)
-        try:
-            if hasattr(os, "posix_fallocate"):
-                os.posix_fallocate(handle, 0, size)
-            return place, _mapped(place, shape)
-        except OSError:
-            os.unlink(place)
-        finally:
-            os.close(handle)
-    raise OSError(f"no space for a clip of {size:,} bytes in {SHARED_MEMORY} or {folder}")
-
-
-def _mapped(place: str, shape: tuple[int, ...]) -> torch.Tensor:
-    size = math.prod(shape)
-    return torch.from_file(place, shared=True, size=size, dtype=torch.uint8).view(shape)
-
-
 def _read_into(request: Request, place: str) -> VideoInfo:
     """In the child: decode into the parent's memory."""
-    frames = _mapped(place, request.shape)
+    frames = mapped(place, request.shape)
     os.unlink(place)  # both sides have it mapped: nothing is left over should the parent be killed
     frames.copy_(request.read())
     return probe(request.path)

@@ -7,14 +7,13 @@ from lofi.heads.base import (
     Head,
     Proposals,
     collate_targets,
-    load_published,
     part_of,
-    published_state_dict,
     to_device,
 )
 from lofi.heads.bmn import BMN
 from lofi.heads.gtad import GTAD
 from lofi.heads.maps import Maps, Targets, draw, loss, loss_statistics, targets, valid_mask
+from lofi.heads.published import load_published, published_state_dict
 
 
 def build_head(config: HeadConfig, channels: int, classes: int = 0, seed: int = 0) -> Head:

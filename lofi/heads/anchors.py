@@ -83,8 +83,8 @@ def bmn_ranges(starts: np.ndarray, ends: np.ndarray, ratio: float, variant: str)
 def check_features(features: Tensor, channels: int) -> None:
     """ValueError for anything but (B, channels, L)."""
     if features.ndim != 3 or features.shape[1] != channels or 0 in features.shape:
-        shape = tuple(features.shape)
-        raise ValueError(f"features have shape {shape}, expected (videos, {channels}, snippets)")
+        found = f"features have shape {tuple(features.shape)}"
+        raise ValueError(f"{found}, expected (videos, {channels}, snippets)")
 
 
 def align_samples(regions: np.ndarray, snippets: int, resolution: int, samples: int = 0) -> Entries:

@@ -212,10 +212,8 @@ def targets(
     peak = flat.max(1, initial=0)
     missed = (peak > 0) & (peak <= np.float32(HIGH_TIOU))
     best.ravel()[flat[missed].argmax(1)] = True
-    labels = overlap.max(0, initial=0.0), start, end
-    return Targets(
-        *(torch.from_numpy(a.astype(np.float32)) for a in labels), torch.from_numpy(best)
-    )
+    labels = (a.astype(np.float32) for a in (overlap.max(0, initial=0.0), start, end))
+    return Targets(*map(torch.from_numpy, labels), torch.from_numpy(best))
 
 
 def valid_mask(snippets: int, durations: int | None = None) -> Tensor:
@@ -248,12 +246,8 @@ def loss_statistics(
             global counts.
     """
     reduce = reduce or (lambda counts: counts)
-    masks = (
-        targets.start > 0.5,
-        targets.end > 0.5,
-        *_bands(targets),
-        *_classes(targets, best_anchor),
-    )
+    found = *_bands(targets), *_classes(targets, best_anchor)
+    masks = targets.start > 0.5, targets.end > 0.5, *found
     nodes = torch.tensor(targets.start.numel(), device=targets.start.device)
     counts = reduce(torch.stack([nodes, *(mask.sum() for mask in masks)]).double())
     unfinished = LossStatistics(*counts, counts.new_zeros(()))

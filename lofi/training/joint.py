@@ -21,7 +21,7 @@ from lofi.data.datasets import fingerprint, open_reader, video_grid, video_reque
 from lofi.data.snippets import Grid, training_parts
 from lofi.encoders import Encoder, freeze_batch_norm
 from lofi.encoders.extraction import encode
-from lofi.fidelity import Fidelity, schedule
+from lofi.fidelity import schedule
 from lofi.heads import part_of, to_device
 from lofi.heads.scaled import ScaledHead
 from lofi.training.augmentation import draw_colour, draw_geometry, recolour
@@ -152,33 +152,23 @@ class JointTraining:
             freeze_batch_norm(encoder, fold=lofi.mode.fold)
         encoder.train()
         parameters = [p for module in self.modules.values() for p in module.parameters()]
-        self.end_to_end = EndToEnd(
-            encoder, lofi.mode, parameters, amp=lofi.amp, micro_batch=lofi.micro_batch
-        )
-        self.batches = Batches(
-            len(items), lofi.training.batch, lofi.training.epochs, (config.seed, "lofi")
-        )
-        self.plan = schedule(
-            lofi.schedule,
-            config.full,
-            period_epochs=lofi.period_epochs,
-            period_iterations=lofi.period_iterations,
-        )
+        limits = {"amp": lofi.amp, "micro_batch": lofi.micro_batch}
+        self.end_to_end = EndToEnd(encoder, lofi.mode, parameters, **limits)
+        sizes = len(items), lofi.training.batch, lofi.training.epochs
+        self.batches = Batches(*sizes, (config.seed, "lofi"))
+        periods = {name: getattr(lofi, name) for name in ("period_epochs", "period_iterations")}
+        self.plan = schedule(lofi.schedule, config.full, **periods)
         self.verified = not (lofi.verify_exact and lofi.mode.name in ("exact", "sampled"))
 
     def training(self) -> Training:
         """What `fit` runs."""
+        config = self.config
         return Training(
-            self.modules,
-            self.config.lofi.training,
-            self.batches,
-            self.load,
-            self.step,
-            min(self.config.data.workers, 2),
-            self.config.checkpoint_every,
+            self.modules, config.lofi.training, self.batches, self.load, self.step,
+            min(config.data.workers, 2), config.checkpoint_every,
             describe=lambda step: ", ".join(self.items[i][0].id for i in self.batches.at(step)),
-            rates={"encoder": self.config.lofi.encoder_lr},
-        )
+            rates={"encoder": config.lofi.encoder_lr},
+        )  # fmt: skip
 
     def load(self, step: int) -> Batch:
         """This process's share of a step's videos; unreadable ones go to the skip list.
@@ -212,20 +202,16 @@ class JointTraining:
             targets.append(self.head.head.targets(video, grid))
             places.append(i)
             masks.append(torch.from_numpy(grid.inside()))
-        if clips:
-            together = torch.stack(clips), self.head.head.collate(targets)
-            return Batch(*together, places, len(items), torch.stack(masks))
-        return self._empty(fidelity, len(items))
-
-    def _empty(self, fidelity: Fidelity, videos: int) -> Batch:
-        """A share of which no video could be read; its tensors still have a shape."""
-        size = (0, fidelity.snippets, fidelity.frames, 3, fidelity.pixels, fidelity.pixels)
-        nothing = Video("", None, None, None, None, ())
-        grid = Grid.whole(fidelity.snippets, 1.0)
-        targets = self.head.head.collate([self.head.head.targets(nothing, grid)])
-        mask = torch.zeros(0, fidelity.snippets, dtype=torch.bool)
-        clips = torch.zeros(size, dtype=torch.uint8)
-        return Batch(clips, part_of(targets, slice(0)), [], videos, mask)
+        kept = slice(None)
+        if not clips:  # a share of nothing still has shapes
+            kept, snippets = slice(0), fidelity.snippets
+            nothing, whole = Video("", None, None, None, None, ()), Grid.whole(snippets, 1.0)
+            clips = [torch.zeros((snippets, fidelity.frames, 3, *[fidelity.pixels] * 2)).byte()]
+            targets = [self.head.head.targets(nothing, whole)]
+            masks = [torch.ones(snippets, dtype=torch.bool)]
+        together = part_of(self.head.head.collate(targets), kept)
+        mask = torch.stack(masks)[kept]
+        return Batch(torch.stack(clips)[kept], together, places, len(items), mask)
 
     def step(self, batch: Batch, step: int) -> dict[str, float] | None:
         """Losses of this share, their gradients in place; None when it is empty."""

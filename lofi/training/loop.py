@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +25,6 @@ from lofi.training.distributed import gather, is_first, sum_gradients
 from lofi.training.run_folder import RunFolder
 
 log = logging.getLogger(__name__)
-Item = TypeVar("Item")
 
 
 def generator_for(*address: Any) -> torch.Generator:
@@ -82,7 +81,7 @@ def learning_rate(setting: Optimisation, step: int, per_epoch: int) -> float:
     return setting.lr * 0.5 * (1 + math.cos(math.pi * progress))
 
 
-def prefetched(load: Callable[[int], Item], start: int, stop: int, workers: int) -> Iterator[Item]:
+def prefetched(load: Callable[[int], Any], start: int, stop: int, workers: int) -> Iterator[Any]:
     """Yield load(start) … load(stop - 1) in order, the next ones being prepared in threads."""
     if workers < 1:
         yield from map(load, range(start, stop))
@@ -165,9 +164,8 @@ def fit(training: Training, run: RunFolder, on_step: OnStep | None = None) -> No
         optimizer = training.optimizer()
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         start, trained = _restore(modules, optimizer, run), False
-        log.info(
-            "settings %s: steps %d to %d of %d items", run.hash, start, batches.steps, batches.items
-        )
+        numbers = run.hash, start, batches.steps, batches.items
+        log.info("settings %s: steps %d to %d of %d items", *numbers)
         run.keep_metrics_before(start)
         keep_freed_memory()
         loaded = prefetched(training.load, start, batches.steps, training.workers)

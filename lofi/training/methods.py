@@ -7,7 +7,6 @@ run: <run>/<method>/{encoder,features,head,detections,metrics}.
 
 import json
 import logging
-from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -28,61 +27,45 @@ from lofi.training.run_folder import RunFolder
 
 log = logging.getLogger(__name__)
 
-LOFI_METHODS = {
+SCHEDULES = {
     "s": "s-lofi", "t": "t-lofi", "st": "st-lofi",
     "short": "short-c-lofi", "long": "c-lofi", "low": "low-lofi",
 }  # fmt: skip
-
-
+MODES = ("full", "exact", "sampled", "partial", "frozen")
+# Methods of stage 2: name → schedule and mode. At full fidelity a method is named as its mode; at
+# low fidelity "full" and "exact" are the same training, so they share a name.
+JOINT = {mode: ("full", mode) for mode in MODES}
+JOINT |= {name: (schedule, "full") for schedule, name in SCHEDULES.items()}
+JOINT |= {f"{n}-{mode}": (s, mode) for s, n in SCHEDULES.items() for mode in MODES[2:]}
 FIRST_LESSONS = ("acp", "acp+", "icp", "arrow", "speed")  # stage 1
-FULL_METHODS = ("full", "exact", "sampled", "partial", "frozen")  # modes at full fidelity
 
 
 def lofi_method(config: Config) -> str:
-    """The method name that stage 2 trains under this configuration.
-
-    At full fidelity it is the mode's name. At low fidelity "full" and "exact" are the same
-    training, so they have the same name; another mode is appended: "c-lofi-sampled".
-    """
+    """The method name that stage 2 trains under this configuration, see `JOINT`."""
     schedule, mode = config.lofi.schedule, config.lofi.mode.name
-    if schedule == "full":
-        return mode
-    if schedule not in LOFI_METHODS:
-        known = ", ".join([*LOFI_METHODS, "full"])
+    if schedule not in (*SCHEDULES, "full"):
+        known = ", ".join([*SCHEDULES, "full"])
         raise ValueError(f"unknown lofi.schedule {schedule!r}; known: {known}")
-    return LOFI_METHODS[schedule] + ("" if mode in ("full", "exact") else f"-{mode}")
-
-
-def is_joint(method: str) -> bool:
-    """True for the methods whose encoder stage 2 trains."""
-    base = method
-    for mode in FULL_METHODS:
-        base = base.removesuffix(f"-{mode}")
-    return method in FULL_METHODS or base in LOFI_METHODS.values()
+    wanted = schedule, "full" if mode == "exact" and schedule != "full" else mode
+    return next(name for name, trained_by in JOINT.items() if trained_by == wanted)
 
 
 def method_config(config: Config, method: str) -> Config:
-    """`config` with the LoFi schedule and mode that train `method`; see `lofi_method`.
+    """`config` with the LoFi schedule and mode that train `method`; see `JOINT`.
 
     Raises:
         ValueError: not a method of stage 2; lists the known ones.
     """
-    schedules = {name: key for key, name in LOFI_METHODS.items()}
-    mode = config.lofi.mode
-    if method in FULL_METHODS:
-        schedule, mode = "full", replace(mode, name=method)
-    elif method in schedules:
-        schedule = schedules[method]
-        mode = mode if mode.name == "exact" else replace(mode, name="full")
-    elif is_joint(method):
-        base, _, name = method.rpartition("-")
-        schedule, mode = schedules[base], replace(mode, name=name)
-    else:
-        known = ["random", "acp", "acp+", *schedules, *FULL_METHODS, "icp", "arrow", "speed"]
+    if method not in JOINT:
+        known = ["random", "acp", "acp+", *SCHEDULES.values(), *MODES, "icp", "arrow", "speed"]
         raise ValueError(
             f"unknown method {method!r}; known: {', '.join(known)}, weights, "
             "or two of them side by side, such as acp+arrow"
         )
+    schedule, name = JOINT[method]
+    if method in SCHEDULES.values() and config.lofi.mode.name == "exact":
+        name = "exact"
+    mode = replace(config.lofi.mode, name=name)
     return replace(config, lofi=replace(config.lofi, schedule=schedule, mode=mode))
 
 
@@ -121,23 +104,17 @@ def head_variant(config: Config, variant: str) -> Config:
     """
     for change in filter(None, variant.split(",")):
         name, _, text = change.partition("=")
-        value: Any = text
-        if text not in ("", "true", "false") and name != "kind":
-            try:
-                value = json.loads(text)
-            except json.JSONDecodeError:
-                value = text
-        training, head = asdict(config.head_training), asdict(config.head)
-        if name == "seed":
-            values: dict[str, Any] = {"seed": value}
-        elif name in training:
-            values = {"head_training": {name: value}}
-        elif name in head:
-            values = {"head": {name: value}}
-        else:
-            known = ", ".join(["seed", *training, *head])
+        try:
+            value = json.loads(text)
+        except json.JSONDecodeError:
+            value = text
+        places = {"seed": {"seed": value}}
+        places |= {key: {"head": {key: value}} for key in asdict(config.head)}
+        places |= {k: {"head_training": {k: value}} for k in asdict(config.head_training)}
+        if name not in places:
+            known = ", ".join(["seed", *asdict(config.head_training), *asdict(config.head)])
             raise ValueError(f"variant {change!r}: no such setting of stage 3; known: {known}")
-        config = from_dict(Config, values, f"variant {change}", config)
+        config = from_dict(Config, places[name], f"variant {change}", config)
     return config
 
 
@@ -211,10 +188,6 @@ def start_encoder(config: Config, name: str = "") -> Encoder:
     return encoder
 
 
-def _origins(metadata: Mapping[str, str]) -> dict[str, str]:
-    return {key: value for key, value in metadata.items() if key.startswith("weights")}
-
-
 class Concatenated(Encoder):
     """Two separate encoders on the same frames, features one after the other: (N, C1 + C2).
 
@@ -279,20 +252,20 @@ def load_encoder(config: Config, run_dir: str | Path, method: str) -> tuple[Enco
 
 def _trained_encoder(config: Config, run_dir: str | Path, method: str) -> Encoder:
     path = encoder_path(run_dir, method)
-    stage = "lofi" if is_joint(method) else method
+    stage = "lofi" if method in JOINT else method
     if method not in FIRST_LESSONS:
         method_config(config, method)  # refuses a misspelling
     if not path.is_file():
         cure = command(stage, config, run_dir, method)
         raise FileNotFoundError(f"{path}: no {method} encoder in this run; train it first: {cure}")
-    still = method == "icp" or (is_joint(method) and config.lofi.start == "icp")
+    still = method == "icp" or (method in JOINT and config.lofi.start == "icp")
     encoder = build_encoder(unshifted(config.encoder) if still else config.encoder, config.seed)
     try:
         report = load_weights(encoder, path)
     except ValueError as error:
         cure = command(stage, config, run_dir, method, " --no-resume")
         raise ValueError(f"{error}; to train it anew: {cure}") from None
-    encoder.origin = _origins(report.origin)
+    encoder.origin = {k: v for k, v in report.origin.items() if k.startswith("weights")}
     return encoder
 
 
@@ -320,18 +293,11 @@ def video_settings(config: Config) -> dict[str, Any]:
 def feature_header(config: Config, encoder: str, sha256: str) -> FeatureHeader:
     """What features of this encoder and configuration have to have been made of."""
     data, full = config.data, config.full
-    return FeatureHeader(
-        encoder=encoder,
-        encoder_sha256=sha256,
-        snippets=None if data.window_stride else full.snippets,
-        frames=full.frames,
-        pixels=full.pixels,
-        frame_stride=data.frame_stride,
-        rule=data.rule,
-        crop_ratio=data.crop_ratio,
-        resample_fps=data.resample_fps,
-        window_stride=data.window_stride,
-    )
+    names = ("frame_stride", "rule", "crop_ratio", "resample_fps", "window_stride")
+    found = {name: getattr(data, name) for name in names} | asdict(full)
+    if data.window_stride:  # as many snippets as the video is long
+        del found["snippets"]
+    return FeatureHeader(encoder=encoder, encoder_sha256=sha256, **found)
 
 
 def open_features(config: Config, run_dir: str | Path, method: str, data: Datasets) -> FeatureStore:
