@@ -79,11 +79,9 @@ def extract_features(
     barrier()  # every process has written its share
     skipped = run.skipped()
     if not list(run.folder.glob("[!.]*.safetensors")):
-        raise ValueError(
-            f"{run.folder}: not one of {len(videos)} videos could be read (first: "
-            f"{skipped[0]['item']}: {skipped[0]['reason']}); set data.videos, or see what "
-            "lofi check finds"
-        )
+        first = f"{skipped[0]['item']}: {skipped[0]['reason']}"
+        found = f"not one of {len(videos)} videos could be read (first: {first})"
+        raise ValueError(f"{run.folder}: {found}; set data.videos, or see what lofi check finds")
     return run.finish({"videos": len(videos), "encoder_sha256": sha256, "skipped": skipped})
 
 
@@ -209,8 +207,6 @@ def _training_items(
         for part, grid in training_parts(video, whole.grid, steps):
             items.append((part, windowed(whole, grid.first_frame // stride, steps)))
     if not items:
-        raise ValueError(
-            f"no window of {config.full.snippets} steps holds an action of the {len(videos)} "
-            "videos; set full.snippets to more steps"
-        )
+        found = f"no window of {steps} steps holds an action of the {len(videos)} videos"
+        raise ValueError(f"{found}; set full.snippets to more steps")
     return items

@@ -97,11 +97,9 @@ def joint_items(config: Config, videos: Sequence[Video]) -> list[tuple[Video, Gr
             continue
         items += training_parts(video, grid, config.full.snippets)
     if not items:
-        raise ValueError(
-            f"no window of {config.full.snippets} snippets, {config.data.window_stride} frames "
-            f"apart, holds an action of the {len(videos)} videos; set data.window_stride to more "
-            "frames"
-        )
+        size = f"{config.full.snippets} snippets, {config.data.window_stride} frames apart"
+        found = f"no window of {size}, holds an action of the {len(videos)} videos"
+        raise ValueError(f"{found}; set data.window_stride to more frames")
     return items
 
 
