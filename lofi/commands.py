@@ -302,7 +302,9 @@ def recall(
     """
     from lofi.evaluation import proposal_recall
 
-    _show(proposal_recall(ground_truth, proposals, subset=subset, available=available or None), json)
+    _show(
+        proposal_recall(ground_truth, proposals, subset=subset, available=available or None), json
+    )
 
 
 def _show(result: Any, json: Path | None) -> None:
