@@ -322,7 +322,7 @@ class Workload:
     snippets: int = 100
     pixels: int = 224
     frames: int = 8
-    batch: int = 16
+    batch: int = 16  # videos a step on that device
     head: Literal["gtad", "bmn", "none"] = "gtad"
     amp: Literal["fp32", "bf16"] = "fp32"
 
