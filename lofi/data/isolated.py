@@ -74,15 +74,13 @@ class Children:
         return process.wait()
 
     def _start(self) -> tuple[Popen, Connection]:
-        one = {"OMP_NUM_THREADS": "1"}  # children share the cores among themselves
-        path = os.pathsep.join(filter(None, sys.path))
+        environment = {"OMP_NUM_THREADS": "1"} | os.environ  # children share the cores
+        environment["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
+        quiet = {"stdout": DEVNULL, "stderr": DEVNULL}  # decoders write there from C
+        command = [sys.executable, "-c", PROGRAM]
         pipe, theirs = Pipe()
         with theirs:  # once our copy is closed, a child that is gone ends the pipe
-            command, environment = [sys.executable, "-c", PROGRAM], one | os.environ
-            process = Popen(  # decoders write to standard error from C
-                command, stdin=theirs.fileno(), stdout=DEVNULL, stderr=DEVNULL,
-                env={**environment, "PYTHONPATH": path},
-            )  # fmt: skip
+            process = Popen(command, stdin=theirs.fileno(), env=environment, **quiet)
         self._started.add(process)
         try:
             ready = pipe.poll(START_LIMIT_S) and pipe.recv()
