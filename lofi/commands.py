@@ -204,12 +204,13 @@ def detect(
         processes: that share the videos.
     """
     from lofi.detection.detector import Detector, write_results
-    from lofi.figures.tables import detections_table
-    from lofi.report import detections_figure
     from lofi.training.distributed import gather, joined, share
 
     with joined(device) as device:
         detector = Detector.load(model, method, device, variant)
+        from lofi.figures.tables import detections_table  # slow, and not for a model that is bad
+        from lofi.report import detections_figure
+
         failed = []
         for path in (videos[i] for i in share(len(videos))):
             try:
@@ -317,7 +318,7 @@ class Workload:
     snippets: int = 100
     pixels: int = 224
     frames: int = 8
-    batch: int = 16
+    batch: int = 16  # videos a step on that device
     head: Literal["gtad", "bmn", "none"] = "gtad"
     amp: Literal["fp32", "bf16"] = "fp32"
 

@@ -55,12 +55,7 @@ def write_json(path: str | Path, value: Any) -> None:
 
 
 def read_json(path: str | Path, what: str) -> Any:
-    """Read JSON; `what` names the expected content in the error message.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: the file is empty or not JSON; says the line.
-    """
+    """Read JSON; `what` names the expected content in errors (FileNotFoundError, ValueError)."""
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file (expected {what}); check the path")
@@ -87,8 +82,7 @@ def append_csv(path: str | Path, row: Sequence) -> None:
 def read_csv(path: str | Path, names: Sequence[str], problem: str) -> list[list[str]]:
     """Rows of a table below its names; none where there is no file, without a half-written line.
 
-    Raises:
-        ValueError: the file has other names; ends with `problem`.
+    A file with other names is a ValueError that ends with `problem`.
     """
     if not Path(path).exists():
         return []
@@ -109,19 +103,14 @@ def save_tensors(path: str | Path, tensors: Mapping[str, Any], metadata: Mapping
     tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
     with atomic_path(path) as temporary:
         save_file(tensors, temporary, metadata=dict(metadata))
-        _sort_header(temporary)
-
-
-def _sort_header(path: Path) -> None:
-    """Rewrite the JSON header of a safetensors file (8 bytes of length, then JSON) in order."""
-    with open(path, "r+b") as file:
-        length = int.from_bytes(file.read(8), "little")
-        header = json.loads(file.read(length))
-        text = json.dumps(header, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-        encoded = text.encode().ljust(length)
-        if len(encoded) == length:
-            file.seek(8)
-            file.write(encoded)
+        with open(temporary, "r+b") as file:  # 8 bytes of length, then JSON
+            length = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(length))
+            text = json.dumps(header, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+            encoded = text.encode().ljust(length)
+            if len(encoded) == length:
+                file.seek(8)
+                file.write(encoded)
 
 
 def sha256(path: str | Path) -> str:

@@ -44,8 +44,7 @@ def run(
     Args:
         words: the command line after `lofi`, for instance ["train", "lofi", "--out", "runs/a"].
         processes: how many; with `--device cuda` one for each GPU.
-        restarts: how often all processes are started again after one has died; every stage then
-            goes on from its last checkpoint.
+        restarts: how often all start again, from the last checkpoint, after one has died.
         echo: gets every line that is printed; default: standard error.
     Raises:
         ValueError: fewer than one process, or called inside of a launched process.
@@ -58,10 +57,9 @@ def run(
     echo = echo or (lambda line: print(line, file=sys.stderr, flush=True))
     command = [sys.executable, "-u", "-m", "torch.distributed.run", "--standalone"]
     command += [f"--nproc-per-node={processes}", f"--max-restarts={restarts}", "-m", "lofi", *words]
-    environment = {"OMP_NUM_THREADS": "1", **os.environ, WATCH: "1"}
     child = subprocess.Popen(
         command,
-        env=environment,
+        env={"OMP_NUM_THREADS": "1", **os.environ, WATCH: "1"},
         stdin=subprocess.PIPE,  # closes when this process ends, however it ends
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -76,28 +74,21 @@ def run(
             reason = last[-1] if last[-1].startswith("lofi: ") else reason
             echo(last[-1])
         status = child.wait()
-    finally:
-        _end(child)
-    if status != 0:
-        what = f"{processes} processes failed"
-        if reason:  # the one-line error of a worker
-            raise LaunchError(f"{what}: {reason.removeprefix('lofi: ')}", last)
-        shown = "\n".join(last)
-        raise LaunchError(f"{what} with exit status {status}; they printed last:\n{shown}", last)
-
-
-def _end(child: subprocess.Popen) -> None:
-    """Ask torchrun to stop its processes, and insist."""
-    with contextlib.suppress(OSError):
-        child.stdin.close()
-    if child.poll() is None:
-        child.terminate()
-        try:
-            child.wait(GRACE_S)
-        except subprocess.TimeoutExpired:
+    finally:  # ask torchrun to stop its processes, and insist
+        with contextlib.suppress(OSError):
+            child.stdin.close()
+        if child.poll() is None:
+            child.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                child.wait(GRACE_S)
             child.kill()
             child.wait()
-    child.stdout.close()
+        child.stdout.close()
+    if status != 0:
+        shown = f" with exit status {status}; they printed last:\n" + "\n".join(last)
+        if reason:  # the one-line error of a worker
+            shown = f": {reason.removeprefix('lofi: ')}"
+        raise LaunchError(f"{processes} processes failed{shown}", last)
 
 
 def watch_parent() -> None:
@@ -106,15 +97,15 @@ def watch_parent() -> None:
     When papermill is stopped its kernel dies, but the kernel's children would go on and hold their
     GPUs. Their standard input is a pipe from the kernel, which ends with it.
     """
+    agent = os.getppid()
+
+    def until_alone() -> None:
+        with contextlib.suppress(OSError):
+            while os.read(0, 4096):  # not sys.stdin: its lock would block the interpreter's end
+                pass
+        with contextlib.suppress(OSError):
+            os.kill(agent, signal.SIGTERM)
+        os._exit(1)
+
     if os.environ.get(WATCH) and launched():
-        agent = os.getppid()
-        threading.Thread(target=_until_alone, args=(agent,), daemon=True).start()
-
-
-def _until_alone(agent: int) -> None:
-    with contextlib.suppress(OSError):
-        while os.read(0, 4096):  # not sys.stdin: its lock would block the end of the interpreter
-            pass
-    with contextlib.suppress(OSError):
-        os.kill(agent, signal.SIGTERM)
-    os._exit(1)
+        threading.Thread(target=until_alone, daemon=True).start()

@@ -77,12 +77,6 @@ def test_misspelled_labels(labels, suspects):
     assert set(suspicious_labels(Counter(labels))) == suspects
 
 
-def test_labels_outside_a_given_list():
-    found = suspicious_labels(Counter(["Swiming", "Swiming", "Chess", "Run"]), ["Swimming", "Run"])
-    assert "'Swimming'" in found["Swiming"] and "2 known classes" in found["Chess"]
-    assert set(found) == {"Swiming", "Chess"}
-
-
 def test_files_are_decoded_and_segments_measured_against_them(folder, tmp_path):
     videos = [_video(name, (1, 4.5, "run"), duration_s=9) for name in ("good", "text", "cut", "no")]
     calls = []

@@ -98,7 +98,7 @@ def test_a_finished_world_is_not_rendered_again(small):
 def test_another_world_in_the_folder_is_refused_by_name_of_setting(small):
     noisy = replace(SMALL, source=replace(SMALL.source, noise=9), fps=4)
     before = contents(small.folder)
-    with pytest.raises(ValueError, match=r"seed.*world\.fps \(8 there, 4 .*world\.source\.noise"):
+    with pytest.raises(ValueError, match=r"seed: 3 → 5, world\.fps: 8 → 4, world\.source\.noise"):
         write_world(small.folder, noisy, 5)
     assert contents(small.folder) == before
 

@@ -2,7 +2,7 @@
 
 import os
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -39,9 +39,8 @@ ZERO_LENGTH = (
     "H-yBxySDyTw 6kgJx6ahgq0 6KXVjADefBY 8slE1UskRS4 QhiKgeJV3k0 EJxWhTE_ZeE "
     "dJVWRkiRXHM sCzauf2u4dc e6J_ygZ779A 2IRQ5fPwHV8 ZZVrH3Hv1fM RuBLAghI1vE"
 )
-KNOWN |= dict.fromkeys(
-    ZERO_LENGTH.split(), "has a segment of length zero: dropped in training, kept in evaluation"
-)
+for known in ZERO_LENGTH.split():
+    KNOWN[known] = "has a segment of length zero: dropped in training, kept in evaluation"
 
 # Videos of the official releases; derivatives and crawls hold fewer.
 OFFICIAL = {
@@ -58,6 +57,13 @@ class FileResult(NamedTuple):
     num_bytes: int
     info: VideoInfo | None = None  # None when it could not be opened
     problem: str | None = None  # None when everything decodes
+
+    def row(self, video_id: str) -> list:
+        """Cells of `COLUMNS`."""
+        kind = "undecodable" if self.problem else "ok"
+        info = self.info
+        numbers = [info.num_frames, info.fps, info.width, info.height] if info else [""] * 4
+        return [video_id, kind, self.problem or "", *numbers, self.num_bytes]
 
 
 class Finding(NamedTuple):
@@ -101,14 +107,6 @@ class DatasetReport:
                 lines.append(f"{'':9}  {', '.join(ids)}: {reason}")
         return "\n".join([*lines, *self.subsets])
 
-    def to_csv(self, path: str | Path) -> None:
-        """Write one row a problem and one of kind "ok" a good file; atomic."""
-        rows = [COLUMNS, *(_file_row(*item) for item in self.files.items())]
-        for entry in (*self.entries, *self.known):
-            if not (entry.kind == "undecodable" and entry.video_id in self.files):
-                rows.append([entry.video_id, entry.kind, entry.detail, *[""] * 5])
-        write_csv(path, rows)
-
 
 def check_dataset(
     videos: Iterable[Video],
@@ -118,73 +116,68 @@ def check_dataset(
     workers: int = 1,
     limit_s: float = 120.0,
     tolerance_s: float = 0.1,
-    classes: Sequence[str] | None = None,
     report: str | Path | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> DatasetReport:
     """Check annotations and, where there are any, video files.
 
     Args:
-        videos: from `read_annotations`.
         video_dir: folder of the media files. Without it, each video's own path is used; when no
             video has one, only the annotations are checked.
         decode: decode every file from start to end; False only asks whether it is there.
-        workers: child processes that decode.
-        limit_s: seconds that a file may take.
+        workers, limit_s: child processes that decode, and seconds that a file may take.
         tolerance_s: how far a segment may reach beyond the video.
-        classes: the labels that are allowed; None trusts the more frequent spelling.
-        report: CSV that grows while files are decoded and is complete at the end. A file
-            that stands in it with its present size is not decoded again; delete its row for that.
+        report: CSV of problems, and of kind "ok" for good files. It grows while files are decoded;
+            a file that stands in it with its present size is not decoded again.
         progress: called with (files done, files in all) after each file.
     Raises:
-        ValueError: `report` holds something else.
-        FileNotFoundError: no such `video_dir`.
+        ValueError: `report` holds something else. FileNotFoundError: no such `video_dir`.
     """
     videos = list(videos)
     if video_dir is not None:
         found = index_videos(video_dir)
         videos = [replace(v, path=v.path or find_in_index(v.id, found)) for v in videos]
     with_media = video_dir is not None or any(v.path is not None for v in videos)
-    decode = decode and with_media
     files = _decode(videos, workers, limit_s, report, progress) if decode else {}
-    suspects = suspicious_labels(Counter(s.label for v in videos for s in v.segments), classes)
+    suspects = suspicious_labels(Counter(s.label for v in videos for s in v.segments))
     entries: list[Finding] = []
     seen: set[str] = set()
     for video in videos:
-        if video.id in seen:
-            entries.append(Finding(video.id, "duplicate", "the video id appears twice"))
+        problems = [("duplicate", "the video id appears twice")] if video.id in seen else []
         seen.add(video.id)
         file = files.get(video.id, FileResult(0))
-        if with_media and (video.path is None or not video.path.is_file()):
+        if with_media and not _has_file(video):
             place = video.path or f"in {video_dir or 'the video folder'}"
-            entries.append(Finding(video.id, "missing", f"no file {place}"))
+            problems.append(("missing", f"no file {place}"))
         elif file.problem:
-            entries.append(Finding(video.id, "undecodable", file.problem))
+            problems.append(("undecodable", file.problem))
         duration_s = file.info.duration_s if file.info else video.duration_s
-        for kind, detail in _segment_problems(video.segments, duration_s, tolerance_s):
-            entries.append(Finding(video.id, kind, detail))
-        for label in sorted({s.label for s in video.segments} & set(suspects)):
-            entries.append(Finding(video.id, "label", suspects[label]))
-    result = DatasetReport(
-        tuple(entries),
-        len(videos),
-        sum(len(v.segments) for v in videos),
-        files,
-        tuple(Finding(v.id, "known", KNOWN[v.id]) for v in videos if v.id in KNOWN),
-        tuple(_subset_lines(videos, with_media)),
-    )
+        problems += _segment_problems(video.segments, duration_s, tolerance_s)
+        labels = sorted({s.label for s in video.segments} & set(suspects))
+        problems += [("label", suspects[label]) for label in labels]
+        entries += [Finding(video.id, *problem) for problem in problems]
+    known = tuple(Finding(v.id, "known", KNOWN[v.id]) for v in videos if v.id in KNOWN)
     if report is not None:
-        result.to_csv(report)
-    return result
+        rows = [result.row(video_id) for video_id, result in files.items()]
+        others = [e for e in entries if not (e.kind == "undecodable" and e.video_id in files)]
+        rows += [[*entry, *[""] * 5] for entry in (*others, *known)]
+        write_csv(report, [COLUMNS, *rows])
+    num_segments = sum(len(v.segments) for v in videos)
+    subsets = tuple(_subset_lines(videos, with_media))
+    return DatasetReport(tuple(entries), len(videos), num_segments, files, known, subsets)
 
 
-def _subset_lines(videos: Sequence[Video], with_media: bool) -> Iterator[str]:
+def _has_file(video: Video) -> bool:
+    return video.path is not None and video.path.is_file()
+
+
+def _subset_lines(videos: list[Video], with_media: bool) -> Iterator[str]:
     """A line for every subset: videos annotated, with a file, and in the official release.
 
     Public data sets are told by ids (THUMOS14), or by subsets, 11-character ids and size.
     """
     annotated = Counter(video.subset for video in videos)
-    present = Counter(v.subset for v in videos if v.path is not None and v.path.is_file())
+    present = Counter(video.subset for video in videos if _has_file(video))
     name = ""
     if videos and all(v.id.startswith(("video_test_", "video_validation_")) for v in videos):
         name = "THUMOS14 (thumos_gt.json)" if "train" in annotated else "THUMOS14"
@@ -203,67 +196,51 @@ def _subset_lines(videos: Sequence[Video], with_media: bool) -> Iterator[str]:
 
 
 def _segment_problems(
-    segments: Sequence[Segment], duration_s: float | None, tolerance_s: float
+    segments: Iterable[Segment], duration_s: float | None, tolerance_s: float
 ) -> Iterator[tuple[str, str]]:
-    by_label: dict[str, list[Segment]] = defaultdict(list)
-    groups: dict[tuple, list[Segment]] = defaultdict(list)
+    groups, by_label = defaultdict(list), defaultdict(list)
     for segment in segments:  # equal to a hundredth of a second is equal
         groups[round(segment.start_s, 2), round(segment.end_s, 2), segment.label].append(segment)
-    for segment, times in ((group[0], len(group)) for group in groups.values()):
+    for segment, *copies in groups.values():
         start, end = segment.start_s, segment.end_s
         what = f"{segment.label!r} {start:.2f} to {end:.2f} s"
-        if times > 1:
-            yield "duplicate", f"{what} stands {times} times"
-        if start > end:
-            yield "reversed", what
-        elif start == end:
-            yield "zero_length", what
-        else:
+        if copies:
+            yield "duplicate", f"{what} stands {1 + len(copies)} times"
+        if start < end:
             by_label[segment.label].append(segment)
+        else:
+            yield "reversed" if start > end else "zero_length", what
         if duration_s is not None and max(start, end) > duration_s + tolerance_s:
             yield "out_of_range", f"{what}, the video has {duration_s:.2f} s"
     for label, proper in by_label.items():
-        proper.sort(key=lambda s: (s.start_s, s.end_s))
-        reach = proper[0]
-        for segment in proper[1:]:
-            if segment.start_s < reach.end_s:
-                first = f"{label!r} {reach.start_s:.2f} to {reach.end_s:.2f} s"
-                yield "overlapping", f"{first} and {segment.start_s:.2f} to {segment.end_s:.2f} s"
-            reach = max(reach, segment, key=lambda s: s.end_s)
+        first, *others = sorted(proper, key=lambda s: (s.start_s, s.end_s))
+        for segment in others:
+            if segment.start_s < first.end_s:
+                what = f"{label!r} {first.start_s:.2f} to {first.end_s:.2f} s"
+                yield "overlapping", f"{what} and {segment.start_s:.2f} to {segment.end_s:.2f} s"
+            first = max(first, segment, key=lambda s: s.end_s)
 
 
-def suspicious_labels(counts: Counter[str], classes: Sequence[str] | None = None) -> dict[str, str]:
-    """Labels that look misspelled, with the reason.
+def suspicious_labels(counts: Counter[str]) -> dict[str, str]:
+    """Labels that look misspelled, with the reason; `counts` are segments a label.
 
-    Suspicious is a label that is not in `classes`; without `classes`, one that equals a more
-    frequent label up to case and white space, or is at most two edits (one for short labels)
-    away from a label at least five times as frequent, or is used once. Labels that differ in
-    digits only ("step 1", "step 2") are different classes.
-
-    Args:
-        counts: {label: segments}.
-        classes: the labels that are allowed.
+    Suspicious is a label that equals a more frequent one up to case and white space, or is at most
+    two edits (one for short labels) away from a label at least five times as frequent, or is used
+    once. Labels that differ in digits only ("step 1", "step 2") are different classes.
     """
-    known = sorted(classes if classes is not None else counts)
     suspects = {}
-    for label in sorted(counts):
-        if classes is not None and label in known:
-            continue
+    for label, count in sorted(counts.items()):
         near = []  # (letters, other label)
-        for other in known:
-            rarer = (counts[label], other) < (counts[other], label)
-            if label != other and (classes is not None or rarer):
+        for other, frequent in counts.items():
+            if (count, other) < (frequent, label):
                 letters = _label_distance(label, other)
-                exact = letters == 0 or classes is not None
-                clear = exact or counts[label] == 1 or 5 * counts[label] <= counts[other]
-                if letters is not None and clear:
+                rare = letters is not None and (count == 1 or 5 * count <= frequent)
+                if letters == 0 or rare:
                     near.append((letters, other))
         if near:
             letters, other = min(near)
             how = f"{letters} letters" if letters else "case or white space"
             suspects[label] = f"{label!r} differs from {other!r} in {how}"
-        elif classes is not None:
-            suspects[label] = f"{label!r} is not among the {len(known)} known classes"
     return suspects
 
 
@@ -287,35 +264,30 @@ def _label_distance(a: str, b: str) -> int | None:
 
 
 def _decode(
-    videos: Sequence[Video],
-    workers: int,
-    limit_s: float,
-    report: str | Path | None,
-    progress: Callable[[int, int], None] | None,
+    videos: list[Video], workers: int, limit_s: float, report: str | Path | None, progress
 ) -> dict[str, FileResult]:
     """Results of all files that are there; those in the report already are taken from it."""
-    present = {v.id: v.path for v in videos if v.path is not None and v.path.is_file()}
+    present = {video.id: video.path for video in videos if _has_file(video)}
     results = {}
     if report is not None:
         wrong = "not a report of this check; choose another name for it"
-        for row in read_csv(report, COLUMNS, wrong):
-            name, kind, detail, frames, fps, width, height, num_bytes = row
+        for name, kind, detail, *numbers, num_bytes in read_csv(report, COLUMNS, wrong):
             same = name in present and num_bytes == str(os.path.getsize(present[name]))
             if kind in ("ok", "undecodable") and same:
-                info = None
-                if frames:
-                    info = VideoInfo(int(frames), float(fps), int(width), int(height))
+                kinds = VideoInfo.__annotations__.values()
+                cells = [kind(cell) for kind, cell in zip(kinds, numbers) if cell]
+                info = VideoInfo(*cells) if cells else None
                 results[name] = FileResult(int(num_bytes), info, detail or None)
-        write_csv(report, [COLUMNS, *(_file_row(*item) for item in results.items())])
+        write_csv(report, [COLUMNS, *(result.row(name) for name, result in results.items())])
     todo = [video_id for video_id in present if video_id not in results]
     calls = [(str(present[video_id]),) for video_id in todo]
     for i, found in run_isolated(_inspect, calls, workers, limit_s):
         path = present[todo[i]]
         info, problem = (None, str(found)) if isinstance(found, Exception) else found
-        result = FileResult(path.stat().st_size if path.is_file() else 0, info, problem)
-        results[todo[i]] = result
+        size = path.stat().st_size if path.is_file() else 0
+        results[todo[i]] = FileResult(size, info, problem)
         if report is not None:
-            append_csv(report, _file_row(todo[i], result))
+            append_csv(report, results[todo[i]].row(todo[i]))
         if progress is not None:
             progress(len(results), len(present))
     return {video_id: results[video_id] for video_id in present}
@@ -327,14 +299,6 @@ def _inspect(path: str) -> tuple[VideoInfo | None, str | None]:
     try:
         info = probe(path)
         return info, verify(path)
-    except VideoError as error:
-        return info, str(error)
     except Exception as error:  # one file must not end the check
-        return info, f"{type(error).__name__}: {error}"
-
-
-def _file_row(video_id: str, result: FileResult) -> list:
-    kind = "ok" if result.problem is None else "undecodable"
-    info = result.info
-    numbers = [info.num_frames, info.fps, info.width, info.height] if info else [""] * 4
-    return [video_id, kind, result.problem or "", *numbers, result.num_bytes]
+        kind = "" if isinstance(error, VideoError) else f"{type(error).__name__}: "
+        return info, f"{kind}{error}"

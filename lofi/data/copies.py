@@ -1,9 +1,8 @@
 """Frames into video files: rendered ones, and low-resolution copies of videos, made once.
 
 A video at a short side of 256 pixels decodes several times faster than at 720 and loses nothing
-at the sizes used here. Copies are made in child processes, so that one bad file stops nothing,
-and written down in `cache.csv` as they are made, so that an interrupted run goes on. Everything is
-written as H.264 (yuv420p) mp4 through PyAV, one frame at a time, atomically.
+at the sizes used here. Everything is written as H.264 (yuv420p) mp4 through PyAV, one frame at a
+time, atomically.
 """
 
 import hashlib
@@ -45,11 +44,9 @@ def write_video(
     """Write frames as H.264 (yuv420p) mp4, atomically; the same frames give the same bytes.
 
     Args:
-        path: ends in .mp4 (or another container that holds H.264).
         frames: (N, height, width, 3) uint8 RGB with N >= 1, both sides even.
         fps: frames a second.
-        crf: x264 quality, 0 (lossless) to 51.
-        preset: x264 speed.
+        crf, preset: x264 quality, 0 (lossless) to 51, and speed.
         keyframe_interval: most frames between key frames.
     Raises:
         ValueError: wrong shape or type, odd sides, no frames, fps not positive.
@@ -62,19 +59,16 @@ def write_video(
         )
     height, width = frames.shape[1:3]
     if height % 2 or width % 2:
-        raise ValueError(
-            f"{path}: H.264 with yuv420p needs even sides, got {height}x{width}; crop or pad"
-        )
+        sides = f"even sides, got {height}x{width}; crop or pad"
+        raise ValueError(f"{path}: H.264 with yuv420p needs {sides}")
     if not fps > 0:
         raise ValueError(f"{path}: fps must be positive, got {fps}")
     with atomic_path(path) as temporary:
-        size = height, width
-        _encode(temporary, frames, size, fps, crf=crf, preset=preset, g=keyframe_interval)
+        options = {"crf": crf, "preset": preset, "g": keyframe_interval}
+        _encode(temporary, frames, (height, width), fps, options)
 
 
-def _encode(
-    path: Path, frames: Iterable, size: tuple[int, int], fps: float, **x264: object
-) -> None:
+def _encode(path: Path, frames: Iterable, size: tuple[int, int], fps: float, x264: dict) -> None:
     import av
 
     # Macroblock trees make x264 read memory that it never wrote: the bytes differ from run to run.
@@ -108,10 +102,10 @@ def reencode(
 ) -> VideoInfo:
     """Copy a video at low resolution in one pass, frame by frame; sound is dropped.
 
+    The copy has the frames, in number and order, and the frame rate that `path` decodes to (damage
+    is passed over, as in `probe`), so that annotations and snippets fit as they did.
+
     Args:
-        path: video file; frames after damage are passed over, as in `probe`.
-        out: .mp4 file. It has the frames, in number and order, and the frame rate that `path`
-            decodes to, so that annotations and snippets fit as they did.
         short_side: pixels of the shorter side; smaller videos keep their size.
         fps: frame rate of the copy, see `resampled_frames`; 0 keeps every frame.
         crf: x264 quality.
@@ -123,13 +117,11 @@ def reencode(
     info = probe(path)
     size = small_size(info.height, info.width, short_side)
     kept = resampled_frames(info.num_frames, info.fps, fps)
-    copies = np.bincount(kept, minlength=info.num_frames)
-    pictures = scaled_frames(path, *size)
-    # `times` is 0 for frames that are left out
-    frames = (picture() for picture, times in zip(pictures, copies) for _ in range(times))
+    times = np.bincount(kept, minlength=info.num_frames)  # 0 for frames that are left out
+    frames = (picture() for picture, n in zip(scaled_frames(path, *size), times) for _ in range(n))
     with atomic_path(out) as temporary:
         options = {"crf": crf, "preset": "veryfast", "g": KEYFRAME_INTERVAL}
-        _encode(temporary, frames, size, fps or info.fps, **options)
+        _encode(temporary, frames, size, fps or info.fps, options)
         found = probe(temporary)
         if found.num_frames != len(kept):
             raise VideoError(
@@ -155,10 +147,10 @@ class Copy(NamedTuple):
 
 
 class CacheReport(NamedTuple):
-    """What `cache_videos` did: all copies that were asked for, and how many were there already."""
+    """What `cache_videos` did."""
 
-    copies: tuple[Copy, ...]
-    earlier: int
+    copies: tuple[Copy, ...]  # all that were asked for
+    earlier: int  # of them, there already
 
     @property
     def failed(self) -> tuple[Copy, ...]:
@@ -175,11 +167,7 @@ class CacheReport(NamedTuple):
 
 
 def media_files(folder: str | Path) -> list[Path]:
-    """Videos of a folder and its direct sub-folders, sorted.
-
-    Raises:
-        FileNotFoundError: no such folder. ValueError: no video in it.
-    """
+    """Videos of a folder and its direct sub-folders, sorted; refuses a folder without any."""
     folder = Path(folder)
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: no such folder (expected videos); check the path")
@@ -203,13 +191,12 @@ def cache_videos(
 ) -> CacheReport:
     """Write low-resolution copies, under the videos' own names with .mp4; see `reencode`.
 
-    A copy that is there, made from the same content with the same settings, is not made again.
+    Child processes make them, so that one bad file stops nothing. A copy that is there, made from
+    the same content with the same settings, is not made again: an interrupted run goes on.
 
     Args:
         paths: videos below `video_dir`; folders are kept, so that class folders stay.
         out: folder of the copies and of `cache.csv`, which lists every video, good or failed.
-        short_side, fps, crf: see `reencode`.
-        workers: child processes.
         limit_s: seconds that one video may take.
         progress: called with (videos done, videos in all).
     Raises:
@@ -232,45 +219,41 @@ def cache_videos(
     known = {row[0]: Copy(*(kind(cell) for kind, cell in zip(kinds, row))) for row in rows}
     for path in paths:
         file = Path(os.path.abspath(path)).relative_to(video_dir).with_suffix(".mp4").as_posix()
+        copy, place = known.get(file), out / file
         if file in done or file in todo:
             other = f"{path}: another video has the same name but for its ending; rename one"
             done[f"{file} ({path.suffix})"] = Copy(f"{file} ({path.suffix})", "failed", other)
-        elif _is_current(known.get(file), path, out / file, settings):
-            done[file] = known[file]
+        elif (
+            copy is not None
+            and (copy.kind, copy.settings) == ("ok", settings)
+            and place.is_file()
+            and (place.stat().st_size, content_id(path)) == (copy.bytes, copy.source)
+        ):
+            done[file] = copy
         else:
-            todo[file] = path
+            todo[file] = (str(path), str(place), short_side, fps, crf)
     earlier = sum(copy.kind == "ok" for copy in done.values())
-    total = len(done) + len(todo)
-    for remains in (*out.glob(".tmp-*"), *out.glob("*/.tmp-*")):  # of a run that was killed
-        remains.unlink()
+    _remove_unfinished(out)  # of a run that was killed
     write_csv(manifest, [Copy._fields, *(known | done).values()])
-    names = list(todo)
-    calls = [(str(todo[file]), str(out / file), short_side, fps, crf) for file in names]
-    for i, found in run_isolated(_copy, calls, workers, limit_s):
+    names, total = list(todo), len(done) + len(todo)
+    for i, found in run_isolated(_copy, list(todo.values()), workers, limit_s):
         file = names[i]
         if isinstance(found, Exception):
-            # A child that was killed leaves its unfinished file; an old copy must go as well.
-            copy = out / file
-            for place in copy.parent.glob(".tmp-*"):
-                if place.name.endswith(f"-{copy.name}"):
-                    place.unlink(missing_ok=True)
-            copy.unlink(missing_ok=True)
-            reason = " ".join(str(found).split())
-            if not isinstance(found, (ValueError, OSError)):
-                reason = f"{type(found).__name__}: {reason}"
-            found = Copy(file, "failed", reason)
+            (out / file).unlink(missing_ok=True)  # an old copy must go as well
+            kind = "" if isinstance(found, (ValueError, OSError)) else f"{type(found).__name__}: "
+            found = Copy(file, "failed", kind + " ".join(str(found).split()))
         done[file] = found._replace(file=file, settings=settings)
         append_csv(manifest, done[file])
         if progress is not None:
             progress(len(done), total)
+    _remove_unfinished(out)  # of children that were killed
     write_csv(manifest, [Copy._fields, *(known | done).values()])
     return CacheReport(tuple(done.values()), earlier)
 
 
-def _is_current(copy: Copy | None, path: Path, place: Path, settings: str) -> bool:
-    if copy is None or copy.kind != "ok" or copy.settings != settings or not place.is_file():
-        return False
-    return place.stat().st_size == copy.bytes and content_id(path) == copy.source
+def _remove_unfinished(out: Path) -> None:
+    for remains in (*out.glob(".tmp-*"), *out.glob("*/.tmp-*")):
+        remains.unlink()
 
 
 def content_id(path: str | Path) -> str:

@@ -7,7 +7,6 @@ every child, so that scripts and notebooks would need a guard around their own c
 
 import math
 import os
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -16,6 +15,7 @@ from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from pathlib import Path
 from queue import LifoQueue
+from subprocess import DEVNULL, Popen
 from typing import Any
 
 import torch
@@ -32,62 +32,72 @@ class StartError(RuntimeError):
     """No child can be started; nothing that depends on one file."""
 
 
-class Child:
-    """One child process, started when it is first needed and again after it was killed."""
+class Children:
+    """Child processes that several threads share; each is started when it is first needed."""
 
-    process: subprocess.Popen | None = None
-    _pipe: Connection
+    def __init__(self, number: int) -> None:
+        self._idle: LifoQueue[tuple[Popen, Connection] | None] = LifoQueue()  # None: not started
+        self._started: set[Popen] = set()
+        for _ in range(number):
+            self._idle.put(None)
 
     def call(self, function: Callable, arguments: tuple, limit_s: float) -> Any:
-        if self.process is None:
-            self._start()
+        """`function(*arguments)` in an idle child, a function of a module that it can import.
+
+        Raises:
+            VideoError: the child crashed or gave no result in time.
+            StartError: no child starts.
+            Exception: whatever the function raised.
+        """
+        child = self._idle.get()
         try:
-            self._pipe.send((function, arguments))
-            in_time = self._pipe.poll(min(limit_s, LONGEST_S))
-            good, value = self._pipe.recv() if in_time else (False, None)
-        except (EOFError, OSError):
-            raise VideoError(f"the decoder crashed (exit status {self.end()})") from None
-        if not in_time:
-            self.end()
-            raise VideoError(f"no result in {limit_s:g} s")
+            process, pipe = child = child or self._start()
+            try:
+                pipe.send((function, arguments))
+                alive = pipe.poll(min(limit_s, LONGEST_S))
+                late = VideoError(f"no result in {limit_s:g} s")
+                good, value = pipe.recv() if alive else (False, late)
+            except (EOFError, OSError):
+                alive, good = False, False
+                value = VideoError(f"the decoder crashed (exit status {self._end(process)})")
+            if not alive:
+                self._end(process)
+                child = None
+        finally:
+            self._idle.put(child)
         if not good:
             raise value
         return value
 
-    def end(self) -> int | None:
-        """Kill the process, if there is one; its exit status."""
-        if self.process is None:
-            return None
-        self.process.kill()
-        code = self.process.wait()
-        self._pipe.close()
-        self.process = None
-        return code
+    def close(self) -> None:
+        """End all children and with them the calls in progress; safe to repeat."""
+        for process in list(self._started):
+            self._end(process)
 
-    def _start(self) -> None:
-        environment = {
-            "OMP_NUM_THREADS": "1",  # children share the cores among themselves
-            **os.environ,
-            "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
-        }
-        self._pipe, theirs = Pipe()
+    def _end(self, process: Popen) -> int:
+        process.kill()
+        self._started.discard(process)
+        return process.wait()
+
+    def _start(self) -> tuple[Popen, Connection]:
+        environment = {"OMP_NUM_THREADS": "1"} | os.environ  # children share the cores
+        environment["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
+        quiet = {"stdout": DEVNULL, "stderr": DEVNULL}  # decoders write there from C
+        command = [sys.executable, "-c", PROGRAM]
+        pipe, theirs = Pipe()
         with theirs:  # once our copy is closed, a child that is gone ends the pipe
-            self.process = subprocess.Popen(
-                [sys.executable, "-c", PROGRAM],
-                stdin=theirs.fileno(),
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,  # decoders write there from C
-                env=environment,
-            )
+            process = Popen(command, stdin=theirs.fileno(), env=environment, **quiet)
+        self._started.add(process)
         try:
-            ready = self._pipe.poll(START_LIMIT_S) and self._pipe.recv()
+            ready = pipe.poll(START_LIMIT_S) and pipe.recv()
         except (EOFError, OSError):
             ready = False
         if not ready:
             raise StartError(
-                f"a child process for decoding did not start (exit status {self.end()}); "
+                f"a child process for decoding did not start (exit status {self._end(process)}); "
                 f"try `{sys.executable} -c 'import lofi.data'`"
             )
+        return process, pipe
 
 
 def serve() -> None:
@@ -103,41 +113,6 @@ def serve() -> None:
             pipe.send((True, function(*arguments)))
         except Exception as error:  # goes to the parent, which decides
             pipe.send((False, error))
-
-
-class Children:
-    """Child processes that several threads share; a call takes one that is idle."""
-
-    def __init__(self, number: int) -> None:
-        self._all = [Child() for _ in range(number)]
-        self._idle: LifoQueue[Child] = LifoQueue()
-        for child in self._all:
-            self._idle.put(child)
-
-    def call(self, function: Callable, arguments: tuple, limit_s: float) -> Any:
-        """`function(*arguments)` in a child, a function of a module that it can import.
-
-        Raises:
-            VideoError: the child crashed or gave no result in time.
-            StartError: no child starts.
-            Exception: whatever the function raised.
-        """
-        child = self._idle.get()
-        try:
-            return child.call(function, arguments, limit_s)
-        finally:
-            self._idle.put(child)
-
-    def interrupt(self) -> None:
-        """End calls in progress, from any thread; their own threads clear up."""
-        for child in self._all:
-            if (process := child.process) is not None:
-                process.kill()
-
-    def close(self) -> None:
-        """End all children, which must be idle; safe to repeat."""
-        for child in self._all:
-            child.end()
 
 
 def run_isolated(
@@ -162,9 +137,8 @@ def run_isolated(
             yield places[done], error or done.result()
     finally:  # also when the reader gives up early
         threads.shutdown(wait=False, cancel_futures=True)
-        children.interrupt()
-        threads.shutdown()
         children.close()
+        threads.shutdown()
 
 
 def shared_tensor(shape: tuple[int, ...]) -> tuple[str, torch.Tensor]:

@@ -76,17 +76,6 @@ class Phase(NamedTuple):
     height: float  # elongation
 
 
-class Actor(NamedTuple):
-    """One sprite over N frames."""
-
-    shape: str
-    colours: np.ndarray  # (2, 3) float32, upper and lower half
-    radius: float  # half width; half height is radius * elongation
-    x: np.ndarray  # (N,) centre, pixels
-    y: np.ndarray  # (N,)
-    elongation: np.ndarray  # (N,) 0 where the actor is absent
-
-
 def render(
     world: ToyWorld,
     look: Look,
@@ -106,11 +95,12 @@ def render(
         y, x = (place - shake).T
         height = np.full(num_frames, rng.uniform(*world.source_height))
         colours = pick_colours(rng, mean_luma, world.luma_distance)
-        draw(frames, Actor(other, colours, rng.uniform(*look.radius), x, y, height))
+        _draw(frames, other, colours, rng.uniform(*look.radius), np.stack([x, y, height]))
     radius = rng.uniform(*look.radius)
-    x, y, height = _motion(rng, world, radius, axis, phases, num_frames)
+    track = _motion(rng, world, radius, axis, phases, num_frames)
+    track[:2] -= shake.T[::-1]
     colours = pick_colours(rng, mean_luma, world.luma_distance)
-    draw(frames, Actor(shape, colours, radius, x - shake[:, 1], y - shake[:, 0], height))
+    _draw(frames, shape, colours, radius, track)
     if look.exposure:
         frames = _exposed(frames, rng, look.exposure)
     frames += look.noise * rng.standard_normal(frames.shape, np.float32)
@@ -120,12 +110,9 @@ def render(
 def _background(
     rng: np.random.Generator, world: ToyWorld, look: Look, shake: np.ndarray
 ) -> tuple[np.ndarray, float]:
-    """A drifting random texture seen through a shaking camera.
+    """A drifting texture, (N, H, W, 3) float32 in grey levels (not clipped), and its mean luma.
 
-    Args:
-        shake: (N, 2) camera offsets (y, x) in pixels.
-    Returns:
-        (N, H, W, 3) float32 in grey levels (not clipped) and its mean luma.
+    `shake` are the camera's offsets (y, x) in pixels, (N, 2).
     """
     grey, tint = _texture(rng, look.exponent, 1), _texture(rng, look.exponent, 3)
     base = rng.uniform(80, 175) + rng.uniform(-25, 25, 3).astype(np.float32)
@@ -164,19 +151,17 @@ def _motion(
     axis: str,
     phases: tuple[Phase, ...],
     num_frames: int,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Centre x, y and elongation (N,) of the one who acts; a new place after each absence."""
+) -> np.ndarray:
+    """Centre x, y and elongation of the one who acts, (3, N); a new place after each absence."""
     period = rng.uniform(*world.period)
     wave = np.sin(2 * np.pi * (np.arange(num_frames) / period + rng.uniform()))
-    x, y, height = np.zeros((3, num_frames))
+    track = np.zeros((3, num_frames))
+    x, y, height = track
     direction = np.array([0, 1] if axis == AXES[0] else [1, 0])  # (y, x)
     for group in appearances(phases):
         span = slice(group[0].start, group[-1].end)
-        steps = np.repeat(
-            [[phase.swing, phase.height] for phase in group],
-            [phase.end - phase.start for phase in group],
-            axis=0,
-        )
+        lengths = [phase.end - phase.start for phase in group]
+        steps = np.repeat([[phase.swing, phase.height] for phase in group], lengths, axis=0)
         padded = np.concatenate([steps[:1], steps, steps[-1:]])  # changes take three frames
         eased = 0.25 * padded[:-2] + 0.5 * padded[1:-1] + 0.25 * padded[2:]
         swing, height[span] = eased[:, 0] * world.swing, eased[:, 1]
@@ -185,7 +170,7 @@ def _motion(
         centre = np.array([world.height, world.width]) / 2 + rng.uniform(-room, room)
         y[span] = centre[0] + direction[0] * swing * wave[span]
         x[span] = centre[1] + direction[1] * swing * wave[span]
-    return x, y, height
+    return track
 
 
 def appearances(phases: tuple[Phase, ...]) -> list[list[Phase]]:
@@ -215,23 +200,31 @@ def pick_colours(rng: np.random.Generator, mean_luma: float, distance: float) ->
             return np.stack([first, other])
 
 
-def draw(frames: np.ndarray, actor: Actor) -> None:
-    """Blend an actor into (N, H, W, 3) float32 frames in place; parts outside are cut off."""
-    shown = np.flatnonzero(actor.elongation)
+def _draw(
+    frames: np.ndarray, shape: str, colours: np.ndarray, radius: float, track: np.ndarray
+) -> None:
+    """Blend an actor into (N, H, W, 3) float32 frames in place; parts outside are cut off.
+
+    Args:
+        colours: (2, 3) float32, upper and lower half.
+        radius: half width in pixels; half the height is radius * elongation.
+        track: (3, N) centre x, y and elongation, which is 0 where the actor is absent.
+    """
+    shown = np.flatnonzero(track[2])
     if not len(shown):
         return
+    x, y, stretch = track[:, shown]
     height, width = frames.shape[1:3]
-    half = int(np.ceil(actor.radius * 1.1 * actor.elongation[shown].max())) + 2
-    top = np.floor(actor.y[shown]).astype(int) - half
-    left = np.floor(actor.x[shown]).astype(int) - half
+    half = int(np.ceil(radius * 1.1 * stretch.max())) + 2
+    top, left = np.floor(y).astype(int) - half, np.floor(x).astype(int) - half
     steps = np.arange(2 * half + 2, dtype=np.float32)
-    u = steps - (actor.x[shown] - left).astype(np.float32)[:, None]
-    v = steps - (actor.y[shown] - top).astype(np.float32)[:, None]
-    stretch = actor.elongation[shown].astype(np.float32)[:, None]
-    u, v = (u / actor.radius)[:, None, :], (v / (actor.radius * stretch))[:, :, None]
-    cover = np.clip(0.5 - actor.radius * _distance(actor.shape, u, v), 0, 1)[..., None]
-    lower = np.clip(0.5 + actor.radius * v, 0, 1)[..., None]  # 0 in the upper half, 1 in the lower
-    colour = actor.colours[0] + lower * (actor.colours[1] - actor.colours[0])  # (n, side, 1, 3)
+    u = steps - (x - left).astype(np.float32)[:, None]
+    v = steps - (y - top).astype(np.float32)[:, None]
+    stretch = stretch.astype(np.float32)[:, None]
+    u, v = (u / radius)[:, None, :], (v / (radius * stretch))[:, :, None]
+    cover = np.clip(0.5 - radius * _distance(shape, u, v), 0, 1)[..., None]
+    lower = np.clip(0.5 + radius * v, 0, 1)[..., None]  # 0 in the upper half, 1 in the lower
+    colour = colours[0] + lower * (colours[1] - colours[0])  # (n, side, 1, 3)
     for k, i in enumerate(shown):
         y0, y1 = max(top[k], 0), min(top[k] + len(steps), height)
         x0, x1 = max(left[k], 0), min(left[k] + len(steps), width)

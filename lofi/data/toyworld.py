@@ -25,11 +25,13 @@ import logging
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from functools import partial
+from itertools import cycle
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
+from lofi.config import differences
 from lofi.data.toypixels import Look, Phase, ToyWorld, render
 from lofi.files import read_json, sha256, write_json, write_text
 
@@ -107,9 +109,6 @@ TINY = replace(
 )
 
 
-# ------------------------------------------------------------------------ what happens when
-
-
 class ClipPlan(NamedTuple):
     """One source clip; `vigour` in [0, 1] places swing and height in their source ranges."""
 
@@ -141,24 +140,19 @@ def _generator(seed: int, part: int, index: int) -> np.random.Generator:
 
 def plan_clips(world: ToyWorld, seed: int) -> list[ClipPlan]:
     """Labels in turn (balanced), vigour uniform and independent of them."""
-    subsets = [subset for subset, n in zip(SUBSETS, world.source_clips) for _ in range(n)]
-    vigour = _generator(seed, 0, 0).uniform(size=len(subsets))
-    labels = world.classes
-    return [
-        ClipPlan(i, labels[i % len(labels)], float(vigour[i]), subset)
-        for i, subset in enumerate(subsets)
-    ]
+    subsets = np.repeat(SUBSETS, world.source_clips).tolist()
+    vigour = _generator(seed, 0, 0).uniform(size=len(subsets)).tolist()
+    rows = zip(range(len(subsets)), cycle(world.classes), vigour, subsets)
+    return [ClipPlan(*row) for row in rows]
 
 
 def plan_videos(world: ToyWorld, seed: int) -> list[VideoPlan]:
     """One class per video, labels in turn within each subset, so that both are balanced."""
-    plans, labels = [], world.classes
+    plans = []
     for subset, count in zip(SUBSETS, world.videos):
-        for i in range(count):
-            index = len(plans)
-            phases = _phases(world, _generator(seed, 1, index))
-            name = f"{subset}_{i:04d}"
-            plans.append(VideoPlan(index, name, labels[i % len(labels)], subset, phases))
+        for i, label in zip(range(count), cycle(world.classes)):
+            phases = _phases(world, _generator(seed, 1, len(plans)))
+            plans.append(VideoPlan(len(plans), f"{subset}_{i:04d}", label, subset, phases))
     return plans
 
 
@@ -191,11 +185,10 @@ def _phases(world: ToyWorld, rng: np.random.Generator) -> tuple[Phase, ...]:
         now += int(gap)
         for kind in appearance:
             start, now = now, now + int(lengths[len(phases)])
+            swings, height = world.context_swing, world.context_height
             if kind == "action":
-                swing, height = rng.uniform(*world.action_swing), world.action_height
-            else:
-                swing, height = rng.uniform(*world.context_swing), world.context_height
-            phases.append(Phase(kind, start, now, float(swing), height))
+                swings, height = world.action_swing, world.action_height
+            phases.append(Phase(kind, start, now, float(rng.uniform(*swings)), height))
     return tuple(phases)
 
 
@@ -213,9 +206,6 @@ def render_video(world: ToyWorld, seed: int, plan: VideoPlan) -> np.ndarray:
     """One target video, (video_frames, H, W, 3) uint8."""
     rng = _generator(seed, 3, plan.index)
     return render(world, world.target, rng, plan.label, plan.phases, world.video_frames)
-
-
-# ------------------------------------------------------------------------ files
 
 
 class WorldPaths(NamedTuple):
@@ -240,7 +230,6 @@ def write_world(
 
     The bytes depend on `world` and `seed` alone (and on the version of the encoder library). A
     killed call is continued by the next; files that were deleted since are rendered again.
-    `progress(done, total)` is called after each video file.
 
     Raises:
         ValueError: the folder holds another world (names the differing settings), or files were
@@ -252,18 +241,24 @@ def write_world(
     config = {"world": asdict(world), "seed": seed}
     started = folder / "world.json"
     if started.is_file():
-        _check_same(started, config)
+        differing = differences(read_json(started, "a toy world's settings"), config)
+        if differing:
+            more = f" and {len(differing) - 4} more" if len(differing) > 4 else ""
+            raise ValueError(
+                f"{folder}: holds another toy world; it differs in {', '.join(differing[:4])}"
+                f"{more}; choose another folder or delete this one"
+            )
     clips, videos = plan_clips(world, seed), plan_videos(world, seed)
     tables = {folder / name: text for name, text in _tables(world, clips, videos).items()}
     media = {paths.source_dir / c.file: partial(render_clip, world, seed, c) for c in clips}
     for video in videos:
         media[paths.video_dir / f"{video.id}.mp4"] = partial(render_video, world, seed, video)
     missing = [path for path in [*media, *tables] if not path.is_file()]
-    finished = paths.manifest.is_file()
-    if not finished or missing:
+    finished = paths.manifest.is_file() and not missing
+    if not finished:
         from lofi.data.copies import write_video  # PyAV is heavy, and a finished world needs none
 
-        if not finished:
+        if not started.is_file():
             write_json(started, config)
         logger.info("toy world %s: rendering %d files", world.name, len(missing))
         to_render = [path for path in missing if path in media]
@@ -276,7 +271,7 @@ def write_world(
             write_text(path, tables[path])
     sums = sorted(f"{p.relative_to(folder).as_posix()} {sha256(p)}" for p in [*media, *tables])
     digest = hashlib.sha256("\n".join(sums).encode()).hexdigest()
-    if not finished or missing:
+    if not finished:
         write_json(paths.manifest, {**config, "files": len(sums), "sha256": digest})
     elif read_json(paths.manifest, "a toy world's manifest").get("sha256") != digest:
         raise ValueError(
@@ -284,28 +279,6 @@ def write_world(
             "delete the folder and run again"
         )
     return paths
-
-
-def _check_same(path: Path, config: dict[str, Any]) -> None:
-    """Refuse a folder that was started with other settings."""
-    found = _flat(read_json(path, "a toy world's settings"))
-    wanted = _flat(json.loads(json.dumps(config)))  # tuples become lists
-    keys = sorted(k for k in found.keys() | wanted.keys() if found.get(k) != wanted.get(k))
-    if keys:
-        shown = ", ".join(f"{k} ({found.get(k)} there, {wanted.get(k)} asked)" for k in keys[:4])
-        more = f" and {len(keys) - 4} more: {', '.join(keys[4:])}" if len(keys) > 4 else ""
-        raise ValueError(
-            f"{path.parent}: holds another toy world; it differs in {shown}{more}; "
-            "choose another folder or delete this one"
-        )
-
-
-def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
-    """Nested dictionaries as {"a.b": leaf}."""
-    if not isinstance(value, dict):
-        return {prefix: value}
-    join = f"{prefix}." if prefix else ""
-    return {k: v for key, part in value.items() for k, v in _flat(part, f"{join}{key}").items()}
 
 
 def _tables(world: ToyWorld, clips: list[ClipPlan], videos: list[VideoPlan]) -> dict[str, str]:
@@ -316,31 +289,23 @@ def _tables(world: ToyWorld, clips: list[ClipPlan], videos: list[VideoPlan]) -> 
     """
     rows = [f"source/{c.file},{c.label},{c.vigour:.4f},{c.subset}\n" for c in clips]
     low, high = world.source_swing
-    events = {
-        video.id: [
-            {
-                "kind": p.kind,
-                "segment": [p.start / world.fps, p.end / world.fps],
-                "label": video.label,
-                "vigour": round((p.swing - low) / (high - low), 4),
-            }
-            for p in video.phases
+    events, database = {}, {}
+    for video in videos:
+        spans = [[p.start / world.fps, p.end / world.fps] for p in video.phases]
+        vigour = [round((p.swing - low) / (high - low), 4) for p in video.phases]
+        kinds, label = [p.kind for p in video.phases], video.label
+        events[video.id] = [
+            {"kind": kind, "segment": span, "label": label, "vigour": v}
+            for kind, span, v in zip(kinds, spans, vigour)
         ]
-        for video in videos
-    }
-    database = {
-        video.id: {
+        database[video.id] = {
             "subset": video.subset,
             "duration": world.video_frames / world.fps,
             "url": "",
             "annotations": [
-                {"segment": event["segment"], "label": event["label"]}
-                for event in events[video.id]
-                if event["kind"] == "action"
+                {"segment": s, "label": label} for k, s in zip(kinds, spans) if k == "action"
             ],
         }
-        for video in videos
-    }
     nodes = [{"nodeId": 0, "nodeName": "Root", "parentId": None, "parentName": None}]
     for i, name in enumerate(world.classes, 1):
         nodes.append({"nodeId": i, "nodeName": name, "parentId": 0, "parentName": "Root"})
