@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from lofi.figures import style
-from lofi.figures.style import as_array, axes_for, fill, quiet_frame, stroke
+from lofi.figures.style import as_array, axes_for, fill, stroke
 
 Log = Sequence[Mapping[str, Any]]  # rows of a metrics.jsonl: {"step": 3, "loss": 1.2, "lr": 0.1}
 ERRORS = (style.FOUND, style.SKY, style.PURPLE, style.AMBER, style.FALSE_ALARM, style.GREY)
@@ -22,7 +22,6 @@ def loss_curves(runs: Mapping[str, Log], *, key: str = "loss", ax: Axes | None =
 
     Args:
         runs: name → rows with "step" and `key`; rows without `key` or with NaN are left out.
-        key: which number of a row.
     Raises:
         ValueError: a run without a single row that has `key`.
     """
@@ -44,7 +43,7 @@ def loss_curves(runs: Mapping[str, Log], *, key: str = "loss", ax: Axes | None =
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     if len(runs) > 1:
         ax.legend(frameon=False)
-    return quiet_frame(ax)
+    return ax
 
 
 def precision_recall(
@@ -61,50 +60,46 @@ def precision_recall(
     """
     ax = axes_for(ax, 4.6, 3.6)
     for i, (name, (recall, precision)) in enumerate(curves.items()):
-        recall, precision = as_array(recall).astype(float), as_array(precision).astype(float)
+        recall, precision = as_array(recall), as_array(precision)
         x = np.concatenate([[0.0], recall, recall[-1:]])
         y = np.concatenate([precision[:1], precision, [0.0]])
         envelope = np.maximum.accumulate(y[::-1])[::-1]
-        known = (average_precision or {}).get(name)
-        label = name if known is None else f"{name}: AP {100 * known:.1f}"
-        line = stroke(i)
+        label, line = name, stroke(i)
+        if average_precision:
+            label = f"{name}: AP {100 * average_precision[name]:.1f}"
         pale = {"color": line["color"], "alpha": 0.6, "linewidth": 0.9}
         ax.plot(x[:-1], y[:-1], marker=".", markersize=4, **pale)
         ax.plot(x, envelope, drawstyle="steps-pre", label=label, **line)
         ax.fill_between(x, envelope, step="pre", color=line["color"], alpha=0.12, linewidth=0)
     ax.set(xlim=(0, 1.01), ylim=(0, 1.04), xlabel="recall", ylabel="precision")
-    if curves:
-        ax.legend(loc="best", framealpha=0.85)
-    return quiet_frame(ax)
+    ax.legend(loc="best", framealpha=0.85)
+    return ax
 
 
 def share_bars(shares: Mapping[str, Any], *, ax: Axes | None = None) -> Axes:
     """One bar a row, cut into named parts that add up to 1; parts differ by hatch and colour.
 
     Args:
-        shares: row name → named tuple of fractions, for example `lofi.data.vigour.Shares`.
+        shares: row name → named tuple of fractions, for example `lofi.data.toyworld.Shares`.
     """
     ax = axes_for(ax, 7.0, 0.5 * len(shares) + 1.2)
+    look = {"color": style.INK, "fontsize": style.SMALL}
+    look["bbox"] = {"facecolor": "white", "pad": 1, "linewidth": 0}
     left = np.zeros(len(shares))
     for i, part in enumerate(next(iter(shares.values()))._fields):
         values = np.array([getattr(share, part) for share in shares.values()])
         bars = ax.barh(list(shares), values, left=left, label=part, **fill(i))
         texts = [f"{value:.2f}" if value > 0.07 else "" for value in values]
-        look = {"color": style.INK, "fontsize": style.SMALL}
-        box = {"facecolor": "white", "pad": 1, "linewidth": 0}
-        ax.bar_label(bars, texts, label_type="center", bbox=box, **look)
+        ax.bar_label(bars, texts, label_type="center", **look)
         left += values
     ax.set(xlabel="share of the features' variance", xlim=(0, 1))
     ax.invert_yaxis()
     ax.legend(ncols=4, **style.ABOVE)
-    return quiet_frame(ax)
+    return ax
 
 
 def error_profile(
-    share: Mapping[str, Sequence[float]],
-    multiples: Sequence[int] = range(1, 11),
-    *,
-    ax: Axes | None = None,
+    share: Mapping[str, Sequence[float]], multiples: Sequence[int], *, ax: Axes | None = None
 ) -> Axes:
     """Stacked bars: of what the best k x (instances of the class) detections consist.
 
@@ -116,13 +111,13 @@ def error_profile(
     places, bottom = np.arange(len(multiples)), np.zeros(len(multiples))
     for i, (name, values) in enumerate(share.items()):
         percent = 100 * np.asarray(values, float)
-        look = fill(i) | {"facecolor": ERRORS[i % len(ERRORS)], "linewidth": 0.5}
+        look = fill(i) | {"facecolor": ERRORS[i], "linewidth": 0.5}
         ax.bar(places, percent, 0.8, bottom, label=name, **look)
         bottom += percent
     ax.set(xticks=places, xticklabels=[f"{k}G" for k in multiples], ylim=(0, 100))
     ax.set(xlabel="best detections (G = instances of the class)", ylabel="share (%)")
     ax.legend(reverse=True, fontsize=style.SMALL, **style.BESIDE)
-    return quiet_frame(ax)
+    return ax
 
 
 def sensitivity_bars(
@@ -143,7 +138,7 @@ def sensitivity_bars(
     places = [i + properties.index(bucket[0]) for i, bucket in enumerate(buckets)]
     for i, name in enumerate(properties):
         mine = [(x, b) for x, b in zip(places, buckets) if b[0] == name]
-        look = fill(i) | {"facecolor": PROPERTIES[i % len(PROPERTIES)]}
+        look = fill(i) | {"facecolor": PROPERTIES[i]}
         bars = ax.bar([x for x, _ in mine], [100 * b[2] for _, b in mine], 0.8, label=name, **look)
         ax.bar_label(bars, [f"{b[3]}" for _, b in mine], fontsize=style.SMALL, color=style.GREY)
     ax.set_xticks(places, [bucket[1] for bucket in buckets], fontsize=style.SMALL)
@@ -152,7 +147,7 @@ def sensitivity_bars(
         line = {"color": style.GREY, "linestyle": "--", "linewidth": 1, "label": "all instances"}
         ax.axhline(100 * overall, **line)
     ax.legend(fontsize=style.SMALL, **style.BESIDE)
-    return quiet_frame(ax)
+    return ax
 
 
 def diagnosis_figure(report: Any) -> Figure:
@@ -162,9 +157,9 @@ def diagnosis_figure(report: Any) -> Figure:
         report: what `lofi.evaluation.diagnose` returns.
     """
     figure, axes = plt.subplots(3, 1, figsize=(8, 9), layout="constrained")
-    error_profile(report.profile.share, report.profile.multiples, ax=axes[0])
-    axes[0].set_title(f"what the best detections are, tIoU {report.profile.tiou:g}")
-    groups = report.sensitivity
+    profile, groups = report.profile, report.sensitivity
+    error_profile(profile.share, profile.multiples, ax=axes[0])
+    axes[0].set_title(f"what the best detections are, tIoU {profile.tiou:g}")
     total = sum(c.instances for c in report.classes)
     recall = sum(c.average_recall * c.instances for c in report.classes) / total
     rows = [(b.property, b.name, b.average_recall, b.instances) for b in groups]

@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.patches import Arc, Rectangle
 
 from lofi.figures import style
-from lofi.figures.style import Segments, as_array, as_spans, axes_for, quiet_frame
+from lofi.figures.style import Segments, Span, as_array, as_spans, axes_for
 
 LABELLED_UP_TO = 12  # snippets; a graph this small gets a number at every node
 POSITIVE_ABOVE = (0.7, 0.9)  # tIoU
@@ -43,12 +43,8 @@ def confidence_map(
         truth: segments whose anchors are marked with circles.
         label: name of the values, beside the colour bar.
         levels: values outlined in white where they occur, the highest with a full line.
-    Raises:
-        ValueError: `values` is not two-dimensional.
     """
-    values = as_array(values).astype(float)
-    if values.ndim != 2:
-        raise ValueError(f"a map is (durations, snippets), got {tuple(values.shape)}")
+    values = as_array(values, 2, "a map is (durations, snippets)").astype(float)
     durations, snippets = values.shape
     row, column = np.indices(values.shape)
     inside = np.ma.masked_array(values, row + column >= snippets)
@@ -56,12 +52,8 @@ def confidence_map(
     ax = axes_for(ax, 5.0, 4.0)
     roomy = min(style.axes_size_px(ax)) >= ROOMY_PX  # before the colour bar takes its part
     ax.set_facecolor(style.LIGHT)
-    image = ax.imshow(
-        inside, origin="lower", aspect="auto", cmap="viridis", vmin=0, vmax=1,
-        extent=(-0.5 * unit, (snippets - 0.5) * unit, 0.5 * unit, (durations + 0.5) * unit),
-        interpolation="nearest",
-    )  # fmt: skip
-    ax.get_figure(root=True).colorbar(image, ax=ax, label=label)
+    extent = (-0.5 * unit, (snippets - 0.5) * unit, 0.5 * unit, (durations + 0.5) * unit)
+    _heat(ax, inside, label, origin="lower", aspect="auto", vmin=0, extent=extent)
     if roomy and durations == snippets:
         ax.text(0.97, 0.97, "past the end\nof the video", transform=ax.transAxes, ha="right",
                 va="top", color="#5A5A5A", fontsize=style.SMALL)  # fmt: skip
@@ -71,14 +63,13 @@ def confidence_map(
             markersize=11, markerfacecolor="none", markeredgecolor=style.FALSE_ALARM,
             markeredgewidth=1.8, path_effects=style.EDGE, label="ground truth",
         )  # fmt: skip
-    for level in sorted(levels):
-        if inside.max() > level > inside.min():
-            dashes = "solid" if level == max(levels) else "dashed"
-            ax.contour(column[0] * unit, (row[:, 0] + 1) * unit, inside, levels=[level],
-                       colors="white", linestyles=dashes, linewidths=1.4)  # fmt: skip
-            edge = [patheffects.withStroke(linewidth=3.2, foreground=style.INK)]
-            ax.plot([], [], color="white", linestyle=dashes, linewidth=1.4, path_effects=edge,
-                    label=f"tIoU {level:g}")  # fmt: skip
+    for level in (level for level in sorted(levels) if inside.min() < level < inside.max()):
+        dashes = "solid" if level == max(levels) else "dashed"
+        ax.contour(column[0] * unit, (row[:, 0] + 1) * unit, inside, levels=[level],
+                   colors="white", linestyles=dashes, linewidths=1.4)  # fmt: skip
+        edge = [patheffects.withStroke(linewidth=3.2, foreground=style.INK)]
+        ax.plot([], [], color="white", linestyle=dashes, linewidth=1.4, path_effects=edge,
+                label=f"tIoU {level:g}")  # fmt: skip
     if roomy and ax.get_legend_handles_labels()[1]:
         place = {"loc": "upper right", "bbox_to_anchor": (1, 0.86), "frameon": False}
         if durations < snippets:  # no empty corner
@@ -111,23 +102,38 @@ def similarity(
 
     Args:
         features: (C, L), one column per snippet.
-        segments: actions, drawn as frames with lines to both axes.
     """
-    features = as_array(features).astype(float)
-    if features.ndim != 2:
-        raise ValueError(f"features must be (channels, snippets), got {tuple(features.shape)}")
-    unit_columns = features / np.maximum(np.linalg.norm(features, axis=0, keepdims=True), 1e-12)
-    length, name = (duration_s, "time (s)") if duration_s else (features.shape[1], "snippet")
+    features = as_array(features, 2, "features must be (channels, snippets)").astype(float)
+    columns = features / np.maximum(np.linalg.norm(features, axis=0, keepdims=True), 1e-12)
+    length, name = _time(duration_s, features.shape[1])
     ax = axes_for(ax, 4.8, 4.0)
-    image = ax.imshow(unit_columns.T @ unit_columns, extent=(0, length, length, 0), vmax=1,
-                      cmap="viridis", interpolation="nearest")  # fmt: skip
-    ax.get_figure(root=True).colorbar(image, ax=ax, label="cosine similarity")
+    _heat(ax, columns.T @ columns, "cosine similarity", extent=(0, length, length, 0))
+    look = {"edgecolor": style.FALSE_ALARM, "linewidth": 1.8, "path_effects": style.EDGE}
     for span in as_spans(segments):
-        look = {"edgecolor": style.FALSE_ALARM, "linewidth": 1.8, "path_effects": style.EDGE}
         corner, side = (span.start_s, span.start_s), span.length_s
         ax.add_patch(Rectangle(corner, side, side, fill=False, label="action", **look))
     ax.set(xlabel=name, ylabel=name, xlim=(0, length), ylim=(length, 0))
     return ax
+
+
+def _heat(ax: Axes, values: np.ndarray, label: str, **look: Any) -> None:
+    """A framed picture of `values` ≤ 1 with its colour bar."""
+    ax.spines[:].set_visible(True)
+    image = ax.imshow(values, vmax=1, cmap="viridis", interpolation="nearest", **look)
+    ax.get_figure(root=True).colorbar(image, ax=ax, label=label)
+
+
+def _time(duration_s: float | None, snippets: int) -> tuple[float, str]:
+    """Length and name of a time axis."""
+    return (duration_s, "time (s)") if duration_s else (snippets, "snippet")
+
+
+def _shaded(ax: Axes, segments: Segments) -> list[Span]:
+    """Shade actions behind everything else, and return them as spans."""
+    actions = as_spans(segments)
+    for span in actions:
+        ax.axvspan(span.start_s, span.end_s, facecolor="#CFE6F5", edgecolor="none", zorder=0)
+    return actions
 
 
 def boundary_curves(
@@ -148,7 +154,7 @@ def boundary_curves(
     if start.ndim != 1 or start.shape != end.shape:
         raise ValueError(f"start and end must both be (L,), got {start.shape} and {end.shape}")
     ax = axes_for(ax, 7.0, 2.2)
-    length, name = (duration_s, "time (s)") if duration_s else (len(start), "snippet")
+    length, name = _time(duration_s, len(start))
     centres = (np.arange(len(start)) + 0.5) * length / len(start)
     ax.plot(centres, start, color=style.TRUTH, label="start")
     ax.plot(centres, end, color=style.FALSE_ALARM, linestyle="--", label="end")
@@ -160,7 +166,7 @@ def boundary_curves(
                 color=style.FALSE_ALARM, label="true end")  # fmt: skip
     ax.set(xlim=(0, length), ylim=(0, 1), xlabel=name, ylabel="probability")
     ax.legend(**style.BESIDE)
-    return quiet_frame(ax)
+    return ax
 
 
 def neighbour_graph(
@@ -176,19 +182,15 @@ def neighbour_graph(
     an action and its surroundings orange and dashed, all others grey.
 
     Args:
-        knn: (L, k) or (k, L) indices of the nearest neighbours in feature space; self is not drawn.
+        knn: (L, k) indices of the nearest neighbours in feature space; self is not drawn.
         segments: actions, shaded.
-    Raises:
-        ValueError: indices outside 0 … L - 1.
     """
-    edges = as_array(knn).astype(int)
-    if edges.ndim != 2:
-        raise ValueError(f"knn must be (snippets, k), got {tuple(edges.shape)}")
-    edges = edges.T if edges.shape[0] < edges.shape[1] else edges
+    edges = as_array(knn, 2, "knn must be (snippets, k)").astype(int)
     count, low, high = len(edges), edges.min(), edges.max()
     if low < 0 or high >= count:
         raise ValueError(f"knn holds indices {low} … {high}, expected 0 … {count - 1}")
-    unit, name = (duration_s / count, "time (s)") if duration_s else (1.0, "snippet")
+    length, name = _time(duration_s, count)
+    unit = length / count
     centres = (np.arange(count) + 0.5) * unit
     ax = axes_for(ax, 8.0, 2.8)
     actions = _shaded(ax, segments)
@@ -208,14 +210,6 @@ def neighbour_graph(
     ax.legend(handles=[plt.Line2D([], [], **kind) for kind in kinds], ncols=4, **style.ABOVE)
     if count <= LABELLED_UP_TO:
         ax.set_xticks(centres, range(count))
-    ax.set(xlim=(0, count * unit), ylim=(-0.12, 1.08), yticks=[], xlabel=name)
-    quiet_frame(ax).spines["left"].set_visible(False)
+    ax.set(xlim=(0, length), ylim=(-0.12, 1.08), yticks=[], xlabel=name)
+    ax.spines["left"].set_visible(False)
     return ax
-
-
-def _shaded(ax: Axes, segments: Segments) -> list[style.Span]:
-    """Shade actions behind everything else, and return them as spans."""
-    actions = as_spans(segments)
-    for span in actions:
-        ax.axvspan(span.start_s, span.end_s, facecolor="#CFE6F5", edgecolor="none", zorder=0)
-    return actions

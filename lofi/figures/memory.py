@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from matplotlib.axes import Axes
 
 from lofi.figures import style
-from lofi.figures.style import axes_for, fill, quiet_frame, stroke
+from lofi.figures.style import axes_for, fill, stroke
 
 GIB = 2**30
 UNITS = ((GIB, "GiB"), (2**20, "MiB"), (2**10, "KiB"), (1, "bytes"))
@@ -13,47 +13,36 @@ CARDS_GIB = (32, 80, 141)
 
 
 def bytes_by_layer(sizes: Mapping[str, float], *, top: int = 12, ax: Axes | None = None) -> Axes:
-    """One bar per layer, the largest at the top; what is left over is summed in a last bar.
-
-    Args:
-        sizes: name → bytes.
-        top: layers with a bar of their own.
-    """
+    """One bar per layer (name → bytes), the largest at the top; beyond `top` they are one bar."""
     pairs = sorted(sizes.items(), key=lambda pair: -pair[1])
-    shown, rest = pairs[:top], pairs[top:]
+    shown, rest = dict(pairs[:top]), pairs[top:]
     colours = [style.TRUTH] * len(shown) + [style.GREY] * bool(rest)
     if rest:
-        shown.append((f"{len(rest)} others", sum(size for _, size in rest)))
-    total = sum(sizes.values()) or 1
-    factor, unit = _unit(max((size for _, size in shown), default=1))
+        shown[f"{len(rest)} others"] = sum(size for _, size in rest)
+    largest, total = max(shown.values(), default=1), sum(sizes.values()) or 1
+    factor, unit = next((factor, unit) for factor, unit in UNITS if largest >= factor or factor == 1)
+    texts = [f" {100 * size / total:.0f} %" for size in shown.values()]
     ax = axes_for(ax, 7.0, 0.27 * len(shown) + 0.9)
-    bars = ax.barh(range(len(shown)), [size / factor for _, size in shown], color=colours)
-    ax.bar_label(bars, [f" {100 * size / total:.0f} %" for _, size in shown], color=style.INK)
-    ax.set_yticks(range(len(shown)), [name for name, _ in shown])
-    ax.set(xlabel=f"saved for the backward pass ({unit})", ylim=(len(shown) - 0.4, -0.6))
+    bars = _rows(ax, shown, [size / factor for size in shown.values()], color=colours)
+    ax.bar_label(bars, texts, color=style.INK)
+    ax.set_xlabel(f"saved for the backward pass ({unit})")
     ax.margins(x=0.1)
-    ax.tick_params(axis="y", length=0)
-    return quiet_frame(ax)
+    return ax
 
 
 def bytes_by_configuration(
     sizes: Mapping[str, float], lines_gib: Sequence[float] = CARDS_GIB, *, ax: Axes | None = None
 ) -> Axes:
-    """One bar per configuration against the memory of common cards.
+    """One bar per configuration (name → bytes) against the memory of common cards.
 
-    Bars that no line's card can hold are hatched. Only lines near the bars' range are drawn.
-
-    Args:
-        sizes: name → bytes.
-        lines_gib: card sizes in GiB, drawn as vertical lines; () for none.
+    Bars that no card of `lines_gib` can hold are hatched. Only lines near the bars' range are drawn.
     """
     gib = [size / GIB for size in sizes.values()]
     largest = max(gib, default=1.0)
     ax = axes_for(ax, 7.0, 0.4 * len(sizes) + 1.2)
-    bars = ax.barh(range(len(gib)), gib, height=0.7, color=style.TRUTH)
-    for bar, size in zip(bars, gib):
-        if size > max(lines_gib, default=float("inf")):
-            bar.set(facecolor=style.FALSE_ALARM, hatch="//", edgecolor="white")
+    bars = _rows(ax, sizes, gib, height=0.7, color=style.TRUTH)
+    for bar in (bar for bar, size in zip(bars, gib) if size > max(lines_gib)):
+        bar.set(facecolor=style.FALSE_ALARM, hatch="//", edgecolor="white")
     texts = [f" {size:.3g}" if size < 100 else f" {size:.0f}" for size in gib]
     ax.bar_label(bars, texts, color=style.INK, padding=2, path_effects=style.OUTLINE)
     drawn = [line for line in lines_gib if line <= 2 * largest] or list(lines_gib)[:1]
@@ -61,19 +50,24 @@ def bytes_by_configuration(
         ax.axvline(line, color=style.INK, linestyle="--", linewidth=1.2, zorder=0.5)
         ax.text(line, 1.0, f"{line:g} GiB", transform=ax.get_xaxis_transform(), ha="center",
                 va="bottom", color=style.INK)  # fmt: skip
-    ax.set_yticks(range(len(gib)), list(sizes))
-    ax.set(xlim=(0, 1.12 * max([largest, *drawn])), ylim=(len(gib) - 0.4, -0.6))
-    ax.set_xlabel("memory of one training step (GiB)")
-    ax.tick_params(axis="y", length=0)
+    ax.set(xlim=(0, 1.12 * max([largest, *drawn])), xlabel="memory of one training step (GiB)")
     ax.grid(axis="x", color=style.LIGHT, zorder=0)
     ax.set_axisbelow(True)
-    return quiet_frame(ax)
+    return ax
+
+
+def _rows(ax: Axes, names: Mapping[str, float], widths: Sequence[float], **look):
+    """Horizontal bars with their names, the first at the top."""
+    bars = ax.barh(range(len(widths)), widths, **look)
+    ax.set_yticks(range(len(widths)), list(names))
+    ax.set_ylim(len(widths) - 0.4, -0.6)
+    ax.tick_params(axis="y", length=0)
+    return bars
 
 
 def memory_wall(
     sizes: Mapping[str, Mapping[str, float]],
-    bf16: Mapping[str, Mapping[str, float]] | None = None,
-    lines_gib: Sequence[float] = CARDS_GIB,
+    bf16: Mapping[str, Mapping[str, float]],
     *,
     ax: Axes | None = None,
 ) -> Axes:
@@ -83,7 +77,6 @@ def memory_wall(
         sizes: encoder → configuration → bytes; a group for every configuration of the first
             encoder, a bar for every encoder.
         bf16: the same in that precision, a diamond on each bar.
-        lines_gib: card sizes in GiB, drawn as horizontal lines.
     """
     groups = list(next(iter(sizes.values())))
     ax = axes_for(ax, 1.6 * len(groups) + 1.0, 4.0)
@@ -91,54 +84,43 @@ def memory_wall(
     everything, handles = [], []
     for i, (name, row) in enumerate(sizes.items()):
         places = [g + (i - (len(sizes) - 1) / 2) * width for g in range(len(groups))]
-        gib = [row[group] / GIB for group in groups]
+        gib, marks = ([of[group] / GIB for group in groups] for of in (row, bf16[name]))
         bars = ax.bar(places, gib, 0.92 * width, label=name, zorder=2, **fill(i))
         texts = [f"{size:.2g}" if size < 10 else f"{size:.0f}" for size in gib]
         ax.bar_label(bars, texts, color=style.INK, fontsize=style.SMALL, path_effects=style.OUTLINE)
+        diamonds = ax.plot(places, marks, "D", color="white", markeredgecolor=style.INK,
+                           markersize=5, zorder=3, label="bf16")  # fmt: skip
         handles.append(bars)
-        everything += gib
-        if bf16 is not None:
-            marks = [bf16[name][group] / GIB for group in groups]
-            diamonds = ax.plot(places, marks, "D", color="white", markeredgecolor=style.INK,
-                               markersize=5, zorder=3, label="bf16")  # fmt: skip
-            everything += marks
-    handles += diamonds if bf16 is not None else []
-    ax.set_ylabel("peak of one training step (GiB)")
+        everything += gib + marks
+    ax.set(ylabel="peak of one training step (GiB)", xlim=(-0.55, len(groups) - 0.45))
     ax.set_xticks(range(len(groups)), groups)
-    ax.set_xlim(-0.55, len(groups) - 0.45)
-    _log_axis_with_cards(ax, everything, lines_gib)
-    ax.legend(handles=handles, frameon=False, ncols=len(handles), loc="lower center",
-              bbox_to_anchor=(0.5, 1.0))  # fmt: skip
+    _log_axis_with_cards(ax, everything, CARDS_GIB)
+    ax.legend(handles=handles + diamonds, frameon=False, ncols=len(handles) + 1,
+              loc="lower center", bbox_to_anchor=(0.5, 1.0))  # fmt: skip
     ax.tick_params(axis="x", length=0)
-    return quiet_frame(ax)
+    return ax
 
 
 def peak_by_snippets(
     curves: Mapping[str, Mapping[int, float]],
-    lines_gib: Sequence[float] = (),
+    lines_gib: Sequence[float] = CARDS_GIB,
     *,
     ax: Axes | None = None,
 ) -> Axes:
-    """Peak memory against the number of snippets, both axes logarithmic.
-
-    Args:
-        curves: name → {snippets: bytes}.
-        lines_gib: card sizes in GiB, drawn as horizontal lines.
-    """
+    """Peak memory against the number of snippets, name → {snippets: bytes}, both logarithmic."""
     ax = axes_for(ax, 6.0, 3.6)
-    sizes = [size for curve in curves.values() for size in curve.values()]
-    factor, unit = _unit(GIB if lines_gib else max(sizes))
     for i, (name, curve) in enumerate(curves.items()):
-        heights = [curve[n] / factor for n in sorted(curve)]
+        heights = [curve[n] / GIB for n in sorted(curve)]
         ax.plot(sorted(curve), heights, marker="o", label=name, **stroke(i))
     ticks = sorted({n for curve in curves.values() for n in curve})
     ax.set_xscale("log", base=2)
     ax.set_xticks(ticks, [str(n) for n in ticks])
-    ax.set(xlabel="snippets a video, L", ylabel=f"peak of one training step ({unit})")
-    _log_axis_with_cards(ax, [size / factor for size in sizes], lines_gib)
+    ax.set(xlabel="snippets a video, L", ylabel="peak of one training step (GiB)")
+    sizes = [size / GIB for curve in curves.values() for size in curve.values()]
+    _log_axis_with_cards(ax, sizes, lines_gib)
     ax.minorticks_off()
     ax.legend(frameon=False)
-    return quiet_frame(ax)
+    return ax
 
 
 def _log_axis_with_cards(ax: Axes, values: Sequence[float], lines_gib: Sequence[float]) -> None:
@@ -154,7 +136,3 @@ def _log_axis_with_cards(ax: Axes, values: Sequence[float], lines_gib: Sequence[
                 va="center", color=style.INK, fontsize=style.SMALL)  # fmt: skip
     ax.grid(axis="y", color=style.LIGHT, zorder=0)
     ax.set_axisbelow(True)
-
-
-def _unit(largest: float) -> tuple[int, str]:
-    return next((factor, unit) for factor, unit in UNITS if largest >= factor or factor == 1)
