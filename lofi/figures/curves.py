@@ -65,7 +65,7 @@ def precision_recall(
         y = np.concatenate([precision[:1], precision, [0.0]])
         envelope = np.maximum.accumulate(y[::-1])[::-1]
         label, line = name, stroke(i)
-        if average_precision:
+        if name in (average_precision or {}):
             label = f"{name}: AP {100 * average_precision[name]:.1f}"
         pale = {"color": line["color"], "alpha": 0.6, "linewidth": 0.9}
         ax.plot(x[:-1], y[:-1], marker=".", markersize=4, **pale)

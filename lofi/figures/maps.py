@@ -17,6 +17,7 @@ from matplotlib.patches import Arc, Rectangle
 from lofi.figures import style
 from lofi.figures.style import Segments, Span, as_array, as_spans, axes_for
 
+Seconds = float | None  # length of the video
 LABELLED_UP_TO = 12  # snippets; a graph this small gets a number at every node
 POSITIVE_ABOVE = (0.7, 0.9)  # tIoU
 ROOMY_PX = 230  # small multiples have no room for texts; their caption explains them
@@ -31,7 +32,7 @@ def confidence_map(
     values: Any,
     *,
     truth: Segments = None,
-    duration_s: float | None = None,
+    duration_s: Seconds = None,
     label: str = "confidence",
     levels: Sequence[float] = (),
     ax: Axes | None = None,
@@ -80,7 +81,7 @@ def confidence_map(
 
 
 def label_map(
-    tiou: Any, *, truth: Segments = None, duration_s: float | None = None, ax: Axes | None = None
+    tiou: Any, *, truth: Segments = None, duration_s: Seconds = None, ax: Axes | None = None
 ) -> Axes:
     """The training target: best tIoU of every anchor with any action, (D, L) in [0, 1].
 
@@ -95,7 +96,7 @@ def similarity(
     features: Any,
     segments: Segments = None,
     *,
-    duration_s: float | None = None,
+    duration_s: Seconds = None,
     ax: Axes | None = None,
 ) -> Axes:
     """Cosine similarity of every snippet with every other; actions are framed on the diagonal.
@@ -123,7 +124,7 @@ def _heat(ax: Axes, values: np.ndarray, label: str, **look: Any) -> None:
     ax.get_figure(root=True).colorbar(image, ax=ax, label=label)
 
 
-def _time(duration_s: float | None, snippets: int) -> tuple[float, str]:
+def _time(duration_s: Seconds, snippets: int) -> tuple[float, str]:
     """Length and name of a time axis."""
     return (duration_s, "time (s)") if duration_s else (snippets, "snippet")
 
@@ -141,7 +142,7 @@ def boundary_curves(
     end: Any,
     truth: Segments = None,
     *,
-    duration_s: float | None = None,
+    duration_s: Seconds = None,
     ax: Axes | None = None,
 ) -> Axes:
     """Start and end probability of every snippet, over the actions' true extents.
@@ -173,7 +174,7 @@ def neighbour_graph(
     knn: Any,
     segments: Segments = None,
     *,
-    duration_s: float | None = None,
+    duration_s: Seconds = None,
     ax: Axes | None = None,
 ) -> Axes:
     """Which snippets a GCNeXt block joins: the time line with an arc per semantic edge.

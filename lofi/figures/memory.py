@@ -20,7 +20,7 @@ def bytes_by_layer(sizes: Mapping[str, float], *, top: int = 12, ax: Axes | None
     if rest:
         shown[f"{len(rest)} others"] = sum(size for _, size in rest)
     largest, total = max(shown.values(), default=1), sum(sizes.values()) or 1
-    factor, unit = next((factor, unit) for factor, unit in UNITS if largest >= factor or factor == 1)
+    factor, unit = next(size for size in UNITS if largest >= size[0] or size[0] == 1)
     texts = [f" {100 * size / total:.0f} %" for size in shown.values()]
     ax = axes_for(ax, 7.0, 0.27 * len(shown) + 0.9)
     bars = _rows(ax, shown, [size / factor for size in shown.values()], color=colours)
@@ -35,7 +35,7 @@ def bytes_by_configuration(
 ) -> Axes:
     """One bar per configuration (name → bytes) against the memory of common cards.
 
-    Bars that no card of `lines_gib` can hold are hatched. Only lines near the bars' range are drawn.
+    Bars that no card of `lines_gib` can hold are hatched. Only cards near the range are drawn.
     """
     gib = [size / GIB for size in sizes.values()]
     largest = max(gib, default=1.0)

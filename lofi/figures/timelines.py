@@ -15,8 +15,7 @@ from matplotlib.patches import Patch, Rectangle
 
 from lofi.figures import style
 from lofi.figures.maps import boundary_curves
-from lofi.figures.style import FALSE_ALARM, FOUND, TRUTH, Segments, Span
-from lofi.figures.style import as_array, as_spans, axes_for, by_score, fill
+from lofi.figures.style import Segments, Span, as_array, as_spans, axes_for, by_score, fill
 
 GROUND_TRUTH = "ground truth"
 UNIT_IN = 0.46  # inches of a lane with one shelf
@@ -24,10 +23,10 @@ SHELF, GAP = 0.6, 0.38  # height of each shelf of a lane with several, space bel
 FOUND_FROM = 0.5  # tIoU of a detection with an action
 CHARACTER_PX, TEXT_PX = 7.2, 12.0  # width of an average character and height of the smallest text
 MOST = 10  # frames in a strip
-TRUE_ACTION = {"facecolor": TRUTH, "edgecolor": "white", "label": "ground truth"}
-RIGHT = {"facecolor": FOUND, "edgecolor": "white", "hatch": "///", "label": "found (tIoU ≥ 0.5)"}
-WRONG = {"facecolor": FALSE_ALARM, "edgecolor": "white", "hatch": "xxx", "label": "false alarm"}
-MISSED = {"facecolor": style.LIGHT, "edgecolor": style.INK, "linestyle": "--", "label": "missed"}
+TRUE_ACTION = dict(facecolor=style.TRUTH, edgecolor="white", label="ground truth")
+RIGHT = dict(facecolor=style.FOUND, edgecolor="white", hatch="///", label="found (tIoU ≥ 0.5)")
+WRONG = dict(facecolor=style.FALSE_ALARM, edgecolor="white", hatch="xxx", label="false alarm")
+MISSED = dict(facecolor=style.LIGHT, edgecolor=style.INK, linestyle="--", label="missed")
 LEGEND = [Patch(**look) for look in (TRUE_ACTION, RIGHT, WRONG, MISSED)]
 
 
