@@ -10,14 +10,14 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from lofi.figures import style
-from lofi.figures.style import as_array, axes_for, fill, stroke
+from lofi.figures.style import Canvas, as_array, axes_for, fill, stroke
 
 Log = Sequence[Mapping[str, Any]]  # rows of a metrics.jsonl: {"step": 3, "loss": 1.2, "lr": 0.1}
 ERRORS = (style.FOUND, style.SKY, style.PURPLE, style.AMBER, style.FALSE_ALARM, style.GREY)
 PROPERTIES = (style.TRUTH, style.AMBER, style.PURPLE)
 
 
-def loss_curves(runs: Mapping[str, Log], *, key: str = "loss", ax: Axes | None = None) -> Axes:
+def loss_curves(runs: Mapping[str, Log], *, key: str = "loss", ax: Canvas = None) -> Axes:
     """Loss against step: raw values thin and pale, on top the mean of the last twentieth of rows.
 
     Args:
@@ -46,17 +46,11 @@ def loss_curves(runs: Mapping[str, Log], *, key: str = "loss", ax: Axes | None =
     return ax
 
 
-def precision_recall(
-    curves: Mapping[str, tuple[Any, Any]],
-    *,
-    average_precision: Mapping[str, float] | None = None,
-    ax: Axes | None = None,
-) -> Axes:
+def precision_recall(curves: Mapping[str, tuple[Any, Any]], *, ax: Canvas = None) -> Axes:
     """Precision against recall, raw and (filled) as the falling envelope that AP measures.
 
     Args:
         curves: name → (recall, precision), (n,) each, one point per detection in score order.
-        average_precision: name → AP in [0, 1], added to the legend in percent.
     """
     ax = axes_for(ax, 4.6, 3.6)
     for i, (name, (recall, precision)) in enumerate(curves.items()):
@@ -64,19 +58,17 @@ def precision_recall(
         x = np.concatenate([[0.0], recall, recall[-1:]])
         y = np.concatenate([precision[:1], precision, [0.0]])
         envelope = np.maximum.accumulate(y[::-1])[::-1]
-        label, line = name, stroke(i)
-        if name in (average_precision or {}):
-            label = f"{name}: AP {100 * average_precision[name]:.1f}"
+        line = stroke(i)
         pale = {"color": line["color"], "alpha": 0.6, "linewidth": 0.9}
         ax.plot(x[:-1], y[:-1], marker=".", markersize=4, **pale)
-        ax.plot(x, envelope, drawstyle="steps-pre", label=label, **line)
+        ax.plot(x, envelope, drawstyle="steps-pre", label=name, **line)
         ax.fill_between(x, envelope, step="pre", color=line["color"], alpha=0.12, linewidth=0)
     ax.set(xlim=(0, 1.01), ylim=(0, 1.04), xlabel="recall", ylabel="precision")
     ax.legend(loc="best", framealpha=0.85)
     return ax
 
 
-def share_bars(shares: Mapping[str, Any], *, ax: Axes | None = None) -> Axes:
+def share_bars(shares: Mapping[str, Any], *, ax: Canvas = None) -> Axes:
     """One bar a row, cut into named parts that add up to 1; parts differ by hatch and colour.
 
     Args:
@@ -98,50 +90,47 @@ def share_bars(shares: Mapping[str, Any], *, ax: Axes | None = None) -> Axes:
     return ax
 
 
-def error_profile(
-    share: Mapping[str, Sequence[float]], multiples: Sequence[int], *, ax: Axes | None = None
-) -> Axes:
+def error_profile(profile: Any, *, ax: Canvas = None) -> Axes:
     """Stacked bars: of what the best k x (instances of the class) detections consist.
 
     Args:
-        share: category → fraction for every multiple; the fractions of a multiple add up to 1.
-        multiples: k of each bar.
+        profile: `FalsePositiveProfile` of `lofi.evaluation.diagnose`.
     """
     ax = axes_for(ax, 6.4, 3.4)
-    places, bottom = np.arange(len(multiples)), np.zeros(len(multiples))
-    for i, (name, values) in enumerate(share.items()):
+    places, bottom = np.arange(len(profile.multiples)), np.zeros(len(profile.multiples))
+    for i, (name, values) in enumerate(profile.share.items()):
         percent = 100 * np.asarray(values, float)
         look = fill(i) | {"facecolor": ERRORS[i], "linewidth": 0.5}
         ax.bar(places, percent, 0.8, bottom, label=name, **look)
         bottom += percent
-    ax.set(xticks=places, xticklabels=[f"{k}G" for k in multiples], ylim=(0, 100))
+    ax.set(xticks=places, xticklabels=[f"{k}G" for k in profile.multiples], ylim=(0, 100))
     ax.set(xlabel="best detections (G = instances of the class)", ylabel="share (%)")
     ax.legend(reverse=True, fontsize=style.SMALL, **style.BESIDE)
     return ax
 
 
 def sensitivity_bars(
-    buckets: Sequence[tuple[str, str, float, int]],
-    overall: float | None = None,
-    *,
-    ylabel: str = "recall (%)",
-    ax: Axes | None = None,
+    buckets: Sequence[Any], value: str, overall: float | None = None, *, ax: Canvas = None
 ) -> Axes:
     """One bar per group of instances, groups of the same property side by side.
 
     Args:
-        buckets: (property, name, value in [0, 1], number of instances) each.
-        overall: value over all instances, a dashed line.
+        buckets: `Bucket`s of `lofi.evaluation.diagnose`.
+        value: what the bars show, "average_recall" or "normalised_map".
+        overall: the value over all instances, a dashed line.
     """
     ax = axes_for(ax, 7.2, 3.0)
-    properties = list(dict.fromkeys(bucket[0] for bucket in buckets))
-    places = [i + properties.index(bucket[0]) for i, bucket in enumerate(buckets)]
-    for i, name in enumerate(properties):
-        mine = [(x, b) for x, b in zip(places, buckets) if b[0] == name]
-        look = fill(i) | {"facecolor": PROPERTIES[i]}
-        bars = ax.bar([x for x, _ in mine], [100 * b[2] for _, b in mine], 0.8, label=name, **look)
-        ax.bar_label(bars, [f"{b[3]}" for _, b in mine], fontsize=style.SMALL, color=style.GREY)
-    ax.set_xticks(places, [bucket[1] for bucket in buckets], fontsize=style.SMALL)
+    names, places = list(dict.fromkeys(b.property for b in buckets)), []
+    for i, name in enumerate(names):
+        group = [bucket for bucket in buckets if bucket.property == name]
+        at = len(places) + i + np.arange(len(group))  # a gap before each property
+        heights = [100 * getattr(bucket, value) for bucket in group]
+        bars = ax.bar(at, heights, 0.8, label=name, **fill(i) | {"facecolor": PROPERTIES[i]})
+        texts = [bucket.instances for bucket in group]
+        ax.bar_label(bars, texts, fontsize=style.SMALL, color=style.GREY)
+        places.extend(at)
+    ax.set_xticks(places, [bucket.name for bucket in buckets], fontsize=style.SMALL)
+    ylabel = {"average_recall": "recall (%)", "normalised_map": "normalised mAP (%)"}[value]
     ax.set(ylabel=ylabel, ylim=(0, 109), xlabel="group (number of instances above each bar)")
     if overall is not None:
         line = {"color": style.GREY, "linestyle": "--", "linewidth": 1, "label": "all instances"}
@@ -157,14 +146,14 @@ def diagnosis_figure(report: Any) -> Figure:
         report: what `lofi.evaluation.diagnose` returns.
     """
     figure, axes = plt.subplots(3, 1, figsize=(8, 9), layout="constrained")
-    profile, groups = report.profile, report.sensitivity
-    error_profile(profile.share, profile.multiples, ax=axes[0])
-    axes[0].set_title(f"what the best detections are, tIoU {profile.tiou:g}")
+    title = f"what the best detections are, tIoU {report.profile.tiou:g}"
+    error_profile(report.profile, ax=axes[0]).set_title(title)
     total = sum(c.instances for c in report.classes)
     recall = sum(c.average_recall * c.instances for c in report.classes) / total
-    rows = [(b.property, b.name, b.average_recall, b.instances) for b in groups]
-    sensitivity_bars(rows, recall, ax=axes[1]).set_title("recall, mean over tIoUs")
-    rows = [(b.property, b.name, b.normalised_map, b.instances) for b in groups]
-    sensitivity_bars(rows, ylabel="normalised mAP (%)", ax=axes[2])
-    axes[2].set_title("normalised mAP, mean over tIoUs")
+    for ax, name, value, overall in (
+        (axes[1], "recall", "average_recall", recall),
+        (axes[2], "normalised mAP", "normalised_map", None),
+    ):
+        ax = sensitivity_bars(report.sensitivity, value, overall, ax=ax)
+        ax.set_title(f"{name}, mean over tIoUs")
     return figure

@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.patches import Arc, Rectangle
 
 from lofi.figures import style
-from lofi.figures.style import Segments, Span, as_array, as_spans, axes_for
+from lofi.figures.style import Canvas, Segments, Span, as_array, as_spans, axes_for
 
 Seconds = float | None  # length of the video
 LABELLED_UP_TO = 12  # snippets; a graph this small gets a number at every node
@@ -35,7 +35,7 @@ def confidence_map(
     duration_s: Seconds = None,
     label: str = "confidence",
     levels: Sequence[float] = (),
-    ax: Axes | None = None,
+    ax: Canvas = None,
 ) -> Axes:
     """Heat map over all anchors; start to the right, duration upwards.
 
@@ -81,7 +81,7 @@ def confidence_map(
 
 
 def label_map(
-    tiou: Any, *, truth: Segments = None, duration_s: Seconds = None, ax: Axes | None = None
+    tiou: Any, *, truth: Segments = None, duration_s: Seconds = None, ax: Canvas = None
 ) -> Axes:
     """The training target: best tIoU of every anchor with any action, (D, L) in [0, 1].
 
@@ -93,11 +93,7 @@ def label_map(
 
 
 def similarity(
-    features: Any,
-    segments: Segments = None,
-    *,
-    duration_s: Seconds = None,
-    ax: Axes | None = None,
+    features: Any, segments: Segments = None, *, duration_s: Seconds = None, ax: Canvas = None
 ) -> Axes:
     """Cosine similarity of every snippet with every other; actions are framed on the diagonal.
 
@@ -138,12 +134,7 @@ def _shaded(ax: Axes, segments: Segments) -> list[Span]:
 
 
 def boundary_curves(
-    start: Any,
-    end: Any,
-    truth: Segments = None,
-    *,
-    duration_s: Seconds = None,
-    ax: Axes | None = None,
+    start: Any, end: Any, truth: Segments = None, *, duration_s: Seconds = None, ax: Canvas = None
 ) -> Axes:
     """Start and end probability of every snippet, over the actions' true extents.
 
@@ -171,11 +162,7 @@ def boundary_curves(
 
 
 def neighbour_graph(
-    knn: Any,
-    segments: Segments = None,
-    *,
-    duration_s: Seconds = None,
-    ax: Axes | None = None,
+    knn: Any, segments: Segments = None, *, duration_s: Seconds = None, ax: Canvas = None
 ) -> Axes:
     """Which snippets a GCNeXt block joins: the time line with an arc per semantic edge.
 

@@ -5,15 +5,16 @@ from collections.abc import Mapping, Sequence
 from matplotlib.axes import Axes
 
 from lofi.figures import style
-from lofi.figures.style import axes_for, fill, stroke
+from lofi.figures.style import Canvas, axes_for, fill
 
+Sizes = Mapping[str, float]  # name → bytes
 GIB = 2**30
 UNITS = ((GIB, "GiB"), (2**20, "MiB"), (2**10, "KiB"), (1, "bytes"))
 CARDS_GIB = (32, 80, 141)
 
 
-def bytes_by_layer(sizes: Mapping[str, float], *, top: int = 12, ax: Axes | None = None) -> Axes:
-    """One bar per layer (name → bytes), the largest at the top; beyond `top` they are one bar."""
+def bytes_by_layer(sizes: Sizes, *, top: int = 12, ax: Canvas = None) -> Axes:
+    """One bar per layer, the largest at the top; beyond `top` they are one bar."""
     pairs = sorted(sizes.items(), key=lambda pair: -pair[1])
     shown, rest = dict(pairs[:top]), pairs[top:]
     colours = [style.TRUTH] * len(shown) + [style.GREY] * bool(rest)
@@ -31,9 +32,9 @@ def bytes_by_layer(sizes: Mapping[str, float], *, top: int = 12, ax: Axes | None
 
 
 def bytes_by_configuration(
-    sizes: Mapping[str, float], lines_gib: Sequence[float] = CARDS_GIB, *, ax: Axes | None = None
+    sizes: Sizes, lines_gib: Sequence[float] = CARDS_GIB, *, ax: Canvas = None
 ) -> Axes:
-    """One bar per configuration (name → bytes) against the memory of common cards.
+    """One bar per configuration against the memory of common cards.
 
     Bars that no card of `lines_gib` can hold are hatched. Only cards near the range are drawn.
     """
@@ -56,7 +57,7 @@ def bytes_by_configuration(
     return ax
 
 
-def _rows(ax: Axes, names: Mapping[str, float], widths: Sequence[float], **look):
+def _rows(ax: Axes, names: Sizes, widths: Sequence[float], **look):
     """Horizontal bars with their names, the first at the top."""
     bars = ax.barh(range(len(widths)), widths, **look)
     ax.set_yticks(range(len(widths)), list(names))
@@ -66,10 +67,7 @@ def _rows(ax: Axes, names: Mapping[str, float], widths: Sequence[float], **look)
 
 
 def memory_wall(
-    sizes: Mapping[str, Mapping[str, float]],
-    bf16: Mapping[str, Mapping[str, float]],
-    *,
-    ax: Axes | None = None,
+    sizes: Mapping[str, Sizes], bf16: Mapping[str, Sizes], *, ax: Canvas = None
 ) -> Axes:
     """Groups of bars on a logarithmic axis against the memory of common cards.
 
@@ -94,45 +92,17 @@ def memory_wall(
         everything += gib + marks
     ax.set(ylabel="peak of one training step (GiB)", xlim=(-0.55, len(groups) - 0.45))
     ax.set_xticks(range(len(groups)), groups)
-    _log_axis_with_cards(ax, everything, CARDS_GIB)
+    low, high = min(everything) / 2, 2 * max([*everything, *CARDS_GIB])
+    ticks = [10.0**power for power in range(-3, 7) if low <= 10.0**power <= high]
+    ax.set(yscale="log", ylim=(low, high))
+    ax.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
+    for card in CARDS_GIB:
+        ax.axhline(card, color=style.INK, linestyle="--", linewidth=1.2, zorder=0.5)
+        ax.text(1.005, card, f"{card:g} GiB", transform=ax.get_yaxis_transform(), ha="left",
+                va="center", color=style.INK, fontsize=style.SMALL)  # fmt: skip
+    ax.grid(axis="y", color=style.LIGHT, zorder=0)
+    ax.set_axisbelow(True)
     ax.legend(handles=handles + diamonds, frameon=False, ncols=len(handles) + 1,
               loc="lower center", bbox_to_anchor=(0.5, 1.0))  # fmt: skip
     ax.tick_params(axis="x", length=0)
     return ax
-
-
-def peak_by_snippets(
-    curves: Mapping[str, Mapping[int, float]],
-    lines_gib: Sequence[float] = CARDS_GIB,
-    *,
-    ax: Axes | None = None,
-) -> Axes:
-    """Peak memory against the number of snippets, name → {snippets: bytes}, both logarithmic."""
-    ax = axes_for(ax, 6.0, 3.6)
-    for i, (name, curve) in enumerate(curves.items()):
-        heights = [curve[n] / GIB for n in sorted(curve)]
-        ax.plot(sorted(curve), heights, marker="o", label=name, **stroke(i))
-    ticks = sorted({n for curve in curves.values() for n in curve})
-    ax.set_xscale("log", base=2)
-    ax.set_xticks(ticks, [str(n) for n in ticks])
-    ax.set(xlabel="snippets a video, L", ylabel="peak of one training step (GiB)")
-    sizes = [size / GIB for curve in curves.values() for size in curve.values()]
-    _log_axis_with_cards(ax, sizes, lines_gib)
-    ax.minorticks_off()
-    ax.legend(frameon=False)
-    return ax
-
-
-def _log_axis_with_cards(ax: Axes, values: Sequence[float], lines_gib: Sequence[float]) -> None:
-    """A logarithmic height axis around `values`, and the cards' sizes as dashed lines."""
-    low, high = min(values) / 2, 2 * max([*values, *lines_gib])
-    ticks = [10.0**power for power in range(-3, 7) if low <= 10.0**power <= high]
-    ax.set_yscale("log")
-    ax.set_ylim(low, high)
-    ax.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
-    for line in lines_gib:
-        ax.axhline(line, color=style.INK, linestyle="--", linewidth=1.2, zorder=0.5)
-        ax.text(1.005, line, f"{line:g} GiB", transform=ax.get_yaxis_transform(), ha="left",
-                va="center", color=style.INK, fontsize=style.SMALL)  # fmt: skip
-    ax.grid(axis="y", color=style.LIGHT, zorder=0)
-    ax.set_axisbelow(True)

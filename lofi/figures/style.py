@@ -24,6 +24,7 @@ EDGE = [patheffects.withStroke(linewidth=3.5, foreground="white")]  # and marks 
 BESIDE = {"loc": "upper left", "bbox_to_anchor": (1, 1), "frameon": False}  # places of legends
 ABOVE = {"loc": "lower left", "bbox_to_anchor": (0, 1), "frameon": False}
 
+Canvas = Axes | None  # where to draw; None makes a new figure
 Segments = Iterable[Any] | None  # in any form that `as_spans` takes
 
 
@@ -95,7 +96,7 @@ def stroke(i: int) -> dict[str, Any]:
     return {"color": CYCLE[i % len(CYCLE)], "linestyle": LINES[i % len(LINES)], "linewidth": 2}
 
 
-def axes_for(ax: Axes | None, width: float, height: float) -> Axes:
+def axes_for(ax: Canvas, width: float, height: float) -> Axes:
     """`ax` itself, or the only Axes of a new figure of `width` × `height` inches."""
     ax = ax or plt.subplots(figsize=(width, height), layout="constrained")[1]
     ax.spines[["top", "right"]].set_visible(False)

@@ -22,7 +22,7 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from lofi.figures import style
-from lofi.figures.style import as_spans, axes_for, by_score, fill
+from lofi.figures.style import Canvas, as_spans, axes_for, by_score, fill
 
 NAMES = {  # of methods, as the paper writes them where it has them
     "random": "untrained encoder", "acp": "ACP", "acp+": "ACP+", "s-lofi": "S-LoFi",
@@ -190,7 +190,7 @@ def detections_table(detections: Sequence[Any]) -> Table:
     return Table(("label", "score", "start (s)", "end (s)"), body)
 
 
-def results_bars(results: Any, *, ax: Axes | None = None) -> Axes:
+def results_bars(results: Any, *, ax: Canvas = None) -> Axes:
     """Average mAP: a group of bars per method, one bar per choice of classes, SD as whiskers."""
     rows = results_rows(results)
     methods, kinds = _order(rows)

@@ -15,8 +15,9 @@ from matplotlib.patches import Patch, Rectangle
 
 from lofi.figures import style
 from lofi.figures.maps import boundary_curves
-from lofi.figures.style import Segments, Span, as_array, as_spans, axes_for, by_score, fill
+from lofi.figures.style import Canvas, Segments, Span, as_array, as_spans, axes_for, by_score, fill
 
+Rows = Mapping[str, Segments]  # lane name → segments in seconds, (start, end, label, score)
 GROUND_TRUTH = "ground truth"
 UNIT_IN = 0.46  # inches of a lane with one shelf
 SHELF, GAP = 0.6, 0.38  # height of each shelf of a lane with several, space below it, in lanes
@@ -68,7 +69,7 @@ class _Lane(NamedTuple):
     height: float
 
 
-def _lanes(rows: Mapping[str, Segments], truth: str, top: int) -> list[_Lane]:
+def _lanes(rows: Rows, truth: str, top: int) -> list[_Lane]:
     lanes = []
     for name, segments in rows.items():
         spans = by_score(as_spans(segments))
@@ -92,32 +93,24 @@ def _total_height(lanes: list[_Lane]) -> float:
 
 
 def timeline(
-    rows: Mapping[str, Segments],
-    duration_s: float,
-    *,
-    truth: str = GROUND_TRUTH,
-    top: int = 6,
-    legend: bool = True,
-    ax: Axes | None = None,
+    rows: Rows, duration_s: float, *, truth: str = GROUND_TRUTH, top: int = 6, ax: Canvas = None
 ) -> Axes:
     """One lane of segments per entry of `rows`, judged against the lane called `truth`.
 
     Detections that overlap in time are stacked inside their lane, the best at the top; a bar's
     height and opacity follow its score relative to the best of its lane. Without a lane called
-    `truth` the lanes only differ by colour and hatch.
+    `truth` the lanes only differ by colour and hatch. A figure of its own explains the colours.
 
     Args:
-        rows: lane name → segments in seconds, see `as_spans`; `(start, end, label, score)`.
         duration_s: length of the video, > 0.
         top: only so many detections of a lane are judged and drawn, the best first; the lane's
             name says so.
-        legend: explain the colours above the lanes.
     """
     if not duration_s > 0:
         raise ValueError(f"duration_s must be positive, got {duration_s}")
     lanes = _lanes(rows, truth, top)
     total = _total_height(lanes)
-    ax = axes_for(ax, 8.0, UNIT_IN * total + (1.0 if legend else 0.7))
+    legend, ax = ax is None and truth in rows, axes_for(ax, 8.0, UNIT_IN * total + 1.0)
     ax.set(xlim=(0, duration_s), ylim=(-total, 0), xlabel="time (s)")
     one_label = len({span.label for lane in lanes for span in lane.spans if span.label}) < 2
     middles, above = [], -GAP / 2
@@ -139,9 +132,8 @@ def timeline(
     ax.set_yticks(middles, [lane.name for lane in lanes])
     ax.tick_params(axis="y", length=0)
     ax.spines["left"].set_visible(False)
-    if legend and truth in rows:
-        columns = 4 if style.axes_size_px(ax)[0] > 520 else 2
-        ax.legend(handles=LEGEND, ncols=columns, **style.ABOVE)
+    if legend:
+        ax.legend(handles=LEGEND, ncols=4, **style.ABOVE)
     return ax
 
 
@@ -171,7 +163,7 @@ def _draw_bars(ax: Axes, lane: _Lane, looks: list[dict], above: float, one_label
             )  # fmt: skip
 
 
-def film(frames: Any, title: str = "", *, ax: Axes | None = None) -> Axes:
+def film(frames: Any, title: str = "", *, ax: Canvas = None) -> Axes:
     """Consecutive frames side by side, a white line between two.
 
     Args:
@@ -191,7 +183,7 @@ def film(frames: Any, title: str = "", *, ax: Axes | None = None) -> Axes:
 
 
 def thumbnails(
-    frames: Any, times_s: Any, duration_s: float, *, most: int = MOST, ax: Axes | None = None
+    frames: Any, times_s: Any, duration_s: float, *, most: int = MOST, ax: Canvas = None
 ) -> Axes:
     """A strip of frames near their times, undistorted; the marks under it show the exact times.
 
@@ -244,7 +236,7 @@ def _strip(
 def video_timeline(
     frames: Any,
     times_s: Any,
-    rows: Mapping[str, Segments],
+    rows: Rows,
     duration_s: float,
     *,
     boundaries: tuple[Any, Any] | None = None,
@@ -254,10 +246,8 @@ def video_timeline(
     """Thumbnails over the lanes of `timeline`, on one time axis, for one whole video.
 
     Args:
-        frames, times_s: see `thumbnails`.
-        rows, duration_s, top: see `timeline`.
+        frames, times_s: see `thumbnails`; rows, duration_s, top: see `timeline`.
         boundaries: (start, end) probabilities, (L,) each, drawn between thumbnails and lanes.
-        title: above everything, for example the video's id.
     """
     lanes_in = UNIT_IN * _total_height(_lanes(rows, GROUND_TRUTH, top))
     strip_in = 0.1 + _strip(frames, times_s, MOST, 7.2)[2]
@@ -271,7 +261,7 @@ def video_timeline(
         boundary_curves(*boundaries, rows.get(GROUND_TRUTH), duration_s=duration_s, ax=axes[1])
     for ax in axes[:-1]:
         ax.set_xlabel("")
-    timeline(rows, duration_s, top=top, legend=False, ax=axes[-1])
+    timeline(rows, duration_s, top=top, ax=axes[-1])
     if GROUND_TRUTH in rows:
         figure.legend(handles=LEGEND, loc="outside lower center", ncols=4, frameon=False)
     figure.suptitle(title)
