@@ -11,11 +11,12 @@ Localization", NeurIPS 2021, Tables 1-7 and, in the supplement, A-D.
 """
 
 import csv
-import statistics
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
+from statistics import fmean, stdev
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -83,9 +84,9 @@ class Table:
     _repr_html_ = html  # what a notebook shows
 
 
-def percent(fraction: float) -> str:
-    """A fraction in percent with one decimal; a dash for NaN."""
-    return "–" if np.isnan(fraction) else f"{100 * fraction:.1f}"
+def percent(fraction: float | None) -> str:
+    """A fraction in percent with one decimal; a dash for None."""
+    return "–" if fraction is None else f"{100 * fraction:.1f}"
 
 
 class ResultRow(NamedTuple):
@@ -94,7 +95,7 @@ class ResultRow(NamedTuple):
     method: str
     classes: str
     average: float
-    at: tuple[float, ...]  # mAP at the shown tIoUs; NaN where that threshold was not evaluated
+    at: dict[float, float]  # tIoU → mAP
     spread: float  # sample standard deviation of `average` over the trials; 0 for one
     trials: int
 
@@ -104,22 +105,17 @@ class ResultRow(NamedTuple):
         return percent(self.average) + (f" ± {100 * self.spread:.1f}" if self.trials > 1 else "")
 
 
-def results_rows(
-    results: Mapping[str, Any] | Sequence[Mapping[str, Any]], shown: Sequence[float] = SHOWN_TIOUS
-) -> list[ResultRow]:
-    """The rows of a `results.json`; repetitions (other seeds) of one row are averaged.
+def results_rows(results: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> list[ResultRow]:
+    """The rows of a `results.json` by method and classes; other seeds of one row are averaged.
 
     Args:
         results: {"rows": [{"method", "classes", "average_map", "map": [per tIoU]}], "tious"} or
             just its rows. Without "tious" ten thresholds 0.5 … 0.95 are taken for granted.
-        shown: thresholds whose mAP becomes `at`.
-    Returns:
-        Rows by method in order of appearance, classes in the order shared, own, oracle.
     Raises:
         ValueError: a row lacks a field, or its "map" has another length than "tious".
     """
     results = results if isinstance(results, Mapping) else {"rows": results}
-    trials: dict[tuple[str, str], list[list[float]]] = {}
+    trials = defaultdict(list)
     for i, row in enumerate(results["rows"]):
         missing = [key for key in ("method", "classes", "average_map", "map") if key not in row]
         if missing:
@@ -127,15 +123,14 @@ def results_rows(
         tious = row.get("tious") or results.get("tious") or np.linspace(0.5, 0.95, 10)
         if len(tious) != len(row["map"]):
             raise ValueError(f"result row {i}: {len(row['map'])} values for {len(tious)} tIoUs")
-        by_tiou = {round(float(tiou), 6): value for tiou, value in zip(tious, row["map"])}
-        numbers = [row["average_map"], *(by_tiou.get(round(tiou, 6), np.nan) for tiou in shown)]
-        trials.setdefault((row["method"], row["classes"]), []).append(numbers)
+        at = dict(zip(np.round(tious, 6).tolist(), row["map"]))
+        trials[row["method"], row["classes"]].append((row["average_map"], at))
     rows = []
     for key, numbers in trials.items():
-        averages, *at = zip(*numbers)
-        spread = statistics.stdev(averages) if len(averages) > 1 else 0.0
-        means = statistics.fmean(averages), tuple(map(statistics.fmean, at))
-        rows.append(ResultRow(*key, *means, spread, len(averages)))
+        averages, maps = zip(*numbers)
+        at = {tiou: fmean(values[tiou] for values in maps) for tiou in maps[0]}
+        spread = stdev(averages) if len(averages) > 1 else 0.0
+        rows.append(ResultRow(*key, fmean(averages), at, spread, len(averages)))
     methods, kinds = _order(rows)
     return sorted(rows, key=lambda row: (methods.index(row.method), kinds.index(row.classes)))
 
@@ -161,10 +156,12 @@ def results_table(results: Any) -> Table:
     Takes what `results_rows` takes. Results of the THUMOS14 protocol show its five tIoUs instead.
     """
     thumos14 = isinstance(results, Mapping) and results.get("protocol") == "thumos14"
-    shown = results["tious"] if thumos14 else SHOWN_TIOUS
-    rows = results_rows(results, shown)
+    rows = results_rows(results)
+    shown = tuple(rows[0].at) if thumos14 else SHOWN_TIOUS
     header = ("method", "classes", "average", *(f"@{tiou:g}" for tiou in shown))
-    body = tuple((r.method, r.classes, r.average_text, *map(percent, r.at)) for r in rows)
+    body = tuple(
+        (*row[:2], row.average_text, *map(percent, map(row.at.get, shown))) for row in rows
+    )
     return Table(header, body, "mAP in percent", _trial_note(rows))
 
 
@@ -179,7 +176,7 @@ def summary_table(results: Any) -> Table:
 
 
 def detections_table(detections: Sequence[Any]) -> Table:
-    """One line per detection, the best first; segments as `lofi.figures.style.as_spans` takes."""
+    """One line per detection, the best first; takes what `as_spans` takes."""
     body = tuple(
         (
             span.label or "–", "–" if span.score is None else f"{span.score:.3f}",
@@ -222,14 +219,15 @@ class PaperRow(NamedTuple):
     dataset: str
     method: str
     setting: str  # encoder, fidelity or whatever else tells rows of one method apart
-    metrics: tuple[str, ...]
-    printed: tuple[str, ...]  # percent, with the ± over ten trials where the paper gives it
     note: str  # what is odd about the row
+    printed: dict[str, str]  # metric → percent, with the ± over ten trials where the paper gives it
 
     @property
     def values(self) -> tuple[float | None, ...]:
         """Percent; None where the paper prints a dash."""
-        return tuple(None if cell == "–" else float(cell.split()[0]) for cell in self.printed)
+        return tuple(
+            None if cell == "–" else float(cell.split()[0]) for cell in self.printed.values()
+        )
 
 
 def paper_numbers(table: str = "", dataset: str = "") -> tuple[PaperRow, ...]:
@@ -241,10 +239,9 @@ def paper_numbers(table: str = "", dataset: str = "") -> tuple[PaperRow, ...]:
     rows = []
     text = Path(__file__).with_name("paper.csv").read_text(encoding="utf-8")
     for row in csv.DictReader(text.splitlines()):
-        metrics = tuple(name for name in PAPER_MAP + PAPER_RECALL if row[name])
-        place = row["table"], row["dataset"], row["method"], row["setting"]
-        printed = tuple(row[name] for name in metrics)
-        rows.append(PaperRow(*place, metrics, printed, row["note"]))
+        about = map(row.get, ("table", "dataset", "method", "setting", "note"))
+        printed = {name: row[name] for name in PAPER_MAP + PAPER_RECALL if row[name]}
+        rows.append(PaperRow(*about, printed))
     found = [r for r in rows if table in ("", r.source[-1]) and dataset in ("", r.dataset)]
     if not found:
         tables, datasets = (", ".join(dict.fromkeys(names)) for names in list(zip(*rows))[:2])
@@ -255,9 +252,9 @@ def paper_numbers(table: str = "", dataset: str = "") -> tuple[PaperRow, ...]:
 def paper_table(table: str) -> Table:
     """One table of the paper as it is printed, with the remarks on its inconsistencies."""
     rows = paper_numbers(table)
-    body = tuple((row.method, row.setting, row.dataset, *row.printed) for row in rows)
+    body = tuple((row.method, row.setting, row.dataset, *row.printed.values()) for row in rows)
     notes = tuple(f"{r.method}, {r.setting} ({r.dataset}): {r.note}." for r in rows if r.note)
-    header = ("method", "setting", "data set", *rows[0].metrics)
+    header = ("method", "setting", "data set", *rows[0].printed)
     return Table(header, body, f"{rows[0].source} of the paper (percent)", notes)
 
 
@@ -274,8 +271,9 @@ def paper_vs_ours(results: Any) -> Table:
         cells = ["–"] * 5
         if match := ours.get(row.method):
             change = f"{100 * match.average - row.values[-1]:+.1f}"
-            cells = [*map(percent, (*match.at, match.average)), change]
-        body.append((row.method, *row.printed, *cells))
+            cells = [percent(match.at.get(tiou)) for tiou in SHOWN_TIOUS]
+            cells += [percent(match.average), change]
+        body.append((row.method, *row.printed.values(), *cells))
     names = [f"{whose} {name}" for whose in ("paper", "ours") for name in PAPER_MAP]
     caption = "Table 2, ActivityNet-1.3: the paper and this run (mAP in percent, shared classes)"
     return Table(("method", *names, "Δ average"), tuple(body), caption)
