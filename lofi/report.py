@@ -60,11 +60,7 @@ Part = str | tables.Table | Picture | Details  # a string is a paragraph
 
 
 def write_report(path: str | Path, title: str, sections: Mapping[str, Sequence[Part]]) -> Path:
-    """Write a report of {heading: parts} atomically and return its path.
-
-    An empty heading is the introduction; the contents stand after it. Refuses other kinds of parts
-    (ValueError).
-    """
+    """Write a report of {heading: parts}, the introduction under "", and return its path."""
     contents, body = [], []
     for i, (heading, parts) in enumerate(sections.items(), start=1):
         if heading:
@@ -109,11 +105,11 @@ def thumbnails_of(path: str | Path, count: int = 10) -> tuple[np.ndarray, np.nda
     return decode_frames(path, indices), (indices + 0.5) / info.fps, info.duration_s
 
 
-def detections_figure(path: str | Path, found: Sequence[Detection], top: int = 8) -> Figure:
-    """Thumbnails of one video over its best detections (no ground truth needed)."""
-    frames, times, duration = thumbnails_of(path)
-    rows = {"detections": list(found)[:top]}
-    return timelines.video_timeline(frames, times, rows, duration, top=top, title=Path(path).name)
+def detections_figure(path: str | Path, found: Sequence[Detection]) -> Figure:
+    """Thumbnails of one video over its eight best detections (no ground truth needed)."""
+    rows = {"detections": list(found)[:8]}
+    frames, times, duration_s = thumbnails_of(path)
+    return timelines.video_timeline(frames, times, rows, duration_s, top=8, title=Path(path).name)
 
 
 def maps_figure(config: Config, run_dir: str | Path, video: Video, method: str) -> Figure:
@@ -229,6 +225,14 @@ CLASS_SOURCES = (
     "external class scores. own: a classifier on each method's own features. oracle: the true "
     "class of each video, so only localization counts."
 )
+ALIKE = (
+    "How alike the features of any two moments are. Blocks along the diagonal that match the "
+    "actions mean that the encoder tells inside from outside."
+)
+MAPS = (
+    "confidence of every (start, duration) pair, and the probabilities that an action starts or "
+    "ends at each moment."
+)
 
 
 def _training_parts(run_dir: Path, methods: Sequence[str]) -> list[Part]:
@@ -262,15 +266,8 @@ def _inside_parts(
     best = "c-lofi" if "c-lofi" in methods else methods[-1]
     parts: list[Part] = []
     if shown := [m for m in ("random", "acp", "c-lofi") if m in methods]:
-        text = (
-            "How alike the features of any two moments are. Blocks along the diagonal that match "
-            "the actions mean that the encoder tells inside from outside."
-        )
-        parts.append(Picture(similarity_figure(run_dir, video, shown), text))
+        parts.append(Picture(similarity_figure(run_dir, video, shown), ALIKE))
     if isinstance(load_head(config, run_dir, best).head, MapHead):
-        text = (
-            f"{NAMES.get(best, best)}: confidence of every (start, duration) pair, and the "
-            "probabilities that an action starts or ends at each moment."
-        )
+        text = f"{NAMES.get(best, best)}: {MAPS}"
         parts.append(Picture(maps_figure(config, run_dir, video, best), text))
     return parts

@@ -20,10 +20,7 @@ PROPERTIES = (style.TRUTH, style.AMBER, style.PURPLE)
 def loss_curves(runs: Mapping[str, Log], *, key: str = "loss", ax: Canvas = None) -> Axes:
     """Loss against step: raw values thin and pale, on top the mean of the last twentieth of rows.
 
-    Args:
-        runs: name → rows with "step" and `key`; rows without `key` or with NaN are left out.
-    Raises:
-        ValueError: a run without a single row that has `key`.
+    Rows without `key` or with NaN are left out; a run of nothing else is refused (ValueError).
     """
     ax = axes_for(ax, 6.0, 3.2)
     for i, (name, rows) in enumerate(runs.items()):
@@ -49,8 +46,7 @@ def loss_curves(runs: Mapping[str, Log], *, key: str = "loss", ax: Canvas = None
 def precision_recall(curves: Mapping[str, tuple[Any, Any]], *, ax: Canvas = None) -> Axes:
     """Precision against recall, raw and (filled) as the falling envelope that AP measures.
 
-    Args:
-        curves: name → (recall, precision), (n,) each, one point per detection in score order.
+    Curves are (recall, precision), (n,) each, one point per detection in score order.
     """
     ax = axes_for(ax, 4.6, 3.6)
     for i, (name, (recall, precision)) in enumerate(curves.items()):
@@ -69,11 +65,7 @@ def precision_recall(curves: Mapping[str, tuple[Any, Any]], *, ax: Canvas = None
 
 
 def share_bars(shares: Mapping[str, Any], *, ax: Canvas = None) -> Axes:
-    """One bar a row, cut into named parts that add up to 1; parts differ by hatch and colour.
-
-    Args:
-        shares: row name → named tuple of fractions, for example `lofi.data.toyworld.Shares`.
-    """
+    """One bar a row, a named tuple of fractions that add up to 1, cut into these parts."""
     ax = axes_for(ax, 7.0, 0.5 * len(shares) + 1.2)
     look = {"color": style.INK, "fontsize": style.SMALL}
     look["bbox"] = {"facecolor": "white", "pad": 1, "linewidth": 0}
@@ -93,8 +85,7 @@ def share_bars(shares: Mapping[str, Any], *, ax: Canvas = None) -> Axes:
 def error_profile(profile: Any, *, ax: Canvas = None) -> Axes:
     """Stacked bars: of what the best k x (instances of the class) detections consist.
 
-    Args:
-        profile: `FalsePositiveProfile` of `lofi.evaluation.diagnose`.
+    Takes the `FalsePositiveProfile` of `lofi.evaluation.diagnose`.
     """
     ax = axes_for(ax, 6.4, 3.4)
     places, bottom = np.arange(len(profile.multiples)), np.zeros(len(profile.multiples))
@@ -112,12 +103,9 @@ def error_profile(profile: Any, *, ax: Canvas = None) -> Axes:
 def sensitivity_bars(
     buckets: Sequence[Any], value: str, overall: float | None = None, *, ax: Canvas = None
 ) -> Axes:
-    """One bar per group of instances, groups of the same property side by side.
+    """One bar per `Bucket` of `lofi.evaluation.diagnose`, those of a property side by side.
 
-    Args:
-        buckets: `Bucket`s of `lofi.evaluation.diagnose`.
-        value: what the bars show, "average_recall" or "normalised_map".
-        overall: the value over all instances, a dashed line.
+    They show `value`, "average_recall" or "normalised_map"; a dashed line is it over all instances.
     """
     ax = axes_for(ax, 7.2, 3.0)
     names, places = list(dict.fromkeys(b.property for b in buckets)), []
@@ -133,27 +121,21 @@ def sensitivity_bars(
     ylabel = {"average_recall": "recall (%)", "normalised_map": "normalised mAP (%)"}[value]
     ax.set(ylabel=ylabel, ylim=(0, 109), xlabel="group (number of instances above each bar)")
     if overall is not None:
-        line = {"color": style.GREY, "linestyle": "--", "linewidth": 1, "label": "all instances"}
-        ax.axhline(100 * overall, **line)
+        look = {"color": style.GREY, "linestyle": "--", "linewidth": 1}
+        ax.axhline(100 * overall, label="all instances", **look)
     ax.legend(fontsize=style.SMALL, **style.BESIDE)
     return ax
 
 
 def diagnosis_figure(report: Any) -> Figure:
-    """False-positive profile above, recall and normalised mAP by groups of instances below.
-
-    Args:
-        report: what `lofi.evaluation.diagnose` returns.
-    """
+    """What `diagnose` found: false positives above, recall and mAP by groups of instances below."""
     figure, axes = plt.subplots(3, 1, figsize=(8, 9), layout="constrained")
     title = f"what the best detections are, tIoU {report.profile.tiou:g}"
     error_profile(report.profile, ax=axes[0]).set_title(title)
     total = sum(c.instances for c in report.classes)
     recall = sum(c.average_recall * c.instances for c in report.classes) / total
-    for ax, name, value, overall in (
-        (axes[1], "recall", "average_recall", recall),
-        (axes[2], "normalised mAP", "normalised_map", None),
-    ):
-        ax = sensitivity_bars(report.sensitivity, value, overall, ax=ax)
-        ax.set_title(f"{name}, mean over tIoUs")
+    sensitivity_bars(report.sensitivity, "average_recall", recall, ax=axes[1])
+    axes[1].set_title("recall, mean over tIoUs")
+    sensitivity_bars(report.sensitivity, "normalised_map", ax=axes[2])
+    axes[2].set_title("normalised mAP, mean over tIoUs")
     return figure

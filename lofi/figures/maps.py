@@ -86,7 +86,6 @@ def label_map(
     """The training target: best tIoU of every anchor with any action, (D, L) in [0, 1].
 
     Outlined are the levels above which the losses treat cells as positive (G-TAD, section 3.4).
-    Other arguments as in `confidence_map`.
     """
     about = {"label": "tIoU with the best action", "levels": POSITIVE_ABOVE}
     return confidence_map(tiou, truth=truth, duration_s=duration_s, ax=ax, **about)
@@ -95,11 +94,7 @@ def label_map(
 def similarity(
     features: Any, segments: Segments = None, *, duration_s: Seconds = None, ax: Canvas = None
 ) -> Axes:
-    """Cosine similarity of every snippet with every other; actions are framed on the diagonal.
-
-    Args:
-        features: (C, L), one column per snippet.
-    """
+    """Cosine similarity of every two columns of (C, L) features; actions are framed."""
     features = as_array(features, 2, "features must be (channels, snippets)").astype(float)
     columns = features / np.maximum(np.linalg.norm(features, axis=0, keepdims=True), 1e-12)
     length, name = _time(duration_s, features.shape[1])
@@ -114,7 +109,7 @@ def similarity(
 
 
 def _heat(ax: Axes, values: np.ndarray, label: str, **look: Any) -> None:
-    """A framed picture of `values` ≤ 1 with its colour bar."""
+    """A picture of `values` ≤ 1, framed on all sides, with its colour bar."""
     ax.spines[:].set_visible(True)
     image = ax.imshow(values, vmax=1, cmap="viridis", interpolation="nearest", **look)
     ax.get_figure(root=True).colorbar(image, ax=ax, label=label)
@@ -136,11 +131,9 @@ def _shaded(ax: Axes, segments: Segments) -> list[Span]:
 def boundary_curves(
     start: Any, end: Any, truth: Segments = None, *, duration_s: Seconds = None, ax: Canvas = None
 ) -> Axes:
-    """Start and end probability of every snippet, over the actions' true extents.
+    """Start and end probability, (L,) each, at the snippets' centres, over the shaded actions.
 
-    Args:
-        start, end: (L,) probabilities, drawn at the snippets' centres.
-        truth: segments, shaded; their true starts and ends are marked on the upper edge.
+    Their true starts and ends are marked on the upper edge.
     """
     start, end = as_array(start).astype(float), as_array(end).astype(float)
     if start.ndim != 1 or start.shape != end.shape:
@@ -167,11 +160,8 @@ def neighbour_graph(
     """Which snippets a GCNeXt block joins: the time line with an arc per semantic edge.
 
     Arcs between two snippets of actions (the same or another) are green and thick, arcs between
-    an action and its surroundings orange and dashed, all others grey.
-
-    Args:
-        knn: (L, k) indices of the nearest neighbours in feature space; self is not drawn.
-        segments: actions, shaded.
+    an action and its surroundings orange and dashed, all others grey. `knn` are (L, k) indices of
+    the nearest neighbours in feature space; self is not drawn.
     """
     edges = as_array(knn, 2, "knn must be (snippets, k)").astype(int)
     count, low, high = len(edges), edges.min(), edges.max()

@@ -69,12 +69,9 @@ def _rows(ax: Axes, names: Sizes, widths: Sequence[float], **look):
 def memory_wall(
     sizes: Mapping[str, Sizes], bf16: Mapping[str, Sizes], *, ax: Canvas = None
 ) -> Axes:
-    """Groups of bars on a logarithmic axis against the memory of common cards.
+    """Memory of encoder → configuration on a logarithmic axis, against that of common cards.
 
-    Args:
-        sizes: encoder → configuration → bytes; a group for every configuration of the first
-            encoder, a bar for every encoder.
-        bf16: the same in that precision, a diamond on each bar.
+    A group for every configuration, in it a bar for every encoder; diamonds are bf16.
     """
     groups = list(next(iter(sizes.values())))
     ax = axes_for(ax, 1.6 * len(groups) + 1.0, 4.0)

@@ -1,7 +1,6 @@
-"""Colours, plain-data conversion and axes that every figure of this kit shares.
+"""Colours (Okabe and Ito's palette), plain-data conversion and axes that every figure shares.
 
-Figures take numbers and give matplotlib Axes back; they never train, read files or save.
-Colours are Okabe and Ito's palette; no figure carries a meaning by colour alone.
+Figures take numbers and give matplotlib Axes back; no figure carries a meaning by colour alone.
 """
 
 from collections.abc import Iterable
@@ -56,11 +55,10 @@ def as_array(values: Any, dims: int = 0, what: str = "values") -> np.ndarray:
 
 
 def as_spans(segments: Segments) -> list[Span]:
-    """Segments as `Span`s; refuses other shapes and segments that end before they start.
+    """Segments as `Span`s; refuses those that end before they start. None is no segment.
 
-    Args:
-        segments: (start, end[, label[, score]]) tuples, an (N, 2) array or tensor, or objects with
-            `start_s`, `end_s` and `label`. None is no segment.
+    They come as (start, end[, label[, score]]) tuples, as an (N, 2) array or tensor, or as objects
+    with `start_s`, `end_s` and `label`.
     """
     if hasattr(segments, "detach") or isinstance(segments, np.ndarray):
         segments = as_array(segments).tolist()
@@ -69,9 +67,8 @@ def as_spans(segments: Segments) -> list[Span]:
         if hasattr(item, "start_s") and not isinstance(item, tuple):
             item = (item.start_s, item.end_s, item.label)
         if not 2 <= len(item) <= 4:
-            raise ValueError(
-                f"segment {i} has {len(item)} entries; give (start, end[, label[, score]])"
-            )
+            form = "(start, end[, label[, score]])"
+            raise ValueError(f"segment {i} has {len(item)} entries; give {form}")
         start, end, label, score = *item, *(None,) * (4 - len(item))
         if not float(start) <= float(end):
             raise ValueError(f"segment {i} runs from {start} to {end}; the end must not come first")
@@ -97,7 +94,7 @@ def stroke(i: int) -> dict[str, Any]:
 
 
 def axes_for(ax: Canvas, width: float, height: float) -> Axes:
-    """`ax` itself, or the only Axes of a new figure of `width` × `height` inches."""
+    """`ax`, or that of a new figure of `width` × `height` inches, without upper and right edge."""
     ax = ax or plt.subplots(figsize=(width, height), layout="constrained")[1]
     ax.spines[["top", "right"]].set_visible(False)
     return ax

@@ -2,12 +2,11 @@
 
 Results come as fractions (`results.json`) and are shown in percent with one decimal. "classes" says
 where a detection's class comes from: "shared" (one video classifier for every method, as in the
-paper), "own" (a classifier on the method's own features) or "oracle" (the true class:
-localization alone).
+paper), "own" (a classifier on the method's own features) or "oracle" (the true class).
 
-The paper's numbers stand in `paper.csv` beside this file, as printed, in percent (with ± over ten
-trials in Table D). Source: Xu et al., "Low-Fidelity Video Encoder Optimization for Temporal Action
-Localization", NeurIPS 2021, Tables 1-7 and, in the supplement, A-D.
+The paper's numbers stand in `paper.csv`, as printed, in percent. Source: Xu et al., "Low-Fidelity
+Video Encoder Optimization for Temporal Action Localization", NeurIPS 2021, Tables 1-7 and, in the
+supplement, A-D.
 """
 
 import csv
@@ -33,7 +32,7 @@ NAMES = {  # of methods, as the paper writes them where it has them
 CLASSES = ("shared", "own", "oracle")
 SHOWN_TIOUS = (0.5, 0.75, 0.95)
 PAPER_MAP = ("0.5", "0.75", "0.95", "average")  # columns of paper.csv
-PAPER_RECALL = ("AR@1", "AR@5", "AR@10", "AR@100", "AUC")
+PAPER_METRICS = (*PAPER_MAP, "AR@1", "AR@5", "AR@10", "AR@100", "AUC")
 
 
 @dataclass(frozen=True)
@@ -151,10 +150,7 @@ def _trial_note(rows: Sequence[ResultRow]) -> tuple[str, ...]:
 
 
 def results_table(results: Any) -> Table:
-    """One line per method and choice of classes: average mAP and mAP at 0.5, 0.75, 0.95.
-
-    Takes what `results_rows` takes. Results of the THUMOS14 protocol show its five tIoUs instead.
-    """
+    """One line per method and classes: average mAP and mAP at 0.5, 0.75, 0.95 (THUMOS14: all)."""
     thumos14 = isinstance(results, Mapping) and results.get("protocol") == "thumos14"
     rows = results_rows(results)
     shown = tuple(rows[0].at) if thumos14 else SHOWN_TIOUS
@@ -171,8 +167,8 @@ def summary_table(results: Any) -> Table:
     methods, kinds = _order(rows)
     cells = {(row.method, row.classes): row.average_text for row in rows}
     body = tuple((m, *(cells.get((m, kind), "–") for kind in kinds)) for m in methods)
-    caption = "Average mAP in percent, by source of the class"
-    return Table(("method", *kinds), body, caption, _trial_note(rows))
+    about = "Average mAP in percent, by source of the class", _trial_note(rows)
+    return Table(("method", *kinds), body, *about)
 
 
 def detections_table(detections: Sequence[Any]) -> Table:
@@ -203,8 +199,7 @@ def results_bars(results: Any, *, ax: Canvas = None) -> Axes:
         bars = ax.bar(at, heights, 0.94 * width, label=kind, **fill(k), **whiskers)
         ax.bar_label(bars, fmt="%.1f", padding=2, fontsize=style.SMALL)
     ax.set_xticks(range(len(methods)), methods)
-    ax.set(ylabel="average mAP (%)")
-    ax.margins(y=0.1)
+    ax.set(ylabel="average mAP (%)", ymargin=0.1)
     ax.tick_params(axis="x", length=0)
     ax.grid(axis="y", color=style.LIGHT)
     ax.set_axisbelow(True)
@@ -231,16 +226,12 @@ class PaperRow(NamedTuple):
 
 
 def paper_numbers(table: str = "", dataset: str = "") -> tuple[PaperRow, ...]:
-    """Rows of the paper's tables, of one ("1" … "7", "A" … "D") and one data set where given.
-
-    Raises:
-        ValueError: nothing matches.
-    """
+    """Rows of the paper's tables, of one ("1" … "7", "A" … "D") and one data set where given."""
     rows = []
     text = Path(__file__).with_name("paper.csv").read_text(encoding="utf-8")
     for row in csv.DictReader(text.splitlines()):
         about = map(row.get, ("table", "dataset", "method", "setting", "note"))
-        printed = {name: row[name] for name in PAPER_MAP + PAPER_RECALL if row[name]}
+        printed = {name: row[name] for name in PAPER_METRICS if row[name]}
         rows.append(PaperRow(*about, printed))
     found = [r for r in rows if table in ("", r.source[-1]) and dataset in ("", r.dataset)]
     if not found:
@@ -259,10 +250,9 @@ def paper_table(table: str) -> Table:
 
 
 def paper_vs_ours(results: Any) -> Table:
-    """The paper's Table 2 (ActivityNet) beside our mAP with shared classes; our average minus its.
+    """The paper's Table 2 (ActivityNet) beside our mAP with shared classes, and the difference.
 
-    The same method name on another data set (the toy world) is another experiment: compare
-    differences between methods there, not levels. Takes what `results_rows` takes.
+    On another data set (the toy world) compare differences between methods, not levels.
     """
     rows = (row for row in results_rows(results) if row.classes == "shared")
     ours = {NAMES.get(row.method, row.method): row for row in rows}

@@ -34,13 +34,10 @@ LEGEND = [Patch(**look) for look in (TRUE_ACTION, RIGHT, WRONG, MISSED)]
 def judge(truth: Segments, detections: Segments) -> tuple[list[bool], list[bool]]:
     """Which detections are right and which actions were found, at tIoU 0.5.
 
-    Detections are visited from the highest score down; each takes the free ground-truth segment
-    of its label (or of any label where one side has none) that it overlaps most, when their tIoU
-    is large enough. A second detection of the same action is a false alarm, as in average
-    precision.
-
-    Returns:
-        One flag per detection and one per ground-truth segment, in the given order.
+    From the highest score down each detection takes the free ground-truth segment of its label (or
+    of any label where one side has none) that it overlaps most, when their tIoU is large enough.
+    A second detection of the same action is a false alarm, as in average precision. Returns one
+    flag per detection and one per ground-truth segment, in the given order.
     """
     actions, guesses = as_spans(truth), as_spans(detections)
     hit, found = [False] * len(guesses), [False] * len(actions)
@@ -77,12 +74,12 @@ def _lanes(rows: Rows, truth: str, top: int) -> list[_Lane]:
             name, spans = f"{name}\n({top} best of {len(spans)})", spans[:top]
         shelves: list[int] = []  # the first on which a span overlaps no earlier one
         for span in spans:
-            overlapping = (
+            taken = {
                 shelf
                 for shelf, other in zip(shelves, spans)
                 if span.start_s < other.end_s and other.start_s < span.end_s
-            )
-            shelves.append(min(set(range(len(spans))) - set(overlapping)))
+            }
+            shelves.append(min(set(range(len(spans))) - taken))
         height = max(1.0, SHELF * (1 + max(shelves, default=0)))
         lanes.append(_Lane(name, spans, shelves, height))
     return lanes
@@ -101,10 +98,7 @@ def timeline(
     height and opacity follow its score relative to the best of its lane. Without a lane called
     `truth` the lanes only differ by colour and hatch. A figure of its own explains the colours.
 
-    Args:
-        duration_s: length of the video, > 0.
-        top: only so many detections of a lane are judged and drawn, the best first; the lane's
-            name says so.
+    Only the `top` best detections of a lane are judged and drawn; its name says so.
     """
     if not duration_s > 0:
         raise ValueError(f"duration_s must be positive, got {duration_s}")
@@ -115,10 +109,8 @@ def timeline(
     one_label = len({span.label for lane in lanes for span in lane.spans if span.label}) < 2
     middles, above = [], -GAP / 2
     for i, lane in enumerate(lanes):
-        looks = [fill(i)] * len(lane.spans)
-        if lane.name == truth:
-            looks = [TRUE_ACTION] * len(lane.spans)
-        elif truth in rows:
+        looks = [TRUE_ACTION if lane.name == truth else fill(i)] * len(lane.spans)
+        if lane.name != truth and truth in rows:
             actions = as_spans(rows[truth])
             hit, found = judge(actions, lane.spans)
             looks = [RIGHT if right else WRONG for right in hit]
@@ -164,11 +156,7 @@ def _draw_bars(ax: Axes, lane: _Lane, looks: list[dict], above: float, one_label
 
 
 def film(frames: Any, title: str = "", *, ax: Canvas = None) -> Axes:
-    """Consecutive frames side by side, a white line between two.
-
-    Args:
-        frames: uint8, (N, H, W, 3) as decoded or (N, 3, S, S) as an encoder gets them.
-    """
+    """Consecutive uint8 frames, (N, H, W, 3) or (N, 3, S, S), with a white line between two."""
     frames = as_array(frames)
     if frames.ndim == 4 and frames.shape[-1] != 3:
         frames = np.moveaxis(frames, 1, -1)
@@ -188,10 +176,9 @@ def thumbnails(
     """A strip of frames near their times, undistorted; the marks under it show the exact times.
 
     Args:
-        frames: (n, H, W, 3) uint8, or float in [0, 1].
-        times_s: n times in seconds, increasing.
-        duration_s: length of the video.
-        most: of more frames than this, every second (third, …) is drawn.
+        frames: (n, H, W, 3) uint8, or float in [0, 1]; of more than `most` every second (third, …)
+            is drawn.
+        times_s: n times in seconds, increasing, in a video of `duration_s`.
     """
     frames, times, strip_in = _strip(frames, times_s, most, 8.0)
     count = len(times)
