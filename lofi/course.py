@@ -30,11 +30,10 @@ def ordered_notebooks(first: str = "00", last: str = "99") -> list[Path]:
 
 
 def run_notebook(notebook: Path, output: Path, parameters: dict[str, Any]) -> None:
-    """Execute one notebook into `output` (written atomically, also when a cell fails).
+    """Execute one notebook into `output`, written whole or not at all.
 
-    Raises:
-        ValueError: the notebook does not know a parameter; lists the known ones.
-        RuntimeError: a cell failed; names notebook, cell and error.
+    Refuses unknown parameters (ValueError). When a cell fails (RuntimeError), the notebook so far
+    is kept as `*.failed.ipynb`.
     """
     import papermill
 

@@ -77,8 +77,7 @@ def repository_root() -> Path:
 
 def _shell() -> Any:
     """The running IPython shell, or None in plain Python (without importing IPython)."""
-    ipython = sys.modules.get("IPython")
-    return ipython.get_ipython() if ipython is not None else None
+    return getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
 
 
 def is_live() -> bool:
@@ -101,9 +100,8 @@ def explore(
     Args:
         draw: called as `draw(**chosen, ax=ax)`; a slider does so at each move.
         size: width and height in inches of one small picture.
-        values: name → choices, numbers or texts. Small multiples vary the first and keep the
-            others at their first choice, which the title then names. Sliders start at the first
-            choice; numbers ascend on them in whatever order they are given.
+        values: name → choices, numbers or texts. Small multiples vary the first name and keep the
+            others at their first choice, where sliders start; numbers ascend on sliders.
     """
     if not values or not all(len(options) for options in values.values()):
         raise ValueError("explore needs at least one name with choices, e.g. pixels=(224, 112)")
@@ -184,12 +182,11 @@ def is_close(answer: Any, expected: Any, *, relative: float = 1e-3, absolute: fl
         given, wanted = (np.asarray(_plain(x, ""), dtype=float) for x in (answer, expected))
     except (TypeError, ValueError):
         return False
-    close = given.shape == wanted.shape and np.allclose(given, wanted, relative, absolute)
-    return bool(close)
+    return given.shape == wanted.shape and bool(np.allclose(given, wanted, relative, absolute))
 
 
 def _plain(value: Any, where: str) -> Any:
-    """Nested containers of plain Python values."""
+    """`value` as nested containers of plain Python values."""
     if hasattr(value, "detach"):
         value = value.detach().cpu()
     if hasattr(value, "tolist"):  # NumPy arrays and scalars, torch tensors
@@ -201,8 +198,8 @@ def _plain(value: Any, where: str) -> Any:
     if isinstance(value, Path):
         return str(value)
     if isinstance(value, float) and not math.isfinite(value):
-        advice = "which JSON cannot hold; record a finite number or None"
-        raise ValueError(f"{where} is {value}, {advice}")
+        advice = "record a finite number or None"
+        raise ValueError(f"{where} is {value}, which JSON cannot hold; {advice}")
     if value is None or isinstance(value, bool | int | float | str):
         return value
     kind = type(value).__name__

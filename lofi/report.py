@@ -117,24 +117,22 @@ def maps_figure(config: Config, run_dir: str | Path, video: Video, method: str) 
 
     Of its first window, when videos are cut into windows. For heads whose outputs are `Maps`.
     """
-    store = open_features(config, run_dir, method, run_data(config, run_dir))
-    stride = config.data.window_stride
-    values, grid = head_inputs(store[video.id], config.full.snippets, stride)[0]
+    features = open_features(config, run_dir, method, run_data(config, run_dir))[video.id]
+    values, grid = head_inputs(features, config.full.snippets, config.data.window_stride)[0]
     with torch.no_grad():
         outputs = load_head(config, run_dir, method)(values[None])
     confidence, start, end = (part[0] for part in outputs)
     figure, axes = plt.subplots(1, 2, figsize=(10, 3.6), layout="constrained")
     truth = [segment for segment in video.segments if segment.start_s < grid.length_s]
-    common = {"truth": truth, "duration_s": grid.length_s}
-    maps.confidence_map(confidence[1], ax=axes[0], label="confidence", **common)
-    maps.boundary_curves(start, end, ax=axes[1], **common)
+    maps.confidence_map(confidence[1], truth=truth, duration_s=grid.length_s, ax=axes[0])
+    maps.boundary_curves(start, end, truth, duration_s=grid.length_s, ax=axes[1])
     return figure
 
 
 def similarity_figure(run_dir: str | Path, video: Video, methods: Sequence[str]) -> Figure:
     """Self-similarity of one video under several methods, from their stored features.
 
-    Channels are standardised over some other stored videos, as in stage 3 before the head.
+    They are standardised over some other stored videos, as in stage 3 before the head.
     """
     found = {}
     for method in methods:
@@ -148,10 +146,7 @@ def similarity_figure(run_dir: str | Path, video: Video, methods: Sequence[str])
 def encoders_figure(
     config: Config, encoders: Mapping[str, nn.Module], video: Video, others: Sequence[Video]
 ) -> Figure:
-    """The same for encoders, {method: encoder}, whose features are computed here.
-
-    Channels are standardised over the videos `others`.
-    """
+    """The same with features computed here, by {method: encoder}, standardised over `others`."""
     found = {
         method: [video_features(config, encoder.eval(), v.path)[0] for v in (video, *others)]
         for method, encoder in encoders.items()
@@ -260,9 +255,7 @@ def _timeline_parts(run_dir: Path, data: Datasets, methods: Sequence[str]) -> li
     return parts
 
 
-def _inside_parts(
-    config: Config, run_dir: Path, video: Video, methods: Sequence[str]
-) -> list[Part]:
+def _inside_parts(config: Config, run_dir: Path, video: Video, methods: list[str]) -> list[Part]:
     best = "c-lofi" if "c-lofi" in methods else methods[-1]
     parts: list[Part] = []
     if shown := [m for m in ("random", "acp", "c-lofi") if m in methods]:

@@ -1,8 +1,8 @@
 """Figures say what they should, read back from the Axes; tables and reports are well formed."""
 
+import re
 import subprocess
 import sys
-from html.parser import HTMLParser
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -35,11 +35,8 @@ def _close_figures():
 
 def bars(ax, colour=None):
     wanted = None if colour is None else matplotlib.colors.to_rgb(colour)
-    return [
-        patch
-        for patch in ax.patches
-        if patch.get_label() != "missed" and wanted in (None, patch.get_facecolor()[:3])
-    ]
+    drawn = [patch for patch in ax.patches if patch.get_label() != "missed"]
+    return [patch for patch in drawn if wanted in (None, patch.get_facecolor()[:3])]
 
 
 def words(texts):
@@ -353,26 +350,6 @@ def test_paper_and_ours_meet_in_one_row():
 # Reports ------------------------------------------------------------------------------------
 
 
-class Outline(HTMLParser):
-    """Checks that tags nest and collects what tests ask about."""
-
-    VOID = ("meta", "img", "br", "link")
-
-    def __init__(self, document):
-        super().__init__()
-        self.open, self.tags = [], []
-        self.feed(document)
-        assert not self.open, f"never closed: {self.open}"
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
-        if tag not in self.VOID:
-            self.open.append(tag)
-
-    def handle_endtag(self, tag):
-        assert self.open and self.open.pop() == tag, f"</{tag}> closes something else"
-
-
 def test_report_is_well_formed_and_needs_nothing_else(tmp_path):
     sections = {
         "": ["An introduction with <angle> & ampersand, for $5."],
@@ -382,19 +359,18 @@ def test_report_is_well_formed_and_needs_nothing_else(tmp_path):
     }
     path = report.write_report(tmp_path / "deep" / "report.html", "A <title>", sections)
     document = path.read_text(encoding="utf-8")
-    tags = Outline(document).tags
-    names = [tag for tag, _ in tags]
+    names = re.findall(r"<([a-z]\w*)", document)
+    for name in set(names) - {"meta", "img"}:
+        assert names.count(name) == document.count(f"</{name}>"), name
     assert [tag for tag in names if tag in ("h1", "nav", "h2")] == ["h1", "nav", "h2", "h2", "h2"]
     assert {"table", "thead", "caption", "figure", "figcaption", "details", "main"} <= set(names)
-    for _, attributes in tags:
-        for name in ("src", "href"):
-            assert attributes.get(name, "data:").startswith(("data:", "#"))
+    sources = re.findall(r'(?:src|href)="([^"]*)', document)
+    assert sources and all(source.startswith(("data:image/png;base64,iVBORw0KGgo", "#"))
+                           for source in sources)  # fmt: skip
     assert "http" not in document and "<script" not in document and "@import" not in document
     assert "&lt;angle&gt; &amp; ampersand, for $5" in document and "a &lt; b" in document
     assert "prefers-color-scheme: dark" in document and "@media print" in document
-    image = next(attributes for tag, attributes in tags if tag == "img")
-    assert image["alt"] == 'What "it" shows.'
-    assert image["src"].startswith("data:image/png;base64,iVBORw0KGgo")
+    assert 'alt="What &quot;it&quot; shows."' in document
     with pytest.raises(ValueError, match="got int"):
         report.write_report(path, "x", {"bad": [3]})
     assert path.read_text(encoding="utf-8") == document and list(path.parent.iterdir()) == [path]

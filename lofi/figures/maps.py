@@ -58,12 +58,10 @@ def confidence_map(
     if roomy and durations == snippets:
         ax.text(0.97, 0.97, "past the end\nof the video", transform=ax.transAxes, ha="right",
                 va="top", color="#5A5A5A", fontsize=style.SMALL)  # fmt: skip
-    if actions := as_spans(truth):
-        ax.plot(
-            [span.start_s for span in actions], [span.length_s for span in actions], "o",
-            markersize=11, markerfacecolor="none", markeredgecolor=style.FALSE_ALARM,
-            markeredgewidth=1.8, path_effects=style.EDGE, label="ground truth",
-        )  # fmt: skip
+    if corners := [(span.start_s, span.length_s) for span in as_spans(truth)]:
+        ax.plot(*zip(*corners), "o", markersize=11, markerfacecolor="none", markeredgewidth=1.8,
+                markeredgecolor=style.FALSE_ALARM, path_effects=style.EDGE,
+                label="ground truth")  # fmt: skip
     for level in (level for level in sorted(levels) if inside.min() < level < inside.max()):
         dashes = "solid" if level == max(levels) else "dashed"
         ax.contour(column[0] * unit, (row[:, 0] + 1) * unit, inside, levels=[level],
@@ -72,7 +70,7 @@ def confidence_map(
         ax.plot([], [], color="white", linestyle=dashes, linewidth=1.4, path_effects=edge,
                 label=f"tIoU {level:g}")  # fmt: skip
     if roomy and ax.get_legend_handles_labels()[1]:
-        place = {"loc": "upper right", "bbox_to_anchor": (1, 0.86), "frameon": False}
+        place = style.BESIDE | {"loc": "upper right", "bbox_to_anchor": (1, 0.86)}
         if durations < snippets:  # no empty corner
             place = style.ABOVE | {"ncols": 3, "columnspacing": 1.2}
         ax.legend(borderaxespad=0.2, handletextpad=0.5, fontsize=style.SMALL, **place)

@@ -97,11 +97,7 @@ class ResultRow(NamedTuple):
     at: dict[float, float]  # tIoU → mAP
     spread: float  # sample standard deviation of `average` over the trials; 0 for one
     trials: int
-
-    @property
-    def average_text(self) -> str:
-        """In percent, with ± over trials."""
-        return percent(self.average) + (f" ± {100 * self.spread:.1f}" if self.trials > 1 else "")
+    text: str  # `average` in percent, with ± over trials
 
 
 def results_rows(results: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> list[ResultRow]:
@@ -128,8 +124,10 @@ def results_rows(results: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> li
     for key, numbers in trials.items():
         averages, maps = zip(*numbers)
         at = {tiou: fmean(values[tiou] for values in maps) for tiou in maps[0]}
-        spread = stdev(averages) if len(averages) > 1 else 0.0
-        rows.append(ResultRow(*key, fmean(averages), at, spread, len(averages)))
+        count, average = len(averages), fmean(averages)
+        spread = stdev(averages) if count > 1 else 0.0
+        text = percent(average) + (f" ± {100 * spread:.1f}" if count > 1 else "")
+        rows.append(ResultRow(*key, average, at, spread, count, text))
     methods, kinds = _order(rows)
     return sorted(rows, key=lambda row: (methods.index(row.method), kinds.index(row.classes)))
 
@@ -155,9 +153,7 @@ def results_table(results: Any) -> Table:
     rows = results_rows(results)
     shown = tuple(rows[0].at) if thumos14 else SHOWN_TIOUS
     header = ("method", "classes", "average", *(f"@{tiou:g}" for tiou in shown))
-    body = tuple(
-        (*row[:2], row.average_text, *map(percent, map(row.at.get, shown))) for row in rows
-    )
+    body = tuple((*row[:2], row.text, *map(percent, map(row.at.get, shown))) for row in rows)
     return Table(header, body, "mAP in percent", _trial_note(rows))
 
 
@@ -165,7 +161,7 @@ def summary_table(results: Any) -> Table:
     """Average mAP only: a line per method, a column per choice of classes."""
     rows = results_rows(results)
     methods, kinds = _order(rows)
-    cells = {(row.method, row.classes): row.average_text for row in rows}
+    cells = {(row.method, row.classes): row.text for row in rows}
     body = tuple((m, *(cells.get((m, kind), "–") for kind in kinds)) for m in methods)
     about = "Average mAP in percent, by source of the class", _trial_note(rows)
     return Table(("method", *kinds), body, *about)
@@ -173,14 +169,11 @@ def summary_table(results: Any) -> Table:
 
 def detections_table(detections: Sequence[Any]) -> Table:
     """One line per detection, the best first; takes what `as_spans` takes."""
-    body = tuple(
-        (
-            span.label or "–", "–" if span.score is None else f"{span.score:.3f}",
-            f"{span.start_s:.2f}", f"{span.end_s:.2f}",
-        )
-        for span in by_score(as_spans(detections))
-    )  # fmt: skip
-    return Table(("label", "score", "start (s)", "end (s)"), body)
+    body = []
+    for start_s, end_s, label, score in by_score(as_spans(detections)):
+        score = "–" if score is None else f"{score:.3f}"
+        body.append((label or "–", score, f"{start_s:.2f}", f"{end_s:.2f}"))
+    return Table(("label", "score", "start (s)", "end (s)"), tuple(body))
 
 
 def results_bars(results: Any, *, ax: Canvas = None) -> Axes:
@@ -216,13 +209,7 @@ class PaperRow(NamedTuple):
     setting: str  # encoder, fidelity or whatever else tells rows of one method apart
     note: str  # what is odd about the row
     printed: dict[str, str]  # metric → percent, with the ± over ten trials where the paper gives it
-
-    @property
-    def values(self) -> tuple[float | None, ...]:
-        """Percent; None where the paper prints a dash."""
-        return tuple(
-            None if cell == "–" else float(cell.split()[0]) for cell in self.printed.values()
-        )
+    values: tuple[float | None, ...]  # None where the paper prints a dash
 
 
 def paper_numbers(table: str = "", dataset: str = "") -> tuple[PaperRow, ...]:
@@ -232,7 +219,9 @@ def paper_numbers(table: str = "", dataset: str = "") -> tuple[PaperRow, ...]:
     for row in csv.DictReader(text.splitlines()):
         about = map(row.get, ("table", "dataset", "method", "setting", "note"))
         printed = {name: row[name] for name in PAPER_METRICS if row[name]}
-        rows.append(PaperRow(*about, printed))
+        cells = printed.values()
+        values = (None if cell == "–" else float(cell.split()[0]) for cell in cells)
+        rows.append(PaperRow(*about, printed, tuple(values)))
     found = [r for r in rows if table in ("", r.source[-1]) and dataset in ("", r.dataset)]
     if not found:
         tables, datasets = (", ".join(dict.fromkeys(names)) for names in list(zip(*rows))[:2])

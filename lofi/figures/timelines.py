@@ -228,7 +228,7 @@ def video_timeline(
     *,
     boundaries: tuple[Any, Any] | None = None,
     top: int = 6,
-    title: str = "",
+    title: str,
 ) -> Figure:
     """Thumbnails over the lanes of `timeline`, on one time axis, for one whole video.
 
