@@ -20,26 +20,20 @@ from lofi.notebook import repository_root
 
 
 def ordered_notebooks(first: str = "00", last: str = "99") -> list[Path]:
-    """The notebooks NN_*.ipynb with first ≤ NN ≤ last, in order.
-
-    Raises:
-        FileNotFoundError: there are none; the notebooks live in the repository, not in the package.
-    """
+    """The notebooks NN_*.ipynb with first ≤ NN ≤ last; they live in the repository only."""
     folder = repository_root() / "notebooks"
     found = [p for p in sorted(folder.glob("[0-9][0-9]_*.ipynb")) if first <= p.name[:2] <= last]
     if not found:
-        raise FileNotFoundError(
-            f"{folder}: no notebooks {first} to {last}; run from a clone of the repository"
-        )
+        advice = "run from a clone of the repository"
+        raise FileNotFoundError(f"{folder}: no notebooks {first} to {last}; {advice}")
     return found
 
 
 def run_notebook(notebook: Path, output: Path, parameters: dict[str, Any]) -> None:
-    """Execute one notebook into `output` (written atomically, also when a cell fails).
+    """Execute one notebook into `output`, written whole or not at all.
 
-    Raises:
-        ValueError: the notebook does not know a parameter; lists the known ones.
-        RuntimeError: a cell failed; names notebook, cell and error.
+    Refuses unknown parameters (ValueError). When a cell fails (RuntimeError), the notebook so far
+    is kept as `*.failed.ipynb`.
     """
     import papermill
 
@@ -48,22 +42,17 @@ def run_notebook(notebook: Path, output: Path, parameters: dict[str, Any]) -> No
     if unknown:
         raise ValueError(f"{notebook.name}: no parameter {unknown[0]!r}; known: {', '.join(known)}")
     failed = output.with_suffix(".failed.ipynb")
-    try:
-        with atomic_path(output) as temporary:
-            try:
-                papermill.execute_notebook(
-                    str(notebook), str(temporary), parameters, kernel_name="python3",
-                    progress_bar=sys.stderr.isatty(), cwd=str(repository_root() / "notebooks"),
-                    extra_arguments=["--IPKernelApp.log_level=40"],  # no remark on every start
-                )  # fmt: skip
-            except papermill.PapermillExecutionError as error:
-                os.replace(temporary, failed)
-                raise RuntimeError(
-                    f"{notebook.name}, cell {error.cell_index}: {error.ename}: {error.evalue} "
-                    f"(see {failed})"
-                ) from None
-    except FileNotFoundError as error:
-        raise RuntimeError(f"{notebook.name}: {error}") from None
+    with atomic_path(output) as temporary:
+        try:
+            papermill.execute_notebook(
+                str(notebook), str(temporary), parameters, kernel_name="python3",
+                progress_bar=sys.stderr.isatty(), cwd=str(repository_root() / "notebooks"),
+                extra_arguments=["--IPKernelApp.log_level=40"],  # no remark on every start
+            )  # fmt: skip
+        except papermill.PapermillExecutionError as error:
+            os.replace(temporary, failed)
+            place = f"{notebook.name}, cell {error.cell_index}"
+            raise RuntimeError(f"{place}: {error.ename}: {error.evalue} (see {failed})") from None
 
 
 def run_course(

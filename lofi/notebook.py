@@ -9,11 +9,10 @@ import math
 import os
 import random
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -24,27 +23,19 @@ from lofi.files import write_json
 PER_ROW = 4  # small multiples beside each other before a new row begins
 
 
-@dataclass(frozen=True)
-class Setup:
+class Setup(NamedTuple):
     """What `setup` prepared."""
 
-    out_dir: Path
-    generator: torch.Generator
-    preset: str
-    seed: int
+    out_dir: Path  # exists
+    generator: torch.Generator  # on the CPU, seeded
 
 
-def setup(seed: int = 0, out_dir: str | Path | None = None, preset: str = "tiny") -> Setup:
+def setup(seed: int, out_dir: str | Path, preset: str = "tiny") -> Setup:
     """Make a notebook repeatable and say on stderr what it runs on.
 
     Seeds Python, NumPy and torch, asks for deterministic algorithms (a warning where an accelerator
-    has none), prints three decimals, and sends the kit's log to stderr.
-
-    Args:
-        seed: for everything, and for the returned generator (on the CPU).
-        out_dir: where results go. A relative path counts from the repository's root wherever the
-            notebook was started; "" or None is `runs/<preset>`. The folder is created.
-        preset: recorded for later cells.
+    has none), prints three decimals, and sends the kit's log to stderr. A relative `out_dir` counts
+    from the repository's root wherever the notebook was started; "" is `runs/<preset>`.
     """
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
     random.seed(seed)
@@ -60,12 +51,11 @@ def setup(seed: int = 0, out_dir: str | Path | None = None, preset: str = "tiny"
     if shell := _shell():
         shell.run_line_magic("precision", "3")
     logger = logging.getLogger("lofi")
-    for handler in [h for h in logger.handlers if h.get_name() == "lofi.notebook"]:
-        logger.removeHandler(handler)  # a second call must not print every line twice
     handler = logging.StreamHandler(sys.stderr)
     handler.set_name("lofi.notebook")
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
-    logger.addHandler(handler)
+    others = [h for h in logger.handlers if h.get_name() != handler.get_name()]
+    logger.handlers[:] = [*others, handler]  # a second call must not print every line twice
     logger.setLevel(logging.INFO)
     device = "mps" if torch.backends.mps.is_available() else "cpu"
     device = torch.cuda.get_device_name(0) if torch.cuda.is_available() else device
@@ -76,7 +66,7 @@ def setup(seed: int = 0, out_dir: str | Path | None = None, preset: str = "tiny"
         sys.path.append(str(root / "notebooks"))
     folder = root / (out_dir or f"runs/{preset}")
     folder.mkdir(parents=True, exist_ok=True)
-    return Setup(folder, torch.Generator().manual_seed(seed), preset, seed)
+    return Setup(folder, torch.Generator().manual_seed(seed))
 
 
 def repository_root() -> Path:
@@ -88,41 +78,38 @@ def repository_root() -> Path:
     return current
 
 
+def _shell() -> Any:
+    """The running IPython shell, or None in plain Python (without importing IPython)."""
+    return getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+
+
 def is_live() -> bool:
     """True where a person can move a slider: Jupyter, VS Code or Colab, not batch runs.
 
-    `LOFI_STATIC=1` makes it False (a papermill started from a notebook inherits the notebook's
-    environment and would be taken for a person).
+    A papermill that a notebook started inherits its environment: there LOFI_STATIC=1 says no.
     """
-    if os.environ.get("LOFI_STATIC", "") not in ("", "0"):
-        return False
     shell = _shell()
-    if not hasattr(shell, "kernel"):
+    if os.environ.get("LOFI_STATIC", "") not in ("", "0") or not hasattr(shell, "kernel"):
         return False
     in_vscode = "__vsc_ipynb_file__" in getattr(shell, "user_ns", {})
     return "JPY_SESSION_NAME" in os.environ or in_vscode or "google.colab" in sys.modules
 
 
-def explore(draw: Callable[..., Any], *, size: tuple[float, float] = (3.0, 2.5), **values: tuple):
+def explore(
+    draw: Callable[..., Any], *, size: tuple[float, float] = (3.0, 2.5), **values: Sequence
+) -> None:
     """A picture for every choice: sliders for a person, small multiples elsewhere.
 
     Args:
-        draw: plots one choice; called as `draw(**chosen, ax=ax)`. It only draws what is already
-            computed (a slider redraws at each move).
+        draw: called as `draw(**chosen, ax=ax)`; a slider does so at each move.
         size: width and height in inches of one small picture.
-        values: name → choices, numbers or texts. Small multiples vary the first and keep the
-            others at their first choice, which the title then names. Sliders start at the first
-            choice; numbers ascend on them in whatever order they are given.
-    Raises:
-        ValueError: no choices.
+        values: name → choices, numbers or texts. Small multiples vary the first name and keep the
+            others at their first choice, where sliders start; numbers ascend on sliders.
     """
     if not values or not all(len(options) for options in values.values()):
         raise ValueError("explore needs at least one name with choices, e.g. pixels=(224, 112)")
-    values = {name: tuple(options) for name, options in values.items()}
-    (_explore_live if is_live() else _explore_static)(draw, size, values)
-
-
-def _explore_static(draw: Callable[..., Any], size: tuple[float, float], values: dict[str, tuple]):
+    if is_live():
+        return _explore_live(draw, size, values)
     (name, choices), *others = values.items()
     fixed = {key: options[0] for key, options in others}
     columns = min(PER_ROW, len(choices))
@@ -131,7 +118,11 @@ def _explore_static(draw: Callable[..., Any], size: tuple[float, float], values:
     figure, axes = plt.subplots(rows, columns, figsize=whole, layout="constrained", squeeze=False)
     for ax, choice in zip(axes.flat, choices):
         draw(**{name: choice}, **fixed, ax=ax)
-        ax.set_title(f"{name} = {choice}", pad=_title_pad(ax))
+        pad, legend = None, ax.get_legend()
+        if legend and legend.get_bbox_to_anchor().y0 >= 0.99 * ax.bbox.height + ax.bbox.y0:
+            # The legend stands above: lift the title, in points, over it and the space below it.
+            pad = 11 + legend.get_window_extent().height * 72 / figure.dpi
+        ax.set_title(f"{name} = {choice}", pad=pad)
     for ax in axes.flat[len(choices) :]:
         ax.set_axis_off()
     if fixed:
@@ -139,26 +130,19 @@ def _explore_static(draw: Callable[..., Any], size: tuple[float, float], values:
     plt.show()
 
 
-def _title_pad(ax: Any) -> float | None:
-    """Points that lift a title above a legend which stands in its place; None is the usual pad."""
-    legend = ax.get_legend()
-    if legend is None or legend.get_bbox_to_anchor().y0 < 0.99 * ax.bbox.height + ax.bbox.y0:
-        return None
-    height = legend.get_window_extent().height * 72 / ax.get_figure(root=True).dpi
-    return height + 11  # the space below the legend, and a little above it
-
-
-def _explore_live(draw: Callable[..., Any], size: tuple[float, float], values: dict[str, tuple]):
+def _explore_live(
+    draw: Callable[..., Any], size: tuple[float, float], values: Mapping[str, Sequence]
+) -> None:
     import ipywidgets as widgets
     from IPython.display import display
 
     controls = {}
     for key, options in values.items():
-        if all(isinstance(option, int | float) for option in options):
-            options = sorted(options)
-        controls[key] = widgets.SelectionSlider(
-            options=tuple(options), value=values[key][0], description=key, layout={"width": "480px"}
-        )  # wide, so that long choices, such as names of videos, stay readable
+        numbers = all(isinstance(option, int | float) for option in options)
+        choices = tuple(sorted(options) if numbers else options)
+        # Wide, so that long choices, such as names of videos, stay readable.
+        look = {"value": options[0], "description": key, "layout": {"width": "480px"}}
+        controls[key] = widgets.SelectionSlider(options=choices, **look)
 
     def redraw(**chosen: Any) -> None:
         larger = (1.4 * size[0], 1.4 * size[1])  # one picture may be larger than one of many
@@ -170,13 +154,7 @@ def _explore_live(draw: Callable[..., Any], size: tuple[float, float], values: d
 
 @contextmanager
 def expect(*exceptions: type[BaseException]) -> Iterator[None]:
-    """Run a block that must fail, and print the message that a reader will meet one day.
-
-    Raises:
-        AssertionError: the block raised nothing. Other exceptions than `exceptions` pass through.
-    """
-    if not exceptions:
-        raise ValueError("expect needs the exceptions that should come, e.g. expect(ValueError)")
+    """Run a block that must fail, and print the message that a reader will meet one day."""
     try:
         yield
     except exceptions as error:
@@ -188,42 +166,30 @@ def expect(*exceptions: type[BaseException]) -> Iterator[None]:
 
 
 def record(metrics: Mapping[str, Any], out_dir: str | Path) -> None:
-    """Write `metrics.json`, whole or not at all, for tests and later notebooks.
+    """Write numbers, texts, lists and mappings of them to `metrics.json`, whole or not at all.
 
-    Args:
-        metrics: names → numbers, texts, lists or mappings of them; NumPy and torch values become
-            plain ones.
-        out_dir: folder, created when missing.
-    Raises:
-        ValueError: a value that JSON cannot hold, named by its place; NaN and infinity are such.
+    NumPy and torch values become plain ones; what JSON cannot hold (also NaN and infinity) is
+    refused and named by its place.
     """
     write_json(Path(out_dir) / "metrics.json", _plain(dict(metrics), "metrics"))
 
 
 def check(name: str, ok: bool, hint: str = "") -> None:
-    """Print whether the answer to the exercise `name` ("01a") is right, never the answer.
-
-    With "not yet" comes the hint, which says where to look.
-    """
+    """Print whether the answer to the exercise `name` ("01a") is right, else a hint."""
     print(f"{name}: correct" if ok else f"{name}: not yet. {hint}".rstrip(". ") + ".")
 
 
 def is_close(answer: Any, expected: Any, *, relative: float = 1e-3, absolute: float = 1e-6) -> bool:
-    """Whether an answer has the expected shape and values, up to a tolerance; never raises.
-
-    A stub's `...` or None, text instead of numbers and NaN are simply not close.
-    """
+    """Whether shape and values are as expected; a stub's `...`, None, text and NaN are not."""
     try:
-        given = np.asarray(_plain(answer, "answer"), dtype=float)
-        wanted = np.asarray(_plain(expected, "expected"), dtype=float)
+        given, wanted = (np.asarray(_plain(x, ""), dtype=float) for x in (answer, expected))
     except (TypeError, ValueError):
         return False
-    same_shape = given.shape == wanted.shape
-    return same_shape and bool(np.allclose(given, wanted, rtol=relative, atol=absolute))
+    return given.shape == wanted.shape and bool(np.allclose(given, wanted, relative, absolute))
 
 
 def _plain(value: Any, where: str) -> Any:
-    """Nested containers of plain Python values."""
+    """`value` as nested containers of plain Python values."""
     if hasattr(value, "detach"):
         value = value.detach().cpu()
     if hasattr(value, "tolist"):  # NumPy arrays and scalars, torch tensors
@@ -235,17 +201,9 @@ def _plain(value: Any, where: str) -> Any:
     if isinstance(value, Path):
         return str(value)
     if isinstance(value, float) and not math.isfinite(value):
-        raise ValueError(
-            f"{where} is {value}, which JSON cannot hold; record a finite number or None"
-        )
+        advice = "record a finite number or None"
+        raise ValueError(f"{where} is {value}, which JSON cannot hold; {advice}")
     if value is None or isinstance(value, bool | int | float | str):
         return value
-    raise ValueError(
-        f"{where} is a {type(value).__name__}; record numbers, texts, lists or mappings"
-    )
-
-
-def _shell() -> Any:
-    """The running IPython shell, or None in plain Python (without importing IPython)."""
-    ipython = sys.modules.get("IPython")
-    return ipython.get_ipython() if ipython is not None else None
+    kind = type(value).__name__
+    raise ValueError(f"{where} is a {kind}; record numbers, texts, lists or mappings")

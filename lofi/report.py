@@ -5,10 +5,10 @@ template report.html beside this file) and pictures are inside, nothing is loade
 """
 
 import base64
-import html
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from html import escape
 from pathlib import Path
 from string import Template
 from typing import Any
@@ -23,36 +23,25 @@ from torch import nn
 from lofi.config import Config
 from lofi.data import Video, decode_frames, probe, read_features
 from lofi.data.datasets import Datasets, open_datasets
-from lofi.data.features import head_inputs
+from lofi.data.features import Features, head_inputs
 from lofi.detection import Detection, read_detections
 from lofi.encoders.extraction import video_features
 from lofi.figures import curves, maps, tables, timelines
+from lofi.figures.tables import NAMES
 from lofi.files import write_text
 from lofi.heads.maps import MapHead
 from lofi.heads.scaled import Standardise
 from lofi.training.methods import load_head, open_features, run_data
 from lofi.training.run_folder import read_metrics
 
-NAMES = {
-    "random": "untrained encoder", "acp": "ACP", "acp+": "ACP+", "s-lofi": "S-LoFi",
-    "t-lofi": "T-LoFi", "st-lofi": "ST-LoFi", "short-c-lofi": "Short C-LoFi",
-    "c-lofi": "Long C-LoFi", "low-lofi": "low budget",
-}  # fmt: skip
-
 
 @dataclass(frozen=True)
 class Picture:
-    """A figure in a report.
+    """A figure in a report."""
 
-    Args:
-        figure: an Axes or a Figure of matplotlib; it stays open.
-        caption: the sentence under it, which says what to see.
-        alt: what the picture shows, for readers who cannot see it; the caption when empty.
-    """
-
-    figure: Axes | Figure
-    caption: str
-    alt: str = ""
+    figure: Axes | Figure  # it stays open
+    caption: str  # the sentence under it, which says what to see
+    alt: str = ""  # what it shows, for readers who cannot see it; the caption when empty
 
     def __post_init__(self) -> None:
         if not self.caption.strip():
@@ -71,56 +60,42 @@ Part = str | tables.Table | Picture | Details  # a string is a paragraph
 
 
 def write_report(path: str | Path, title: str, sections: Mapping[str, Sequence[Part]]) -> Path:
-    """Write a report of {heading: parts} atomically and return its path.
-
-    Args:
-        path: where; the folder is created.
-        title: headline and window title.
-        sections: in order; an empty heading is the introduction, the contents stand after it.
-    Raises:
-        ValueError: a part of another kind.
-    """
+    """Write a report of {heading: parts}, the introduction under "", and return its path."""
     contents, body = [], []
     for i, (heading, parts) in enumerate(sections.items(), start=1):
         if heading:
-            contents.append(f'<li><a href="#s{i}">{html.escape(heading)}</a></li>')
-            body.append(f'<h2 id="s{i}">{html.escape(heading)}</h2>')
+            contents.append(f'<li><a href="#s{i}">{escape(heading)}</a></li>')
+            body.append(f'<h2 id="s{i}">{escape(heading)}</h2>')
         body += map(_part, parts)
     if len(contents) > 2:
         start = len(sections.get("", ()))
         body.insert(start, f'<nav aria-label="Contents"><ol>{"".join(contents)}</ol></nav>')
     template = Template(Path(__file__).with_suffix(".html").read_text(encoding="utf-8"))
-    write_text(path, template.substitute(title=html.escape(title), body="\n".join(body)))
+    write_text(path, template.substitute(title=escape(title), body="\n".join(body)))
     return Path(path)
 
 
 def _part(part: Part) -> str:
     match part:
         case str():
-            return f"<p>{html.escape(part)}</p>"
+            return f"<p>{escape(part)}</p>"
         case tables.Table():
             return part.html()
-        case Details():
-            summary, code = html.escape(part.summary), html.escape(part.code)
-            return f"<details>\n<summary>{summary}</summary>\n<pre>{code}</pre>\n</details>"
-        case Picture():
-            return _image(part)
-    raise ValueError(
-        f"a report is made of str, Table, Picture and Details, got {type(part).__name__}"
-    )
-
-
-def _image(picture: Picture) -> str:
-    figure, buffer = picture.figure, io.BytesIO()
-    figure = figure.get_figure(root=True) if isinstance(figure, Axes) else figure
-    figure.savefig(buffer, format="png", dpi=144, metadata={"Software": None})
-    data = base64.b64encode(buffer.getvalue()).decode("ascii")
-    width = round(figure.get_figwidth() * 100)  # drawn for 100 dpi
-    return (
-        f'<figure>\n<img width="{width}" alt="{html.escape(picture.alt or picture.caption)}" '
-        f'src="data:image/png;base64,{data}">\n'
-        f"<figcaption>{html.escape(picture.caption)}</figcaption>\n</figure>"
-    )
+        case Details(summary, code):
+            summary = f"<summary>{escape(summary)}</summary>"
+            return f"<details>\n{summary}\n<pre>{escape(code)}</pre>\n</details>"
+        case Picture(figure, caption, alt):
+            figure, buffer = figure.get_figure(root=True), io.BytesIO()
+            figure.savefig(buffer, format="png", dpi=144, metadata={"Software": None})
+            data = base64.b64encode(buffer.getvalue()).decode("ascii")
+            width = round(figure.get_figwidth() * 100)  # drawn for 100 dpi
+            return (
+                f'<figure>\n<img width="{width}" alt="{escape(alt or caption)}" '
+                f'src="data:image/png;base64,{data}">\n'
+                f"<figcaption>{escape(caption)}</figcaption>\n</figure>"
+            )
+    kind = type(part).__name__
+    raise ValueError(f"a report is made of str, Table, Picture and Details, got {kind}")
 
 
 def thumbnails_of(path: str | Path, count: int = 10) -> tuple[np.ndarray, np.ndarray, float]:
@@ -130,11 +105,11 @@ def thumbnails_of(path: str | Path, count: int = 10) -> tuple[np.ndarray, np.nda
     return decode_frames(path, indices), (indices + 0.5) / info.fps, info.duration_s
 
 
-def detections_figure(path: str | Path, found: Sequence[Detection], top: int = 8) -> Figure:
-    """Thumbnails of one video over its best detections (no ground truth needed)."""
-    frames, times, duration = thumbnails_of(path)
-    rows = {"detections": list(found)[:top]}
-    return timelines.video_timeline(frames, times, rows, duration, top=top, title=Path(path).name)
+def detections_figure(path: str | Path, found: Sequence[Detection]) -> Figure:
+    """Thumbnails of one video over its eight best detections (no ground truth needed)."""
+    rows = {"detections": list(found)[:8]}
+    frames, times, duration_s = thumbnails_of(path)
+    return timelines.video_timeline(frames, times, rows, duration_s, top=8, title=Path(path).name)
 
 
 def maps_figure(config: Config, run_dir: str | Path, video: Video, method: str) -> Figure:
@@ -142,60 +117,52 @@ def maps_figure(config: Config, run_dir: str | Path, video: Video, method: str) 
 
     Of its first window, when videos are cut into windows. For heads whose outputs are `Maps`.
     """
-    store = open_features(config, run_dir, method, run_data(config, run_dir))
-    stride = config.data.window_stride
-    values, grid = head_inputs(store[video.id], config.full.snippets, stride)[0]
+    features = open_features(config, run_dir, method, run_data(config, run_dir))[video.id]
+    values, grid = head_inputs(features, config.full.snippets, config.data.window_stride)[0]
     with torch.no_grad():
         outputs = load_head(config, run_dir, method)(values[None])
     confidence, start, end = (part[0] for part in outputs)
     figure, axes = plt.subplots(1, 2, figsize=(10, 3.6), layout="constrained")
     truth = [segment for segment in video.segments if segment.start_s < grid.length_s]
-    common = {"truth": truth, "duration_s": grid.length_s}
-    maps.confidence_map(confidence[1], ax=axes[0], label="confidence", **common)
-    maps.boundary_curves(start, end, ax=axes[1], **common)
+    maps.confidence_map(confidence[1], truth=truth, duration_s=grid.length_s, ax=axes[0])
+    maps.boundary_curves(start, end, truth, duration_s=grid.length_s, ax=axes[1])
     return figure
 
 
 def similarity_figure(run_dir: str | Path, video: Video, methods: Sequence[str]) -> Figure:
     """Self-similarity of one video under several methods, from their stored features.
 
-    Channels are standardised over some other stored videos, as in stage 3 before the head.
+    They are standardised over some other stored videos, as in stage 3 before the head.
     """
-    values, duration_s = {}, 0.0
+    found = {}
     for method in methods:
         folder = Path(run_dir) / method / "features"
-        others = sorted(folder.glob("[!.]*.safetensors"))[:16]
-        features, header = read_features(folder / f"{video.id}.safetensors")
-        values[method] = [features, *(read_features(path)[0] for path in others)]
-        duration_s = header.grid().duration_s
-    return _similarity_panels(values, video, duration_s)
+        paths = folder / f"{video.id}.safetensors", *sorted(folder.glob("[!.]*.safetensors"))[:16]
+        stored = map(read_features, paths)
+        found[method] = [Features(values, header.grid()) for values, header in stored]
+    return _similarity_panels(found, video)
 
 
 def encoders_figure(
     config: Config, encoders: Mapping[str, nn.Module], video: Video, others: Sequence[Video]
 ) -> Figure:
-    """The same for encoders, {method: encoder}, whose features are computed here.
-
-    Channels are standardised over the videos `others`.
-    """
-    values = {}
-    for method, encoder in encoders.items():
-        encoder.eval()
-        found = [video_features(config, encoder, v.path)[0] for v in (video, *others)]
-        values[method] = [features.values for features in found]
-    return _similarity_panels(values, video, found[0].grid.duration_s)
+    """The same with features computed here, by {method: encoder}, standardised over `others`."""
+    found = {
+        method: [video_features(config, encoder.eval(), v.path)[0] for v in (video, *others)]
+        for method, encoder in encoders.items()
+    }
+    return _similarity_panels(found, video)
 
 
-def _similarity_panels(
-    values: Mapping[str, list[torch.Tensor]], video: Video, duration_s: float
-) -> Figure:
-    """A panel for each method; values are the features of `video` and then of others."""
-    size = (3.9 * len(values), 3.3)
-    figure, axes = plt.subplots(1, len(values), figsize=size, layout="constrained", squeeze=False)
-    for ax, (method, (features, *others)) in zip(axes[0], values.items()):
-        standardise = Standardise(features.shape[0])
-        standardise.fit_to(others)
-        maps.similarity(standardise(features), video.segments, duration_s=duration_s, ax=ax)
+def _similarity_panels(found: Mapping[str, list[Features]], video: Video) -> Figure:
+    """A panel for each method, from features of `video` and then of others."""
+    size = (3.9 * len(found), 3.3)
+    figure, axes = plt.subplots(1, len(found), figsize=size, layout="constrained", squeeze=False)
+    for ax, (method, (own, *others)) in zip(axes[0], found.items()):
+        standardise = Standardise(own.values.shape[0])
+        standardise.fit_to([features.values for features in others])
+        duration_s = own.grid.duration_s
+        maps.similarity(standardise(own.values), video.segments, duration_s=duration_s, ax=ax)
         ax.set_title(NAMES.get(method, method))
     return figure
 
@@ -216,30 +183,6 @@ def write_run_report(config: Config, run_dir: str | Path, results: dict[str, Any
     run_dir = Path(run_dir)
     data = open_datasets(config.data, config.seed, run_dir)
     methods = list(dict.fromkeys(row["method"] for row in results["rows"]))
-    sections = {
-        "": _introduction(config, results),
-        "Results": _result_parts(results),
-        "Training": _training_parts(run_dir, methods),
-        "Timelines": _timeline_parts(run_dir, data, methods),
-        "Inside one video": _inside_parts(config, run_dir, data, methods),
-    }
-    path = write_report(run_dir / "report.html", f"LoFi on the {config.preset} world", sections)
-    plt.close("all")
-    return path
-
-
-def _introduction(config: Config, results: dict[str, Any]) -> list[Part]:
-    return [
-        "Temporal action localization: find when each action starts and ends, and which it is. "
-        "Every row uses the same head, trained from scratch on frozen full-fidelity features; the "
-        "rows differ only in how the encoder was trained.",
-        f"Preset {config.preset}, seed {config.seed}, {results['videos']} validation videos with "
-        f"{results['instances']} actions, protocol {results['protocol']}; the whole procedure took "
-        f"{results['seconds']:.0f} s. One seed shows the direction of an effect, not its size.",
-    ]
-
-
-def _result_parts(results: dict[str, Any]) -> list[Part]:
     bars = Picture(
         tables.results_bars(results),
         f"Average mAP over tIoU {results['tious'][0]:g} to {results['tious'][-1]:g}. Compare "
@@ -247,12 +190,44 @@ def _result_parts(results: dict[str, Any]) -> list[Part]:
         "an encoder still knows about classes, for which the paper's joint loss has no term.",
         "Grouped bars of average mAP for each encoder under shared, own and oracle classes",
     )
-    notes = (
-        "shared: one video classifier gives the classes for every method, as the paper does with "
-        "external class scores. own: a classifier on each method's own features. oracle: the true "
-        "class of each video, so only localization counts."
+    about = (
+        f"Preset {config.preset}, seed {config.seed}, {results['videos']} validation videos with "
+        f"{results['instances']} actions, protocol {results['protocol']}; the whole procedure took "
+        f"{results['seconds']:.0f} s. One seed shows the direction of an effect, not its size."
     )
-    return [tables.results_table(results), notes, bars]
+    sections = {
+        "": [WHAT, about],
+        "Results": [tables.results_table(results), CLASS_SOURCES, bars],
+        "Training": _training_parts(run_dir, methods),
+        "Timelines": _timeline_parts(run_dir, data, methods),
+        "Inside one video": [
+            *_inside_parts(config, run_dir, busiest_videos(data, 1)[0], methods),
+            Details("Settings of this run", (run_dir / "config.json").read_text()),
+        ],
+    }
+    path = write_report(run_dir / "report.html", f"LoFi on the {config.preset} world", sections)
+    plt.close("all")
+    return path
+
+
+WHAT = (
+    "Temporal action localization: find when each action starts and ends, and which it is. Every "
+    "row uses the same head, trained from scratch on frozen full-fidelity features; the rows "
+    "differ only in how the encoder was trained."
+)
+CLASS_SOURCES = (
+    "shared: one video classifier gives the classes for every method, as the paper does with "
+    "external class scores. own: a classifier on each method's own features. oracle: the true "
+    "class of each video, so only localization counts."
+)
+ALIKE = (
+    "How alike the features of any two moments are. Blocks along the diagonal that match the "
+    "actions mean that the encoder tells inside from outside."
+)
+MAPS = (
+    "confidence of every (start, duration) pair, and the probabilities that an action starts or "
+    "ends at each moment."
+)
 
 
 def _training_parts(run_dir: Path, methods: Sequence[str]) -> list[Part]:
@@ -269,37 +244,23 @@ def _timeline_parts(run_dir: Path, data: Datasets, methods: Sequence[str]) -> li
     """Thumbnails, ground truth and the detections of several methods for three test videos."""
     parts: list[Part] = []
     for video in (video for video in busiest_videos(data, 3) if video.path is not None):
-        frames, times, duration = thumbnails_of(video.path)
         rows: dict[str, Any] = {"ground truth": video.segments}
         for method in [m for m in ("acp", "acp+", "c-lofi") if m in methods] or methods:
             path = run_dir / method / "detections" / "shared.json"
             rows[NAMES.get(method, method)] = read_detections(path).get(video.id, [])
-        figure = timelines.video_timeline(frames, times, rows, duration, top=3, title=video.id)
+        frames, times, duration_s = thumbnails_of(video.path)
+        figure = timelines.video_timeline(frames, times, rows, duration_s, top=3, title=video.id)
         text = "the three best detections of each method below the ground truth."
         parts.append(Picture(figure, f"Video {video.id}: {text}"))
     return parts
 
 
-def _inside_parts(
-    config: Config, run_dir: Path, data: Datasets, methods: Sequence[str]
-) -> list[Part]:
-    video = busiest_videos(data, 1)[0]
+def _inside_parts(config: Config, run_dir: Path, video: Video, methods: list[str]) -> list[Part]:
     best = "c-lofi" if "c-lofi" in methods else methods[-1]
-    shown = [m for m in ("random", "acp", "c-lofi") if m in methods]
     parts: list[Part] = []
-    if shown:
-        text = (
-            "How alike the features of any two moments are. Blocks along the diagonal that match "
-            "the actions mean that the encoder tells inside from outside."
-        )
-        parts.append(Picture(similarity_figure(run_dir, video, shown), text))
+    if shown := [m for m in ("random", "acp", "c-lofi") if m in methods]:
+        parts.append(Picture(similarity_figure(run_dir, video, shown), ALIKE))
     if isinstance(load_head(config, run_dir, best).head, MapHead):
-        text = (
-            f"{NAMES.get(best, best)}: confidence of every (start, duration) pair, and the "
-            "probabilities that an action starts or ends at each moment."
-        )
+        text = f"{NAMES.get(best, best)}: {MAPS}"
         parts.append(Picture(maps_figure(config, run_dir, video, best), text))
-    return [
-        *parts,
-        Details("Settings of this run", (run_dir / "config.json").read_text()),
-    ]
+    return parts

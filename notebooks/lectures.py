@@ -21,11 +21,12 @@ from lofi.data.toyworld import ToyWorld, plan_clips, render_clip
 from lofi.encoders import Encoder
 from lofi.fidelity import Fidelity
 from lofi.figures import confidence_map, style
-from lofi.figures.maps import POSITIVE_ABOVE, shaded
-from lofi.figures.style import Segments, as_array, axes_for, fill, quiet_frame, stroke
-from lofi.figures.timelines import GREY_STEP
+from lofi.figures.maps import POSITIVE_ABOVE, Seconds, shaded, time_axis
+from lofi.figures.style import Canvas, Segments, as_array, axes_for, fill, stroke
+from lofi.figures.timelines import pictures
 from lofi.training.end_to_end import Watch
 
+Sizes = Mapping[str, float]  # name → bytes
 GIB = 2**30
 UNITS = ((GIB, "GiB"), (2**20, "MiB"), (2**10, "KiB"), (1, "bytes"))
 CARDS_GIB = (32, 80, 141)
@@ -41,43 +42,31 @@ ENDS_IN_ACTIONS = (  # how a semantic edge looks with 0, 1 or 2 ends in actions,
 
 
 def label_map(
-    tiou: Any, *, truth: Segments = None, duration_s: float | None = None, ax: Axes | None = None
+    tiou: Any, *, truth: Segments = None, duration_s: Seconds = None, ax: Canvas = None
 ) -> Axes:
     """The training target: best tIoU of every anchor with any action, (D, L) in [0, 1].
 
     Outlined are the levels above which the losses treat cells as positive (G-TAD, section 3.4).
-    Other arguments as in `confidence_map`.
     """
     about = {"label": "tIoU with the best action", "levels": POSITIVE_ABOVE}
     return confidence_map(tiou, truth=truth, duration_s=duration_s, ax=ax, **about)
 
 
 def neighbour_graph(
-    knn: Any,
-    segments: Segments = None,
-    *,
-    duration_s: float | None = None,
-    ax: Axes | None = None,
+    knn: Any, segments: Segments = None, *, duration_s: Seconds = None, ax: Canvas = None
 ) -> Axes:
     """Which snippets a GCNeXt block joins: the time line with an arc per semantic edge.
 
     Arcs between two snippets of actions (the same or another) are green and thick, arcs between
-    an action and its surroundings orange and dashed, all others grey.
-
-    Args:
-        knn: (L, k) or (k, L) indices of the nearest neighbours in feature space; self is not drawn.
-        segments: actions, shaded.
-    Raises:
-        ValueError: indices outside 0 … L - 1.
+    an action and its surroundings orange and dashed, all others grey. `knn` are (L, k) indices of
+    the nearest neighbours in feature space; self is not drawn.
     """
-    edges = as_array(knn).astype(int)
-    if edges.ndim != 2:
-        raise ValueError(f"knn must be (snippets, k), got {tuple(edges.shape)}")
-    edges = edges.T if edges.shape[0] < edges.shape[1] else edges
+    edges = as_array(knn, 2, "knn must be (snippets, k)").astype(int)
     count, low, high = len(edges), edges.min(), edges.max()
     if low < 0 or high >= count:
         raise ValueError(f"knn holds indices {low} … {high}, expected 0 … {count - 1}")
-    unit, name = (duration_s / count, "time (s)") if duration_s else (1.0, "snippet")
+    length, name = time_axis(duration_s, count)
+    unit = length / count
     centres = (np.arange(count) + 0.5) * unit
     ax = axes_for(ax, 8.0, 2.8)
     actions = shaded(ax, segments)
@@ -97,81 +86,57 @@ def neighbour_graph(
     ax.legend(handles=[plt.Line2D([], [], **kind) for kind in kinds], ncols=4, **style.ABOVE)
     if count <= LABELLED_UP_TO:
         ax.set_xticks(centres, range(count))
-    ax.set(xlim=(0, count * unit), ylim=(-0.12, 1.08), yticks=[], xlabel=name)
-    quiet_frame(ax).spines["left"].set_visible(False)
+    ax.set(xlim=(0, length), ylim=(-0.12, 1.08), yticks=[], xlabel=name)
+    ax.spines["left"].set_visible(False)
     return ax
 
 
-def share_bars(shares: Mapping[str, Any], *, ax: Axes | None = None) -> Axes:
-    """One bar a row, cut into named parts that add up to 1; parts differ by hatch and colour.
-
-    Args:
-        shares: row name → named tuple of fractions, for example `Shares`.
-    """
+def share_bars(shares: Mapping[str, Any], *, ax: Canvas = None) -> Axes:
+    """One bar a row, a named tuple of fractions that add up to 1, cut into these parts."""
     ax = axes_for(ax, 7.0, 0.5 * len(shares) + 1.2)
+    look = {"color": style.INK, "fontsize": style.SMALL}
+    look["bbox"] = {"facecolor": "white", "pad": 1, "linewidth": 0}
     left = np.zeros(len(shares))
     for i, part in enumerate(next(iter(shares.values()))._fields):
         values = np.array([getattr(share, part) for share in shares.values()])
         bars = ax.barh(list(shares), values, left=left, label=part, **fill(i))
         texts = [f"{value:.2f}" if value > 0.07 else "" for value in values]
-        look = {"color": style.INK, "fontsize": style.SMALL}
-        box = {"facecolor": "white", "pad": 1, "linewidth": 0}
-        ax.bar_label(bars, texts, label_type="center", bbox=box, **look)
+        ax.bar_label(bars, texts, label_type="center", **look)
         left += values
     ax.set(xlabel="share of the features' variance", xlim=(0, 1))
     ax.invert_yaxis()
     ax.legend(ncols=4, **style.ABOVE)
-    return quiet_frame(ax)
+    return ax
 
 
-def precision_recall(
-    curves: Mapping[str, tuple[Any, Any]],
-    *,
-    average_precision: Mapping[str, float] | None = None,
-    ax: Axes | None = None,
-) -> Axes:
+def precision_recall(curves: Mapping[str, tuple[Any, Any]], *, ax: Canvas = None) -> Axes:
     """Precision against recall, raw and (filled) as the falling envelope that AP measures.
 
-    Args:
-        curves: name → (recall, precision), (n,) each, one point per detection in score order.
-        average_precision: name → AP in [0, 1], added to the legend in percent.
+    Curves are (recall, precision), (n,) each, one point per detection in score order.
     """
     ax = axes_for(ax, 4.6, 3.6)
     for i, (name, (recall, precision)) in enumerate(curves.items()):
-        recall, precision = as_array(recall).astype(float), as_array(precision).astype(float)
+        recall, precision = as_array(recall), as_array(precision)
         x = np.concatenate([[0.0], recall, recall[-1:]])
         y = np.concatenate([precision[:1], precision, [0.0]])
         envelope = np.maximum.accumulate(y[::-1])[::-1]
-        known = (average_precision or {}).get(name)
-        label = name if known is None else f"{name}: AP {100 * known:.1f}"
         line = stroke(i)
         pale = {"color": line["color"], "alpha": 0.6, "linewidth": 0.9}
         ax.plot(x[:-1], y[:-1], marker=".", markersize=4, **pale)
-        ax.plot(x, envelope, drawstyle="steps-pre", label=label, **line)
+        ax.plot(x, envelope, drawstyle="steps-pre", label=name, **line)
         ax.fill_between(x, envelope, step="pre", color=line["color"], alpha=0.12, linewidth=0)
     ax.set(xlim=(0, 1.01), ylim=(0, 1.04), xlabel="recall", ylabel="precision")
-    if curves:
-        ax.legend(loc="best", framealpha=0.85)
-    return quiet_frame(ax)
+    ax.legend(loc="best", framealpha=0.85)
+    return ax
 
 
-def film(frames: Any, title: str = "", *, ax: Axes | None = None) -> Axes:
-    """Consecutive frames side by side, a white line between two.
-
-    Args:
-        frames: uint8, (N, H, W, 3) as decoded or (N, 3, S, S) as an encoder gets them.
-        title: above the strip.
-    Raises:
-        ValueError: another shape.
-    """
-    frames = style.as_array(frames)
-    if frames.ndim == 4 and frames.shape[1] == 3 and frames.shape[-1] != 3:
+def film(frames: Any, title: str = "", *, ax: Canvas = None) -> Axes:
+    """Consecutive uint8 frames, (N, H, W, 3) or (N, 3, S, S), with a white line between two."""
+    frames = as_array(frames)
+    if frames.ndim == 4 and frames.shape[-1] != 3:
         frames = np.moveaxis(frames, 1, -1)
-    if frames.ndim != 4 or frames.shape[-1] != 3:
-        raise ValueError(
-            f"film expects frames (N, H, W, 3) or (N, 3, S, S), got {tuple(frames.shape)}"
-        )
-    frames = frames // GREY_STEP * GREY_STEP
+    # Pictures of noise make notebooks large; nobody sees the steps of 16 grey levels.
+    frames = pictures(frames, "film expects frames (N, H, W, 3) or (N, 3, S, S)") // 16 * 16
     frames[:, :, -1] = 255
     ax = axes_for(ax, 6.0, 0.3 + 6.0 / len(frames))
     ax.imshow(np.hstack(frames), interpolation="nearest")
@@ -183,48 +148,46 @@ def film(frames: Any, title: str = "", *, ax: Axes | None = None) -> Axes:
 # ------------------------------------------------------------------------------------- memory
 
 
-def bytes_by_layer(sizes: Mapping[str, float], *, top: int = 12, ax: Axes | None = None) -> Axes:
-    """One bar per layer, the largest at the top; what is left over is summed in a last bar.
+def _rows(ax: Axes, names: Sizes, widths: Sequence[float], **look):
+    """Horizontal bars with their names, the first at the top."""
+    bars = ax.barh(range(len(widths)), widths, **look)
+    ax.set_yticks(range(len(widths)), list(names))
+    ax.set_ylim(len(widths) - 0.4, -0.6)
+    ax.tick_params(axis="y", length=0)
+    return bars
 
-    Args:
-        sizes: name → bytes.
-        top: layers with a bar of their own.
-    """
+
+def bytes_by_layer(sizes: Sizes, *, top: int = 12, ax: Canvas = None) -> Axes:
+    """One bar per layer, the largest at the top; beyond `top` they are one bar."""
     pairs = sorted(sizes.items(), key=lambda pair: -pair[1])
-    shown, rest = pairs[:top], pairs[top:]
+    shown, rest = dict(pairs[:top]), pairs[top:]
     colours = [style.TRUTH] * len(shown) + [style.GREY] * bool(rest)
     if rest:
-        shown.append((f"{len(rest)} others", sum(size for _, size in rest)))
-    total = sum(sizes.values()) or 1
-    factor, unit = _unit(max((size for _, size in shown), default=1))
+        shown[f"{len(rest)} others"] = sum(size for _, size in rest)
+    largest, total = max(shown.values(), default=1), sum(sizes.values()) or 1
+    factor, unit = next(size for size in UNITS if largest >= size[0] or size[0] == 1)
+    texts = [f" {100 * size / total:.0f} %" for size in shown.values()]
     ax = axes_for(ax, 7.0, 0.27 * len(shown) + 0.9)
-    bars = ax.barh(range(len(shown)), [size / factor for _, size in shown], color=colours)
-    ax.bar_label(bars, [f" {100 * size / total:.0f} %" for _, size in shown], color=style.INK)
-    ax.set_yticks(range(len(shown)), [name for name, _ in shown])
-    ax.set(xlabel=f"saved for the backward pass ({unit})", ylim=(len(shown) - 0.4, -0.6))
+    bars = _rows(ax, shown, [size / factor for size in shown.values()], color=colours)
+    ax.bar_label(bars, texts, color=style.INK)
+    ax.set_xlabel(f"saved for the backward pass ({unit})")
     ax.margins(x=0.1)
-    ax.tick_params(axis="y", length=0)
-    return quiet_frame(ax)
+    return ax
 
 
 def bytes_by_configuration(
-    sizes: Mapping[str, float], lines_gib: Sequence[float] = CARDS_GIB, *, ax: Axes | None = None
+    sizes: Sizes, lines_gib: Sequence[float] = CARDS_GIB, *, ax: Canvas = None
 ) -> Axes:
     """One bar per configuration against the memory of common cards.
 
-    Bars that no line's card can hold are hatched. Only lines near the bars' range are drawn.
-
-    Args:
-        sizes: name → bytes.
-        lines_gib: card sizes in GiB, drawn as vertical lines; () for none.
+    Bars that no card of `lines_gib` can hold are hatched. Only cards near the range are drawn.
     """
     gib = [size / GIB for size in sizes.values()]
     largest = max(gib, default=1.0)
     ax = axes_for(ax, 7.0, 0.4 * len(sizes) + 1.2)
-    bars = ax.barh(range(len(gib)), gib, height=0.7, color=style.TRUTH)
-    for bar, size in zip(bars, gib):
-        if size > max(lines_gib, default=float("inf")):
-            bar.set(facecolor=style.FALSE_ALARM, hatch="//", edgecolor="white")
+    bars = _rows(ax, sizes, gib, height=0.7, color=style.TRUTH)
+    for bar in (bar for bar, size in zip(bars, gib) if size > max(lines_gib)):
+        bar.set(facecolor=style.FALSE_ALARM, hatch="//", edgecolor="white")
     texts = [f" {size:.3g}" if size < 100 else f" {size:.0f}" for size in gib]
     ax.bar_label(bars, texts, color=style.INK, padding=2, path_effects=style.OUTLINE)
     drawn = [line for line in lines_gib if line <= 2 * largest] or list(lines_gib)[:1]
@@ -232,29 +195,18 @@ def bytes_by_configuration(
         ax.axvline(line, color=style.INK, linestyle="--", linewidth=1.2, zorder=0.5)
         ax.text(line, 1.0, f"{line:g} GiB", transform=ax.get_xaxis_transform(), ha="center",
                 va="bottom", color=style.INK)  # fmt: skip
-    ax.set_yticks(range(len(gib)), list(sizes))
-    ax.set(xlim=(0, 1.12 * max([largest, *drawn])), ylim=(len(gib) - 0.4, -0.6))
-    ax.set_xlabel("memory of one training step (GiB)")
-    ax.tick_params(axis="y", length=0)
+    ax.set(xlim=(0, 1.12 * max([largest, *drawn])), xlabel="memory of one training step (GiB)")
     ax.grid(axis="x", color=style.LIGHT, zorder=0)
     ax.set_axisbelow(True)
-    return quiet_frame(ax)
+    return ax
 
 
 def memory_wall(
-    sizes: Mapping[str, Mapping[str, float]],
-    bf16: Mapping[str, Mapping[str, float]] | None = None,
-    lines_gib: Sequence[float] = CARDS_GIB,
-    *,
-    ax: Axes | None = None,
+    sizes: Mapping[str, Sizes], bf16: Mapping[str, Sizes], *, ax: Canvas = None
 ) -> Axes:
-    """Groups of bars on a logarithmic axis against the memory of common cards.
+    """Memory of encoder → configuration on a logarithmic axis, against that of common cards.
 
-    Args:
-        sizes: encoder → configuration → bytes; a group for every configuration of the first
-            encoder, a bar for every encoder.
-        bf16: the same in that precision, a diamond on each bar.
-        lines_gib: card sizes in GiB, drawn as horizontal lines.
+    A group for every configuration, in it a bar for every encoder; diamonds are bf16.
     """
     groups = list(next(iter(sizes.values())))
     ax = axes_for(ax, 1.6 * len(groups) + 1.0, 4.0)
@@ -262,33 +214,37 @@ def memory_wall(
     everything, handles = [], []
     for i, (name, row) in enumerate(sizes.items()):
         places = [g + (i - (len(sizes) - 1) / 2) * width for g in range(len(groups))]
-        gib = [row[group] / GIB for group in groups]
+        gib, marks = ([of[group] / GIB for group in groups] for of in (row, bf16[name]))
         bars = ax.bar(places, gib, 0.92 * width, label=name, zorder=2, **fill(i))
         texts = [f"{size:.2g}" if size < 10 else f"{size:.0f}" for size in gib]
         ax.bar_label(bars, texts, color=style.INK, fontsize=style.SMALL, path_effects=style.OUTLINE)
+        diamonds = ax.plot(places, marks, "D", color="white", markeredgecolor=style.INK,
+                           markersize=5, zorder=3, label="bf16")  # fmt: skip
         handles.append(bars)
-        everything += gib
-        if bf16 is not None:
-            marks = [bf16[name][group] / GIB for group in groups]
-            diamonds = ax.plot(places, marks, "D", color="white", markeredgecolor=style.INK,
-                               markersize=5, zorder=3, label="bf16")  # fmt: skip
-            everything += marks
-    handles += diamonds if bf16 is not None else []
-    ax.set_ylabel("peak of one training step (GiB)")
+        everything += gib + marks
+    ax.set(ylabel="peak of one training step (GiB)", xlim=(-0.55, len(groups) - 0.45))
     ax.set_xticks(range(len(groups)), groups)
-    ax.set_xlim(-0.55, len(groups) - 0.45)
-    _log_axis_with_cards(ax, everything, lines_gib)
-    ax.legend(handles=handles, frameon=False, ncols=len(handles), loc="lower center",
-              bbox_to_anchor=(0.5, 1.0))  # fmt: skip
+    low, high = min(everything) / 2, 2 * max([*everything, *CARDS_GIB])
+    ticks = [10.0**power for power in range(-3, 7) if low <= 10.0**power <= high]
+    ax.set(yscale="log", ylim=(low, high))
+    ax.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
+    for card in CARDS_GIB:
+        ax.axhline(card, color=style.INK, linestyle="--", linewidth=1.2, zorder=0.5)
+        ax.text(1.005, card, f"{card:g} GiB", transform=ax.get_yaxis_transform(), ha="left",
+                va="center", color=style.INK, fontsize=style.SMALL)  # fmt: skip
+    ax.grid(axis="y", color=style.LIGHT, zorder=0)
+    ax.set_axisbelow(True)
+    ax.legend(handles=handles + diamonds, frameon=False, ncols=len(handles) + 1,
+              loc="lower center", bbox_to_anchor=(0.5, 1.0))  # fmt: skip
     ax.tick_params(axis="x", length=0)
-    return quiet_frame(ax)
+    return ax
 
 
 def peak_by_snippets(
     curves: Mapping[str, Mapping[int, float]],
     lines_gib: Sequence[float] = (),
     *,
-    ax: Axes | None = None,
+    ax: Canvas = None,
 ) -> Axes:
     """Peak memory against the number of snippets, both axes logarithmic.
 
@@ -309,7 +265,7 @@ def peak_by_snippets(
     _log_axis_with_cards(ax, [size / factor for size in sizes], lines_gib)
     ax.minorticks_off()
     ax.legend(frameon=False)
-    return quiet_frame(ax)
+    return ax
 
 
 def _log_axis_with_cards(ax: Axes, values: Sequence[float], lines_gib: Sequence[float]) -> None:

@@ -1,8 +1,8 @@
 """Figures say what they should, read back from the Axes; tables and reports are well formed."""
 
+import re
 import subprocess
 import sys
-from html.parser import HTMLParser
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,6 +17,8 @@ import torch
 from lectures import Shares
 
 from lofi import figures, report
+from lofi.detection import Detection
+from lofi.figures import tables
 from lofi.figures.style import FALSE_ALARM, FOUND, TRUTH, as_array, as_spans
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -34,11 +36,8 @@ def _close_figures():
 
 def bars(ax, colour=None):
     wanted = None if colour is None else matplotlib.colors.to_rgb(colour)
-    return [
-        patch
-        for patch in ax.patches
-        if patch.get_label() != "missed" and wanted in (None, patch.get_facecolor()[:3])
-    ]
+    drawn = [patch for patch in ax.patches if patch.get_label() != "missed"]
+    return [patch for patch in drawn if wanted in (None, patch.get_facecolor()[:3])]
 
 
 def words(texts):
@@ -49,7 +48,7 @@ def words(texts):
 
 
 def test_segments_are_read_from_tuples_arrays_tensors_and_objects():
-    detection = SimpleNamespace(segment=(1.0, 2.0), label="wave", score=0.5)
+    detection = Detection(1.0, 2.0, "wave", 0.5)
     segment = SimpleNamespace(start_s=1.0, end_s=2.0, label="wave")
     for given in ([(1, 2)], np.array([[1, 2]]), torch.tensor([[1.0, 2.0]])):
         assert as_spans(given) == [(1.0, 2.0, "", None)]
@@ -63,8 +62,8 @@ def test_the_best_detection_of_an_action_from_the_threshold_on_is_right():
     hit, found = figures.judge(TRUTH_LANE, detections)
     assert hit == [False, True, False]  # the duplicate, the best, the wrong class
     assert found == [True, False]
-    assert figures.judge([(0, 10)], [(0, 5)], tiou=0.5) == ([True], [True])
-    assert figures.judge([(0, 10)], [(0, 4.9)], tiou=0.5) == ([False], [False])
+    assert figures.judge([(0, 10)], [(0, 5)]) == ([True], [True])
+    assert figures.judge([(0, 10)], [(0, 4.9)]) == ([False], [False])
     assert figures.judge([], [(0, 5)]) == ([False], []) and figures.judge([], []) == ([], [])
 
 
@@ -221,10 +220,10 @@ def test_loss_curves_draw_raw_and_mean_and_skip_rows_without_loss():
 def test_precision_recall_envelope_encloses_the_average_precision():
     recall, precision = [0.5, 0.5, 1.0], [1.0, 0.5, 2 / 3]  # hit, miss, hit of two actions
     curves = {"ACP": (recall, precision), "nothing found": ([], [])}
-    ax = lectures.precision_recall(curves, average_precision={"ACP": 5 / 6})
+    ax = lectures.precision_recall(curves)
     x, y = ax.lines[1].get_data()
     assert np.sum(np.diff(x) * y[1:]) == pytest.approx(5 / 6)
-    assert words(ax.get_legend().get_texts()) == ["ACP: AP 83.3", "nothing found"]
+    assert words(ax.get_legend().get_texts()) == ["ACP", "nothing found"]
 
 
 def test_parts_of_a_bar_lie_end_to_end():
@@ -269,14 +268,14 @@ def test_results_are_percent_with_one_decimal_at_the_right_thresholds():
     assert table.header == ("method", "classes", "average", "@0.5", "@0.75", "@0.95")
     assert table.rows[0] == ("acp", "shared", "30.0", "50.0", "25.0", "5.0")
     assert table.rows[2] == ("c-lofi", "shared", "40.0", "70.0", "45.0", "25.0")
-    assert figures.summary_table(RESULTS).rows == (("acp", "30.0", "25.0"), ("c-lofi", "40.0", "–"))
+    assert tables.summary_table(RESULTS).rows == (("acp", "30.0", "25.0"), ("c-lofi", "40.0", "–"))
     thumos = {**result("acp", "own", 0.2), "map": [0.5, 0.4, 0.3], "tious": [0.3, 0.4, 0.5]}
     assert figures.results_table([thumos]).rows[0][3:] == ("30.0", "–", "–")
 
 
 def test_trials_are_averaged_with_their_standard_deviation():
     trials = [result("acp", "own", 0.2), result("acp", "own", 0.4)]
-    row = figures.results_rows(trials)[0]
+    row = tables.results_rows(trials)[0]
     assert row.trials == 2 and row.average == pytest.approx(0.3)
     assert row.spread == pytest.approx(0.02**0.5)
     table = figures.results_table(trials)
@@ -290,11 +289,11 @@ def test_a_table_as_text_aligns_numbers_at_the_right():
 
 
 def test_detections_are_listed_best_first():
-    table = figures.detections_table([(1, 2.5, "jump", 0.25), (10, 30, "wave", 0.9), (3, 4)])
+    table = tables.detections_table([(1, 2.5, "jump", 0.25), (10, 30, "wave", 0.9), (3, 4)])
     assert table.header == ("label", "score", "start (s)", "end (s)")
     assert table.rows == (("wave", "0.900", "10.00", "30.00"), ("jump", "0.250", "1.00", "2.50"),
                           ("–", "–", "3.00", "4.00"))  # fmt: skip
-    assert figures.detections_table([]).text().startswith("label")
+    assert tables.detections_table([]).text().startswith("label")
 
 
 def test_result_bars_stand_for_the_numbers():
@@ -331,7 +330,7 @@ def test_column_sums_equal_those_of_the_printed_tables(table):
 
 
 def test_rows_printed_twice_agree_except_where_noted():
-    rows = [r for r in figures.paper_numbers(dataset=ANET) if r.metrics[0] == "0.5"]
+    rows = [r for r in figures.paper_numbers(dataset=ANET) if "0.5" in r.printed]
     r18 = [r for r in rows if "R18" in r.setting and "R(2+1)D" not in r.setting]
     acp = {r.values for r in r18 if r.method == "ACP"}
     lofi = {r.values for r in r18 if r.method in ("LoFi", "Long C-LoFi")}
@@ -341,7 +340,7 @@ def test_rows_printed_twice_agree_except_where_noted():
 
 
 def test_paper_and_ours_meet_in_one_row():
-    rows = {row[0]: row[1:] for row in figures.paper_vs_ours(RESULTS, source="Table 2").rows}
+    rows = {row[0]: row[1:] for row in figures.paper_vs_ours(RESULTS).rows}
     assert rows["ACP"] == ("49.64", "34.16", "7.68", "33.59", "50.0", "25.0", "5.0", "30.0", "-3.6")
     assert rows["Long C-LoFi"][-2:] == ("40.0", "+5.5")  # "c-lofi" is the paper's long cycle
     assert rows["T-LoFi"][-1] == "–"
@@ -350,26 +349,6 @@ def test_paper_and_ours_meet_in_one_row():
 
 
 # Reports ------------------------------------------------------------------------------------
-
-
-class Outline(HTMLParser):
-    """Checks that tags nest and collects what tests ask about."""
-
-    VOID = ("meta", "img", "br", "link")
-
-    def __init__(self, document):
-        super().__init__()
-        self.open, self.tags = [], []
-        self.feed(document)
-        assert not self.open, f"never closed: {self.open}"
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
-        if tag not in self.VOID:
-            self.open.append(tag)
-
-    def handle_endtag(self, tag):
-        assert self.open and self.open.pop() == tag, f"</{tag}> closes something else"
 
 
 def test_report_is_well_formed_and_needs_nothing_else(tmp_path):
@@ -381,19 +360,18 @@ def test_report_is_well_formed_and_needs_nothing_else(tmp_path):
     }
     path = report.write_report(tmp_path / "deep" / "report.html", "A <title>", sections)
     document = path.read_text(encoding="utf-8")
-    tags = Outline(document).tags
-    names = [tag for tag, _ in tags]
+    names = re.findall(r"<([a-z]\w*)", document)
+    for name in set(names) - {"meta", "img"}:
+        assert names.count(name) == document.count(f"</{name}>"), name
     assert [tag for tag in names if tag in ("h1", "nav", "h2")] == ["h1", "nav", "h2", "h2", "h2"]
     assert {"table", "thead", "caption", "figure", "figcaption", "details", "main"} <= set(names)
-    for _, attributes in tags:
-        for name in ("src", "href"):
-            assert attributes.get(name, "data:").startswith(("data:", "#"))
+    sources = re.findall(r'(?:src|href)="([^"]*)', document)
+    assert sources and all(source.startswith(("data:image/png;base64,iVBORw0KGgo", "#"))
+                           for source in sources)  # fmt: skip
     assert "http" not in document and "<script" not in document and "@import" not in document
     assert "&lt;angle&gt; &amp; ampersand, for $5" in document and "a &lt; b" in document
     assert "prefers-color-scheme: dark" in document and "@media print" in document
-    image = next(attributes for tag, attributes in tags if tag == "img")
-    assert image["alt"] == 'What "it" shows.'
-    assert image["src"].startswith("data:image/png;base64,iVBORw0KGgo")
+    assert 'alt="What &quot;it&quot; shows."' in document
     with pytest.raises(ValueError, match="got int"):
         report.write_report(path, "x", {"bad": [3]})
     assert path.read_text(encoding="utf-8") == document and list(path.parent.iterdir()) == [path]
@@ -418,12 +396,11 @@ BROKEN = {**result("acp", "own", 0.2), "map": [0.5, 0.4, 0.3]}
         (lambda: lectures.neighbour_graph([[0, 3], [1, 1], [2, 2]]), "0 … 2"),
         (lambda: figures.loss_curves({"T": [{"step": 0, "loss": 1.0}]}, key="acc"),
          r"'T' has no finite 'acc'.*\['loss', 'step'\]"),
-        (lambda: figures.results_rows([BROKEN]), "3 values for 10"),
-        (lambda: figures.results_rows([{"method": "acp", "classes": "own", "average_map": 0.2}]),
+        (lambda: tables.results_rows([BROKEN]), "3 values for 10"),
+        (lambda: tables.results_rows([{"method": "acp", "classes": "own", "average_map": 0.2}]),
          r"row 0 lacks \['map'\]"),
         (lambda: figures.Table(("name", "value"), (("a",),)), "row 0 has 1 entries"),
         (lambda: figures.paper_numbers("8"), "no rows for '8'.*Table 7, Table A"),
-        (lambda: figures.paper_vs_ours(RESULTS, source="Table A"), "no mAP rows"),
         (lambda: report.Picture(plt.figure(), " "), "caption"),
     ],
 )  # fmt: skip

@@ -1,6 +1,5 @@
 """The notebook helper behaves the same for a person, papermill, nbval and nbconvert."""
 
-import dataclasses
 import json
 import logging
 import os
@@ -63,9 +62,6 @@ def test_setup_gives_the_same_numbers_twice(tmp_path, capsys):
         )  # fmt: skip
     assert draws[0] == draws[1]
     assert torch.are_deterministic_algorithms_enabled()
-    assert nb.seed == 3 and nb.preset == "tiny"
-    with pytest.raises(dataclasses.FrozenInstanceError):
-        nb.seed = 4
 
 
 def test_setup_speaks_only_on_stderr(tmp_path, capsys):
@@ -194,8 +190,6 @@ def test_expect_fails_when_nothing_or_something_else_is_raised(capsys):
         pass
     with pytest.raises(ZeroDivisionError), notebook.expect(ValueError):
         1 / 0  # noqa: B018
-    with pytest.raises(ValueError, match="needs the exceptions"), notebook.expect():
-        pass
 
 
 def test_record_writes_plain_json(tmp_path):

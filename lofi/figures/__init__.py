@@ -9,20 +9,13 @@ from lofi.figures.curves import (
     loss_curves,
     sensitivity_bars,
 )
-from lofi.figures.maps import (
-    boundary_curves,
-    confidence_map,
-    similarity,
-)
+from lofi.figures.maps import boundary_curves, confidence_map, similarity
 from lofi.figures.tables import (
     Table,
-    detections_table,
     paper_numbers,
     paper_table,
     paper_vs_ours,
     results_bars,
-    results_rows,
     results_table,
-    summary_table,
 )
 from lofi.figures.timelines import judge, thumbnails, timeline, video_timeline

@@ -10,21 +10,17 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from lofi.figures import style
-from lofi.figures.style import axes_for, fill, quiet_frame, stroke
+from lofi.figures.style import Canvas, axes_for, fill, stroke
 
 Log = Sequence[Mapping[str, Any]]  # rows of a metrics.jsonl: {"step": 3, "loss": 1.2, "lr": 0.1}
 ERRORS = (style.FOUND, style.SKY, style.PURPLE, style.AMBER, style.FALSE_ALARM, style.GREY)
 PROPERTIES = (style.TRUTH, style.AMBER, style.PURPLE)
 
 
-def loss_curves(runs: Mapping[str, Log], *, key: str = "loss", ax: Axes | None = None) -> Axes:
+def loss_curves(runs: Mapping[str, Log], *, key: str = "loss", ax: Canvas = None) -> Axes:
     """Loss against step: raw values thin and pale, on top the mean of the last twentieth of rows.
 
-    Args:
-        runs: name → rows with "step" and `key`; rows without `key` or with NaN are left out.
-        key: which number of a row.
-    Raises:
-        ValueError: a run without a single row that has `key`.
+    Rows without `key` or with NaN are left out; a run of nothing else is refused (ValueError).
     """
     ax = axes_for(ax, 6.0, 3.2)
     for i, (name, rows) in enumerate(runs.items()):
@@ -44,79 +40,63 @@ def loss_curves(runs: Mapping[str, Log], *, key: str = "loss", ax: Axes | None =
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     if len(runs) > 1:
         ax.legend(frameon=False)
-    return quiet_frame(ax)
+    return ax
 
 
-def error_profile(
-    share: Mapping[str, Sequence[float]],
-    multiples: Sequence[int] = range(1, 11),
-    *,
-    ax: Axes | None = None,
-) -> Axes:
+def error_profile(profile: Any, *, ax: Canvas = None) -> Axes:
     """Stacked bars: of what the best k x (instances of the class) detections consist.
 
-    Args:
-        share: category → fraction for every multiple; the fractions of a multiple add up to 1.
-        multiples: k of each bar.
+    Takes the `FalsePositiveProfile` of `lofi.evaluation.diagnose`.
     """
     ax = axes_for(ax, 6.4, 3.4)
-    places, bottom = np.arange(len(multiples)), np.zeros(len(multiples))
-    for i, (name, values) in enumerate(share.items()):
+    places, bottom = np.arange(len(profile.multiples)), np.zeros(len(profile.multiples))
+    for i, (name, values) in enumerate(profile.share.items()):
         percent = 100 * np.asarray(values, float)
-        look = fill(i) | {"facecolor": ERRORS[i % len(ERRORS)], "linewidth": 0.5}
+        look = fill(i) | {"facecolor": ERRORS[i], "linewidth": 0.5}
         ax.bar(places, percent, 0.8, bottom, label=name, **look)
         bottom += percent
-    ax.set(xticks=places, xticklabels=[f"{k}G" for k in multiples], ylim=(0, 100))
+    ax.set(xticks=places, xticklabels=[f"{k}G" for k in profile.multiples], ylim=(0, 100))
     ax.set(xlabel="best detections (G = instances of the class)", ylabel="share (%)")
     ax.legend(reverse=True, fontsize=style.SMALL, **style.BESIDE)
-    return quiet_frame(ax)
+    return ax
 
 
 def sensitivity_bars(
-    buckets: Sequence[tuple[str, str, float, int]],
-    overall: float | None = None,
-    *,
-    ylabel: str = "recall (%)",
-    ax: Axes | None = None,
+    buckets: Sequence[Any], value: str, overall: float | None = None, *, ax: Canvas = None
 ) -> Axes:
-    """One bar per group of instances, groups of the same property side by side.
+    """One bar per `Bucket` of `lofi.evaluation.diagnose`, those of a property side by side.
 
-    Args:
-        buckets: (property, name, value in [0, 1], number of instances) each.
-        overall: value over all instances, a dashed line.
+    They show `value`, "average_recall" or "normalised_map"; a dashed line is it over all instances.
     """
     ax = axes_for(ax, 7.2, 3.0)
-    properties = list(dict.fromkeys(bucket[0] for bucket in buckets))
-    places = [i + properties.index(bucket[0]) for i, bucket in enumerate(buckets)]
-    for i, name in enumerate(properties):
-        mine = [(x, b) for x, b in zip(places, buckets) if b[0] == name]
-        look = fill(i) | {"facecolor": PROPERTIES[i % len(PROPERTIES)]}
-        bars = ax.bar([x for x, _ in mine], [100 * b[2] for _, b in mine], 0.8, label=name, **look)
-        ax.bar_label(bars, [f"{b[3]}" for _, b in mine], fontsize=style.SMALL, color=style.GREY)
-    ax.set_xticks(places, [bucket[1] for bucket in buckets], fontsize=style.SMALL)
+    names, places = list(dict.fromkeys(b.property for b in buckets)), []
+    for i, name in enumerate(names):
+        group = [bucket for bucket in buckets if bucket.property == name]
+        at = len(places) + i + np.arange(len(group))  # a gap before each property
+        heights = [100 * getattr(bucket, value) for bucket in group]
+        bars = ax.bar(at, heights, 0.8, label=name, **fill(i) | {"facecolor": PROPERTIES[i]})
+        texts = [bucket.instances for bucket in group]
+        ax.bar_label(bars, texts, fontsize=style.SMALL, color=style.GREY)
+        places.extend(at)
+    ax.set_xticks(places, [bucket.name for bucket in buckets], fontsize=style.SMALL)
+    ylabel = {"average_recall": "recall (%)", "normalised_map": "normalised mAP (%)"}[value]
     ax.set(ylabel=ylabel, ylim=(0, 109), xlabel="group (number of instances above each bar)")
     if overall is not None:
-        line = {"color": style.GREY, "linestyle": "--", "linewidth": 1, "label": "all instances"}
-        ax.axhline(100 * overall, **line)
+        look = {"color": style.GREY, "linestyle": "--", "linewidth": 1}
+        ax.axhline(100 * overall, label="all instances", **look)
     ax.legend(fontsize=style.SMALL, **style.BESIDE)
-    return quiet_frame(ax)
+    return ax
 
 
 def diagnosis_figure(report: Any) -> Figure:
-    """False-positive profile above, recall and normalised mAP by groups of instances below.
-
-    Args:
-        report: what `lofi.evaluation.diagnose` returns.
-    """
+    """What `diagnose` found: false positives above, recall and mAP by groups of instances below."""
     figure, axes = plt.subplots(3, 1, figsize=(8, 9), layout="constrained")
-    error_profile(report.profile.share, report.profile.multiples, ax=axes[0])
-    axes[0].set_title(f"what the best detections are, tIoU {report.profile.tiou:g}")
-    groups = report.sensitivity
+    title = f"what the best detections are, tIoU {report.profile.tiou:g}"
+    error_profile(report.profile, ax=axes[0]).set_title(title)
     total = sum(c.instances for c in report.classes)
     recall = sum(c.average_recall * c.instances for c in report.classes) / total
-    rows = [(b.property, b.name, b.average_recall, b.instances) for b in groups]
-    sensitivity_bars(rows, recall, ax=axes[1]).set_title("recall, mean over tIoUs")
-    rows = [(b.property, b.name, b.normalised_map, b.instances) for b in groups]
-    sensitivity_bars(rows, ylabel="normalised mAP (%)", ax=axes[2])
+    sensitivity_bars(report.sensitivity, "average_recall", recall, ax=axes[1])
+    axes[1].set_title("recall, mean over tIoUs")
+    sensitivity_bars(report.sensitivity, "normalised_map", ax=axes[2])
     axes[2].set_title("normalised mAP, mean over tIoUs")
     return figure

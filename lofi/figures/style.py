@@ -1,7 +1,6 @@
-"""Colours, plain-data conversion and axes that every figure of this kit shares.
+"""Colours (Okabe and Ito's palette), plain-data conversion and axes that every figure shares.
 
-Figures take numbers and give matplotlib Axes back; they never train, read files or save.
-Colours are Okabe and Ito's palette; no figure carries a meaning by colour alone.
+Figures take numbers and give matplotlib Axes back; no figure carries a meaning by colour alone.
 """
 
 from collections.abc import Iterable
@@ -24,7 +23,7 @@ EDGE = [patheffects.withStroke(linewidth=3.5, foreground="white")]  # and marks 
 BESIDE = {"loc": "upper left", "bbox_to_anchor": (1, 1), "frameon": False}  # places of legends
 ABOVE = {"loc": "lower left", "bbox_to_anchor": (0, 1), "frameon": False}
 
-
+Canvas = Axes | None  # where to draw; None makes a new figure
 Segments = Iterable[Any] | None  # in any form that `as_spans` takes
 
 
@@ -41,45 +40,46 @@ class Span(NamedTuple):
         return self.end_s - self.start_s
 
 
-def as_array(values: Any) -> np.ndarray:
-    """Any array, nested list or tensor (of any device) as a NumPy array."""
+def as_array(values: Any, dims: int = 0, what: str = "values") -> np.ndarray:
+    """Any array, nested list or tensor (of any device) as a NumPy array.
+
+    `dims`, unless 0, is how many dimensions it must have; `what` begins the error message.
+    """
     if hasattr(values, "detach"):
         values = values.detach().cpu()
         values = values.float() if str(values.dtype) == "torch.bfloat16" else values
-    return np.asarray(values)
+    array = np.asarray(values)
+    if dims and array.ndim != dims:
+        raise ValueError(f"{what}, got {array.shape}")
+    return array
 
 
 def as_spans(segments: Segments) -> list[Span]:
-    """Segments in any of the forms of this kit as `Span`s.
+    """Segments as `Span`s; refuses those that end before they start. None is no segment.
 
-    Args:
-        segments: (start, end), (start, end, label) or (start, end, label, score) tuples, an (N, 2)
-            array or tensor, or objects with `start_s`/`end_s` or `segment`, and perhaps `label`
-            and `score`. None is no segment.
-    Raises:
-        ValueError: a segment with another shape, or one that ends before it starts.
+    They come as (start, end[, label[, score]]) tuples, as an (N, 2) array or tensor, or as objects
+    with `start_s`, `end_s` and `label`.
     """
     if hasattr(segments, "detach") or isinstance(segments, np.ndarray):
         segments = as_array(segments).tolist()
     spans = []
     for i, item in enumerate(segments if segments is not None else ()):
-        label, score = getattr(item, "label", None), getattr(item, "score", None)
-        if hasattr(item, "start_s"):
-            start, end = item.start_s, item.end_s
-        elif hasattr(item, "segment"):
-            start, end = item.segment
-        else:
-            item = tuple(item)
-            if not 2 <= len(item) <= 4:
-                raise ValueError(
-                    f"segment {i} has {len(item)} entries; give (start, end[, label[, score]])"
-                )
-            start, end, label, score = item + (None,) * (4 - len(item))
+        if hasattr(item, "start_s") and not isinstance(item, tuple):
+            item = (item.start_s, item.end_s, item.label)
+        if not 2 <= len(item) <= 4:
+            form = "(start, end[, label[, score]])"
+            raise ValueError(f"segment {i} has {len(item)} entries; give {form}")
+        start, end, label, score = *item, *(None,) * (4 - len(item))
         if not float(start) <= float(end):
             raise ValueError(f"segment {i} runs from {start} to {end}; the end must not come first")
         score = None if score is None else float(score)
-        spans.append(Span(float(start), float(end), "" if label is None else str(label), score))
+        spans.append(Span(float(start), float(end), str(label or ""), score))
     return spans
+
+
+def by_score(spans: Iterable[Span]) -> list[Span]:
+    """The best first; spans without a score come last."""
+    return sorted(spans, key=lambda span: -(span.score or 0.0))
 
 
 def fill(i: int) -> dict[str, Any]:
@@ -93,13 +93,9 @@ def stroke(i: int) -> dict[str, Any]:
     return {"color": CYCLE[i % len(CYCLE)], "linestyle": LINES[i % len(LINES)], "linewidth": 2}
 
 
-def axes_for(ax: Axes | None, width: float, height: float) -> Axes:
-    """`ax` itself, or the only Axes of a new figure of `width` × `height` inches."""
-    return ax or plt.subplots(figsize=(width, height), layout="constrained")[1]
-
-
-def quiet_frame(ax: Axes) -> Axes:
-    """Take the top and right border away."""
+def axes_for(ax: Canvas, width: float, height: float) -> Axes:
+    """`ax`, or that of a new figure of `width` × `height` inches, without upper and right edge."""
+    ax = ax or plt.subplots(figsize=(width, height), layout="constrained")[1]
     ax.spines[["top", "right"]].set_visible(False)
     return ax
 
