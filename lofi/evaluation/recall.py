@@ -15,7 +15,7 @@ import numpy as np
 
 from lofi.evaluation.columns import Predictions, Truth, restrict
 from lofi.evaluation.detection import SORTS, Result, load, provenance
-from lofi.evaluation.matching import BLOCK, best_first, tiou_of
+from lofi.evaluation.matching import BLOCK, best_first, ranks, tiou_of
 
 STEPS = 100
 
@@ -84,8 +84,9 @@ def _evaluate(
     order, sizes = best_first(group, found.scores, num_videos + 1, SORTS[tie_order])
     counts = sizes[:-1]
     kept = np.minimum((counts * ratio).astype(np.int64), counts)
-    rank = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
-    order = order[: counts.sum()][rank < np.repeat(kept, counts)]
+    order = order[: counts.sum()]
+    if (kept < counts).any():
+        order = order[ranks(np.arange(len(order)), counts) < np.repeat(kept, counts)]
     first = _first_ranks(truth, found.segments, order, kept, tious)
 
     steps = np.arange(1, STEPS + 1) / 100.0 * (average * float(num_videos) / max(kept.sum(), 1))
@@ -117,6 +118,7 @@ def _first_ranks(
     """
     lengths = kept[truth.video]  # proposals facing each ground truth
     offset = (np.cumsum(kept) - kept)[truth.video]  # place in `order` of the first of them
+    start, end = segments.T
     rising = np.sort(tious)
     first = np.full((len(lengths), len(tious) + 1), np.iinfo(np.int64).max)
     for size in np.unique(lengths[lengths > 0]).tolist():  # those that face as many together
@@ -124,7 +126,7 @@ def _first_ranks(
         for low in range(0, len(facing), block):
             mine = facing[low : low + block]
             row = order[offset[mine, None] + np.arange(size)]
-            tiou = tiou_of(truth.segments.T[:, mine, None], segments.T[:, row])
+            tiou = tiou_of(truth.segments.T[:, mine, None], (start[row], end[row]))
             best = np.maximum.accumulate(np.fmax(tiou, 0.0, out=tiou), axis=1)  # NaN becomes 0
             better = best >= rising[0]
             better[:, 1:] &= best[:, 1:] > best[:, :-1]  # only these can be the first to reach
