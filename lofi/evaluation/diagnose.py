@@ -6,7 +6,7 @@ Categories, their tIoU floor of 0.1, the buckets and normalised AP follow Alwass
 """
 
 from dataclasses import asdict, dataclass
-from itertools import product
+from itertools import pairwise, product
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -296,10 +296,8 @@ def _sensitivity(matches: Matches, recalled: np.ndarray) -> tuple[Bucket, ...]:
     values = {"coverage": coverage, "length": length, "instances": counts[group]}
     buckets = []
     for name, limits in BUCKETS.items():
-        low = -np.inf
-        for bucket, high in limits.items():
+        for bucket, (low, high) in zip(limits, pairwise([-np.inf, *limits.values()])):
             inside = (values[name] > low) & (values[name] <= high)
-            low = high
             if inside.any():
                 recall = recalled[:, inside].mean(axis=1)
                 numbers = tuple(recall.tolist()), float(recall.mean())
