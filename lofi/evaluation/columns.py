@@ -96,11 +96,10 @@ def _read_fast(path: str | Path, what: str) -> Any:
 
 @_collection_paused()
 def truth_table(source: Any, subset: str, ignore: frozenset[str] = frozenset()) -> Truth:
-    """Collect the annotations of a subset (exact name).
+    """Collect the annotations of a subset (exact name), without the labels to `ignore`.
 
     Args:
         source: path, ActivityNet-format dict, or list of `lofi.data.Video`.
-        ignore: labels to leave out.
     Raises:
         ValueError: no annotation in this subset (names the subsets there are), malformed entries.
     """
@@ -262,9 +261,8 @@ def restrict(truth: Truth, found: Predictions, available: Any) -> tuple[Truth, P
     Raises:
         ValueError: none of them is annotated.
     """
-    if isinstance(available, str) and available == "auto":
-        ids = set(found.videos)
-    else:
+    ids = set(found.videos)
+    if not isinstance(available, str) or available != "auto":
         ids = set(map(str, _read_ids(available)))
         ids |= {name.removeprefix("v_") for name in ids}
     keep = np.array([name in ids for name in truth.videos])

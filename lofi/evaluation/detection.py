@@ -148,9 +148,10 @@ class DetectionResult(Result):
         return near[0]
 
     def __str__(self) -> str:
-        shown = self.tious if self.protocol == "thumos14" else (0.5, 0.75, 0.95)
-        shown = [t for t in shown if min(abs(t - x) for x in self.tious) < 1e-6]
-        values = " ".join(f"{100 * self.at(t):.2f}@{t:g}" for t in shown)
+        pairs = list(zip(self.tious, self.map))
+        if self.protocol != "thumos14":
+            pairs = [(t, value) for t, value in pairs if round(t, 6) in (0.5, 0.75, 0.95)]
+        values = " ".join(f"{100 * value:.2f}@{t:g}" for t, value in pairs)
         notes = []
         if self.predictions and self.predictions_outside_subset == self.predictions:
             notes = ["  every detection is of a video outside the subset; compare the ids"]
