@@ -101,26 +101,19 @@ class Optimisation:
 class Mode:
     """How the encoder's gradient is found (stage 2) and what is kept in memory for it.
 
-    Args:
-        name: "full" (one graph; every LoFi configuration of the paper), "exact" (features without
-            graph, head, then every chunk again with its graph: the same gradient at the memory of
-            one chunk), "sampled" (the same for a share of the snippets only), "partial" (one graph
-            above frozen stages), "frozen" (head only).
-        chunk: snippets encoded at a time ("exact", "sampled", "frozen").
-        ratio: share of the snippets of a video that get a gradient ("sampled").
-        rescale: divide the sampled gradient by `ratio`, which makes it right on average.
-        stage: last frozen stage of the encoder, inclusive ("partial").
-        recompute: run each block again in the backward pass instead of keeping activations.
-        fold: frozen batch normalisation folded into the convolutions.
+    "full": one graph, as in every LoFi configuration of the paper. "exact": features without graph,
+    head, then every chunk again with its graph; the same gradient at the memory of one chunk.
+    "sampled": the same for a share of the snippets. "partial": one graph above frozen stages.
+    "frozen": head only.
     """
 
     name: Literal["full", "exact", "sampled", "partial", "frozen"] = "full"
-    chunk: int = 4
-    ratio: float = 0.3
-    rescale: bool = True
-    stage: str = "layer2"
-    recompute: bool = False
-    fold: bool = False
+    chunk: int = 4  # snippets encoded at a time ("exact", "sampled", "frozen")
+    ratio: float = 0.3  # share of the snippets of a video that get a gradient ("sampled")
+    rescale: bool = True  # divide the sampled gradient by `ratio`: right on average
+    stage: str = "layer2"  # last frozen stage of the encoder, inclusive ("partial")
+    recompute: bool = False  # run each block again in the backward pass: fewer activations kept
+    fold: bool = False  # frozen batch normalisation folded into the convolutions
 
     def __post_init__(self) -> None:
         _check_choices(self)
@@ -183,14 +176,12 @@ class PostProcessing:
         _check_choices(self)
         for term in self.score.split("*"):
             if term.strip() not in ("cls", "reg", "start", "end"):
-                raise ValueError(
-                    f"score {self.score!r}: unknown term {term.strip()!r}; use cls, reg, start, end"
-                )
+                unknown = f"score {self.score!r}: unknown term {term.strip()!r}"
+                raise ValueError(f"{unknown}; use cls, reg, start, end")
         if not self.sigma > 0 or self.top_k < 1 or self.classes_per_video < 1:
-            raise ValueError(
-                f"sigma {self.sigma}, top_k {self.top_k}, classes_per_video "
-                f"{self.classes_per_video}; expected all > 0"
-            )
+            found = f"sigma {self.sigma}, top_k {self.top_k}"
+            found += f", classes_per_video {self.classes_per_video}"
+            raise ValueError(f"{found}; expected all > 0")
 
     @staticmethod
     def bmn() -> "PostProcessing":
@@ -250,13 +241,10 @@ def to_dict(config: Any) -> dict[str, Any]:
 
 
 def from_dict(cls: type, values: dict[str, Any], where: str = "config", base: Any = None) -> Any:
-    """Build a config dataclass from a plain dictionary.
+    """A config dataclass from a plain dictionary; the rest is taken from `base`, or the defaults.
 
-    Args:
-        base: what is not in `values` is taken from it; None: from the defaults.
     Raises:
-        ValueError: an unknown key (the known ones are listed) or a value of the wrong type; `where`
-            names the place.
+        ValueError: an unknown key or a value of the wrong type; `where` names the place.
     """
     if not isinstance(values, dict):
         raise ValueError(f"{where}: expected an object with settings, got {values!r}")
@@ -275,32 +263,30 @@ def from_dict(cls: type, values: dict[str, Any], where: str = "config", base: An
 def _check_choices(settings: Any) -> None:
     """ValueError where a `Literal` field of a dataclass holds something else."""
     for name, hint in get_type_hints(type(settings)).items():
-        value = getattr(settings, name)
-        if get_origin(hint) is Literal and value not in get_args(hint):
-            known = ", ".join(get_args(hint))
-            raise ValueError(f"unknown {name} {value!r}; choose one of {known}")
+        value, known = getattr(settings, name), get_args(hint)
+        if get_origin(hint) is Literal and value not in known:
+            raise ValueError(f"unknown {name} {value!r}; choose one of {', '.join(known)}")
 
 
 def _typed(hint: Any, value: Any, where: str, base: Any) -> Any:
-    if isinstance(hint, types.UnionType) and isinstance(value, dict):  # one dataclass a kind
-        kinds = {get_type_hints(member)["kind"].__args__[0]: member for member in get_args(hint)}
-        kind = value.get("kind", base.kind)
-        if kind not in kinds:
-            raise ValueError(f"{where}.kind: {kind!r} is not one of {', '.join(kinds)}")
-        hint, base = kinds[kind], base if base.kind == kind else None
-    if isinstance(hint, types.UnionType):
-        return value
+    """The value of one field, checked: JSON has neither tuples nor dataclasses."""
+    if isinstance(hint, types.UnionType):  # one dataclass a kind
+        if not isinstance(value, dict):
+            return value
+        members = {member.kind: member for member in get_args(hint)}
+        kind = _typed(Literal[tuple(members)], value.get("kind", base.kind), f"{where}.kind", None)
+        return from_dict(members[kind], value, where, base if base.kind == kind else None)
     if dataclasses.is_dataclass(hint):
         return value if isinstance(value, hint) else from_dict(hint, value, where, base)
+    options = get_args(hint)
     if get_origin(hint) is Literal:
-        if value not in get_args(hint):
-            raise ValueError(f"{where}: {value!r} is not one of {', '.join(get_args(hint))}")
+        if value not in options:
+            raise ValueError(f"{where}: {value!r} is not one of {', '.join(options)}")
         return value
     if get_origin(hint) is tuple:
-        kinds = get_args(hint)
-        if not isinstance(value, (list, tuple)) or len(value) != len(kinds):
-            raise ValueError(f"{where}: expected {len(kinds)} values, got {value!r}")
-        return tuple(_typed(kind, item, where, None) for kind, item in zip(kinds, value))
+        if not isinstance(value, (list, tuple)) or len(value) != len(options):
+            raise ValueError(f"{where}: expected {len(options)} values, got {value!r}")
+        return tuple(_typed(kind, item, where, None) for kind, item in zip(options, value))
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if not isinstance(value, hint) or (hint is not bool and isinstance(value, bool)):
@@ -314,32 +300,25 @@ def save(config: Config, path: str | Path) -> None:
 
 
 def load(path: str | Path) -> Config:
-    """Read a config file, whole or partial: it lies over the preset that it names.
-
-    Raises:
-        ValueError: unknown keys, wrong types, or an unknown preset.
-    """
+    """Read a config file, whole or partial: it lies over the preset that it names."""
     return layered(path=path)
 
 
 def layered(preset_name: str = "", path: str | Path = "") -> Config:
-    """A preset, and over it the settings of a file; what the file leaves out is the preset's.
+    """A preset ("" = the file's own, or "tiny"), and over it the settings of a file ("" = none).
 
-    Args:
-        preset_name: "" = the file's own, or "tiny".
-        path: JSON, whole (the config.json of a run) or partial; "" = none.
+    The file is JSON, whole (the config.json of a run) or partial.
+
     Raises:
-        ValueError: the file names another preset.
+        ValueError: the file names another preset, unknown settings or values of a wrong type.
     """
     values = read_json(path, "a saved configuration") if path else {}
     if not isinstance(values, dict):
         raise ValueError(f"{path}: expected an object with settings, got {type(values).__name__}")
     named = values.get("preset", preset_name or "tiny")
     if preset_name and named != preset_name:
-        raise ValueError(
-            f"{path} is a configuration of preset {named!r}, but --preset {preset_name} was given; "
-            "leave one of them out"
-        )
+        found = f"{path} is a configuration of preset {named!r}"
+        raise ValueError(f"{found}, but --preset {preset_name} was given; leave one of them out")
     return from_dict(Config, values, str(path) if path else "config", preset(named))
 
 
@@ -348,16 +327,13 @@ def override(config: Config, changes: dict[str, Any]) -> Config:
     for name, value in changes.items():
         *parents, leaf = name.split(".")
         place: Any = config
-        for parent in parents:
-            if not dataclasses.is_dataclass(getattr(place, parent, None)):
-                raise ValueError(f"unknown setting {name!r}; known here: {', '.join(vars(place))}")
-            place = getattr(place, parent)
-        if leaf != "kind" and not hasattr(place, leaf):
+        while parents and dataclasses.is_dataclass(getattr(place, parents[0], None)):
+            place = getattr(place, parents.pop(0))
+        if parents or not (leaf == "kind" or hasattr(place, leaf)):
             raise ValueError(f"unknown setting {name!r}; known here: {', '.join(vars(place))}")
-        values: Any = value
-        for key in reversed((*parents, leaf)):
-            values = {key: values}
-        config = from_dict(Config, values, base=config)
+        for key in reversed(name.split(".")):
+            value = {key: value}
+        config = from_dict(Config, value, base=config)
     return config
 
 
@@ -368,13 +344,11 @@ def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> l
         before, after = old.get(key, "(absent)"), new.get(key, "(absent)")
         if isinstance(before, dict) and isinstance(after, dict):
             lines += differences(before, after, f"{prefix}{key}.")
-        elif _plain(before) != _plain(after):
+            continue
+        plain = [list(v) if isinstance(v, tuple) else v for v in (before, after)]  # as from JSON
+        if plain[0] != plain[1]:
             lines.append(f"{prefix}{key}: {before!r} → {after!r}")
     return lines
-
-
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value
 
 
 def preset(name: str) -> Config:

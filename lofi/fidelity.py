@@ -11,21 +11,14 @@ from dataclasses import dataclass, replace
 
 @dataclass(frozen=True)
 class Fidelity:
-    """The temporal and spatial resolution of one mini-batch.
+    """The temporal and spatial resolution of one mini-batch."""
 
-    Args:
-        snippets: L, snippets a video.
-        frames: F, frames a snippet; LoFi never changes it.
-        pixels: S, side of the square crop that the encoder sees.
-    """
-
-    snippets: int = 100
-    frames: int = 8
-    pixels: int = 224
+    snippets: int = 100  # L, a video
+    frames: int = 8  # F, a snippet; LoFi never changes it
+    pixels: int = 224  # S, side of the square crop that the encoder sees
 
     def __post_init__(self) -> None:
-        for name in ("snippets", "frames", "pixels"):
-            value = getattr(self, name)
+        for name, value in vars(self).items():
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise ValueError(f"Fidelity.{name} must be an integer of at least 1, got {value!r}")
 
@@ -60,27 +53,18 @@ LOW_BUDGET = (4.0, 2.0)  # supplement B: one 32 GB card (R18), or R50 on four
 
 @dataclass(frozen=True)
 class Schedule:
-    """Which fidelity each step uses.
+    """Which fidelity each step uses."""
 
-    Args:
-        name: what the schedule is called in run folders and tables.
-        fidelities: visited in turn.
-        period_epochs: c_l, epochs each fidelity lasts (long cycle); 0 = not by epoch.
-        period_iterations: c_s, iterations each fidelity lasts (short cycle); 0 = not by iteration.
-    """
-
-    name: str
-    fidelities: tuple[Fidelity, ...]
-    period_epochs: int = 1
-    period_iterations: int = 0
+    name: str  # in run folders and tables
+    fidelities: tuple[Fidelity, ...]  # visited in turn
+    period_epochs: int = 1  # c_l, epochs that each lasts (long cycle)
+    period_iterations: int = 0  # c_s, iterations that each lasts (short cycle); 0 = by epoch
 
     def at(self, epoch: int, iteration: int) -> Fidelity:
-        """The fidelity of a step.
+        """The fidelity of a step; both numbers count from 0.
 
-        Args:
-            epoch: 0-based epoch.
-            iteration: 0-based iteration counted over the whole stage; it is not reset at epoch
-                ends, so a short cycle goes on where the last epoch stopped.
+        `iteration` counts over the whole stage: it is not reset at epoch ends, so a short cycle
+        goes on where the last epoch stopped.
         """
         if epoch < 0 or iteration < 0:
             raise ValueError(f"epoch and iteration start at 0, got {epoch} and {iteration}")

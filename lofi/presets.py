@@ -20,7 +20,10 @@ from lofi.config import (
 from lofi.fidelity import Fidelity
 
 # The paper's own setting: everything is the dataclasses' default except what is listed.
-_PRETEXT = Optimisation(  # TSM on Kinetics-400, scaled: 128 clips are 64 pairs; warm-up 2 epochs
+_KINETICS = Optimisation(  # TSM on Kinetics-400 [spec]
+    epochs=50, batch=128, lr=0.02, momentum=0.9, decay_every=20, decay=0.1, clip=20.0
+)
+_PRETEXT = Optimisation(  # the same, scaled: 128 clips are 64 pairs; warm-up 2 epochs
     epochs=50, batch=64, lr=0.02, momentum=0.9, schedule="cosine", warmup=7500, clip=20.0,
     augment="colour",
 )  # fmt: skip
@@ -29,26 +32,18 @@ _PAPER = Config(
     encoder="tsm-r18",
     full=Fidelity(100, 8, 224),
     data=DataConfig(preset="", workers=8),
-    acp=Optimisation(  # TSM on Kinetics-400 [spec]
-        epochs=50, batch=128, lr=0.02, momentum=0.9, decay_every=20, decay=0.1, clip=20.0
-    ),
-    acp_plus=Optimisation(  # TSM's fine-tuning example [spec]
-        epochs=25, batch=128, lr=0.001, momentum=0.9, decay_every=10, decay=0.1, clip=20.0
-    ),
+    acp=_KINETICS,
+    acp_plus=replace(_KINETICS, epochs=25, lr=0.001, decay_every=10),  # TSM's fine-tuning [spec]
     arrow=_PRETEXT,
     speed=_PRETEXT,
-    lofi=LoFiConfig(  # SGD without momentum, 0.1, halved every 5 epochs [paper]; 15 epochs [ours]
-        training=Optimisation(epochs=15, batch=16, lr=0.1, decay_every=5, decay=0.5)
-    ),
+    # joint training: SGD without momentum, 0.1, halved every 5 epochs [paper]; 15 epochs [ours]
+    lofi=LoFiConfig(training=Optimisation(epochs=15, batch=16, lr=0.1, decay_every=5, decay=0.5)),
     head_training=Optimisation(
         epochs=10, batch=16, optimizer="adam", lr=0.004, decay_every=5, decay=0.1, augment="none"
     ),
     detect=PostProcessing(shared_classes="acp+"),
 )
 
-_TOY_HEAD = GTADConfig(
-    hidden=64, paths=8, map_hidden=(64, 32), resolution=8, context_resolution=4, best_anchor=True
-)
 _TOY_ACP = Optimisation(
     epochs=10, batch=64, optimizer="adamw", lr=0.004, weight_decay=0.01, schedule="cosine",
     warmup=40, augment="colour",
@@ -66,12 +61,11 @@ _TOY = Config(
         epochs=24, batch=32, lr=0.02, momentum=0.9, nesterov=True, schedule="cosine", warmup=10,
         augment="colour",
     ),
-    lofi=LoFiConfig(
-        training=Optimisation(
-            epochs=15, batch=4, lr=0.1, schedule="cosine", warmup=10, clip=5.0
-        )
+    lofi=LoFiConfig(training=Optimisation(batch=4, schedule="cosine", warmup=10, clip=5.0)),
+    head=GTADConfig(
+        hidden=64, paths=8, map_hidden=(64, 32), resolution=8, context_resolution=4,
+        best_anchor=True,
     ),
-    head=_TOY_HEAD,
     head_training=Optimisation(
         epochs=10, batch=16, optimizer="adam", lr=0.002, decay_every=7, decay=0.1, augment="none"
     ),
@@ -100,49 +94,36 @@ _THUMOS14 = replace(  # G-TAD as released for THUMOS14 [spec]
     data=replace(_PAPER.data, train_subset="train", test_subset="test", window_stride=5),
     head=replace(_PAPER.head, variant="thumos", durations=64, resolution=16, context_resolution=16),
     head_training=replace(_PAPER.head_training, lr=4e-5, batch=8, clip=1.0),
-    detect=replace(_PAPER.detect, rule="thumos", sigma=0.46, top_k=200, class_rule="thumos"),
+    detect=replace(PostProcessing.thumos14(), shared_classes="acp+"),
 )
 
 
-def _published(base: Config, preset: str, **features: Any) -> Config:
+def _published(base: Config, preset: str, stride: int, fps: float, **features: Any) -> Config:
     """`base` on features that others published; data.features.folder is left to the user."""
-    stride = features["stride"] if base.data.window_stride else 0
-    data = replace(base.data, features=PublishedFeatures(**features), window_stride=stride)
+    published = PublishedFeatures(stride=stride, window=16, fps=fps, **features)
+    window_stride = stride if base.data.window_stride else 0
+    data = replace(base.data, features=published, window_stride=window_stride)
     return replace(base, preset=preset, data=data, detect=replace(base.detect, shared_classes=""))
 
 
-PRESETS: types.MappingProxyType[str, Config] = types.MappingProxyType(
-    {
-        "tiny": _TINY,
-        "toy": _TOY,
-        "activitynet": _PAPER,
-        "activitynet-low": replace(  # supplement B: one 32 GB card
-            _PAPER, preset="activitynet-low", lofi=replace(_PAPER.lofi, schedule="low")
-        ),
-        "activitynet-middle": replace(  # supplement B: R50 at 25 snippets, 112 pixels
-            _PAPER,
-            preset="activitynet-middle",
-            encoder="tsm-r50",
-            lofi=replace(_PAPER.lofi, schedule="low"),
-        ),
-        "hacs": replace(  # G-TAD's learning rate and batch for HACS [spec]
-            _PAPER,
-            preset="hacs",
-            head_training=replace(_PAPER.head_training, lr=5e-4, batch=32),
-            detect=replace(_PAPER.detect, class_rule="hacs"),
-        ),
-        "thumos14": _THUMOS14,
-        "thumos14-i3d": _published(
-            _THUMOS14, "thumos14-i3d", stride=4, window=16, fps=30.0, width=2048
-        ),
-        "thumos14-videomae": _published(
-            _THUMOS14, "thumos14-videomae", stride=4, window=16, width=1408
-        ),
-        "activitynet-tsp": _published(
-            _PAPER, "activitynet-tsp", stride=16, window=16, fps=15.0, width=512, prefix="v_"
-        ),
-        "activitynet-i3d": _published(
-            _PAPER, "activitynet-i3d", stride=16, window=16, fps=25.0, width=2048, prefix="v_"
-        ),
-    }
+_LOW = replace(_PAPER.lofi, schedule="low")
+_ALL = (
+    _TINY,
+    _TOY,
+    _PAPER,
+    replace(_PAPER, preset="activitynet-low", lofi=_LOW),  # supplement B: one 32 GB card
+    # supplement B: R50 at 25 snippets, 112 pixels
+    replace(_PAPER, preset="activitynet-middle", encoder="tsm-r50", lofi=_LOW),
+    replace(  # G-TAD's learning rate and batch for HACS [spec]
+        _PAPER,
+        preset="hacs",
+        head_training=replace(_PAPER.head_training, lr=5e-4, batch=32),
+        detect=replace(_PAPER.detect, class_rule="hacs"),
+    ),
+    _THUMOS14,
+    _published(_THUMOS14, "thumos14-i3d", 4, 30.0, width=2048),
+    _published(_THUMOS14, "thumos14-videomae", 4, 0.0, width=1408),
+    _published(_PAPER, "activitynet-tsp", 16, 15.0, width=512, prefix="v_"),
+    _published(_PAPER, "activitynet-i3d", 16, 25.0, width=2048, prefix="v_"),
 )
+PRESETS = types.MappingProxyType({config.preset: config for config in _ALL})

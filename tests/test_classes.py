@@ -11,22 +11,24 @@ from benchmarks.postprocessing import plain_soft_nms
 from lofi.data.annotations import Segment, Video
 from lofi.detection import (
     Detection,
-    GridSoftNMS,
     PostProcessing,
     VideoClasses,
     VideoClassifier,
     add_classes,
-    detect_video,
-    detect_windows,
+    detections,
     main_labels,
     read_hacs_top2,
     read_untrimmednet,
     read_video_classes,
     soft_nms,
+    soft_nms_bmn,
+    suppress,
     train_video_classifier,
     true_classes,
 )
 from lofi.detection.classes import video_summary
+from lofi.heads import Proposals
+from lofi.heads.maps import proposals
 
 SEGMENTS, SCORES = np.array([[0, 2], [4, 9.0]]), np.array([0.5, 0.25])
 
@@ -112,15 +114,17 @@ def test_thumos_pipeline_equals_the_released_code_on_all_test_videos(golden, sha
     with open(shared_data / "thumos14/thumos14_test_groundtruth.csv") as file:
         videos = {row["video-name"]: row for row in csv.DictReader(file)}
     scores = stored["in_clr_u16"] / 65536 * (stored["in_reg_u16"] / 65536)
-    names, total = info["class_order"], 0
+    names, total, post = info["class_order"], 0, PostProcessing.thumos14()
     for i, video in enumerate(info["out_videos"]):
         mine = [w for w, (name, _) in enumerate(info["windows"]) if name == video]
-        windows = [
-            (stored["in_frames"][stored["in_window"] == w], scores[stored["in_window"] == w])
-            for w in mine
-        ]
         frames, fps = (float(videos[video][x]) for x in ("video-frames", "frame-rate"))
-        found = detect_windows(windows, int(frames), fps, classes.of(video), classes.names)
+        windows = []
+        for window in (stored["in_window"] == w for w in mine):
+            segments, values = stored["in_frames"][window], scores[window]
+            too_long = segments[:, 1] - segments[:, 0] >= 300  # as `MapHead.decode` has it
+            windows.append(Proposals(segments / fps, np.where(too_long, 0.0, values)))
+        kept = suppress(windows, post, joined=True)
+        found = detections(kept, int(frames) / fps, post, classes.of(video), classes.names)
         ours = np.rint(table(found, names) * [1, 1e6, 10, 10]).astype(int)
         where = stored["out_video"] == i
         expected = [stored[f"out_{x}"][where] for x in ("class", "score_1e6", "segment_01s")]
@@ -261,16 +265,29 @@ def random_maps(seed: int = 0, snippets: int = 16) -> tuple[torch.Tensor, ...]:
 def test_one_video_from_maps_to_detections_with_and_without_the_grid():
     class_scores, names = np.array([0.1, 0.8, 0.3]), ("a", "b", "c")
     post = PostProcessing(score="cls*reg*start*end", top_k=7)
-    grid = GridSoftNMS(16, 16, post.sigma)
-    plain = detect_video(random_maps(), 32.0, class_scores, names, post)
-    assert plain == detect_video(random_maps(), 32.0, class_scores, names, post, grid)
+    table = proposals(random_maps(), 32.0, score=post.score)
+    kept = suppress([table], post)
+    free = suppress([table._replace(cells=None)], post)  # as heads without an anchor grid
+    np.testing.assert_allclose(kept.segments_s, free.segments_s)
+    np.testing.assert_allclose(kept.scores, free.scores)
+    plain = detections(kept, 32.0, post, class_scores, names)
     assert [d.label for d in plain] == ["b"] * 7 + ["c"] * 7
     assert all(0 <= d.start_s < d.end_s <= 30 for d in plain)  # 15/16 of the video
-    assert {d.label for d in detect_video(random_maps(), 32.0, None)} == {""}
-    with pytest.raises(ValueError, match="one GridSoftNMS per setting"):
-        detect_video(random_maps(), 32.0, class_scores, names, PostProcessing(sigma=0.5), grid)
+    assert {d.label for d in detections(kept, 32.0, post)} == {""}
+    assert max(d.end_s for d in detections(kept, 9.0, post)) <= 9  # cut where the video ends
     with pytest.raises(ValueError, match="3 class scores for 2 names"):
-        detect_video(random_maps(), 32.0, class_scores, ("a", "b"))
+        detections(kept, 32.0, post, class_scores, ("a", "b"))
+
+
+def test_bmn_suppression_counts_in_shares_of_the_video():
+    table = proposals(random_maps(), 32.0, rule="bmn")
+    kept = suppress([table], PostProcessing.bmn())
+    units, scores = soft_nms_bmn(table.cells / 16, table.scores, 0.4)
+    np.testing.assert_array_equal(kept.scores, scores)
+    np.testing.assert_array_equal(kept.segments_s, units * 32.0)
+    with pytest.raises(ValueError, match="windows are joined by soft-NMS"):
+        suppress([table], PostProcessing.bmn(), joined=True)
+    assert len(kept.scores) == 100
 
 
 def test_post_processing_prints_itself_and_refuses_nonsense():
@@ -278,7 +295,6 @@ def test_post_processing_prints_itself_and_refuses_nonsense():
         "gtad proposals scored cls*reg; gaussian soft-NMS 0.84, top 100; classes anet x 2"
     )
     assert PostProcessing(**PostProcessing.bmn().to_json()) == PostProcessing.bmn()
-    assert len(detect_video(random_maps(), 9.0, None, post=PostProcessing.bmn())) == 100
     for field in ({"rule": "x"}, {"suppression": "x"}, {"class_rule": "x"}, {"sigma": 0.0}):
         with pytest.raises(ValueError, match=next(iter(field))):
             PostProcessing(**field)

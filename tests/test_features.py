@@ -13,12 +13,11 @@ from lofi.data.features import (
     Features,
     FeatureStore,
     head_inputs,
-    published_grid,
     read_features,
-    read_published,
     resize_features,
     write_features,
 )
+from lofi.data.published import published_grid, read_published
 from lofi.data.snippets import Grid
 from lofi.files import write_json
 

@@ -15,7 +15,7 @@ import matplotlib.pyplot as plt
 import torch
 
 from lofi import figures, report
-from lofi.data.vigour import Shares
+from lofi.data.toyworld import Shares
 from lofi.figures.style import FALSE_ALARM, FOUND, TRUTH, as_array, as_spans
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -227,12 +227,12 @@ def test_several_threads_may_read_at_once(folder):
 REAL = isolated.PROGRAM
 BAD = """
 import lofi.data.reading as s, os, time
-whole = s.read_clip
-def read_clip(path, *args, **options):
-    if "crash" in str(path): os.abort()
-    if "hang" in str(path): time.sleep(60)
-    return whole(path, *args, **options)
-s.read_clip = read_clip
+whole = s.ClipRequest.read
+def read(request, *args):
+    if "crash" in str(request.path): os.abort()
+    if "hang" in str(request.path): time.sleep(60)
+    return whole(request, *args)
+s.ClipRequest.read = read
 """
 
 

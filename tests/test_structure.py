@@ -162,7 +162,7 @@ def test_from_the_command_to_the_backward_pass_are_few_doors(tmp_path, monkeypat
 
 
 def test_stage_names_on_the_command_line_are_those_of_the_table():
-    from lofi.commands.training import StageName
+    from lofi.commands import StageName
     from lofi.experiment import STAGES as table
 
     assert list(get_args(StageName)) == list(table)

@@ -24,7 +24,8 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from lofi.config import Mode
-from lofi.data import Grid, Video
+from lofi.data.annotations import Video
+from lofi.data.snippets import Grid
 from lofi.encoders import Encoder, build_encoder, freeze_batch_norm
 from lofi.encoders.base import BatchNorm
 from lofi.fidelity import Fidelity
@@ -203,6 +204,7 @@ class _Step:
 def _losses(head: nn.Module | None, features: Tensor) -> dict[str, Tensor]:
     """The loss of a head of this kit for videos without actions, else the sum of all outputs."""
     outputs = features if head is None else head(features)
+    head = getattr(head, "head", head)  # of a head with its input statistics
     if isinstance(head, Head):
         video = Video("", None, None, None, None, ())
         one = head.targets(video, Grid.whole(features.shape[2], 1.0))

@@ -1,25 +1,12 @@
 """Videos, annotations, snippets and features on disk."""
 
-from lofi.data.annotations import (
-    Segment,
-    TrimmedClip,
-    Video,
-    read_annotations,
-    read_clip_list,
-)
+from lofi.data.annotations import Segment, TrimmedClip, Video, read_annotations
 from lofi.data.check import check_dataset
 from lofi.data.copies import write_video
 from lofi.data.features import FeatureHeader, FeatureStore, read_features, resize_features
-from lofi.data.reading import (
-    ClipReader,
-    ClipRequest,
-    TrimmedRequest,
-    read_clip,
-    read_trimmed_clip,
-)
+from lofi.data.reading import ClipReader, ClipRequest, TrimmedRequest, read_trimmed_clip
 from lofi.data.snippets import (
     Augmentation,
-    Grid,
     frame_indices,
     seconds_to_snippet,
     snippet_centres,

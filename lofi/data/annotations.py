@@ -14,9 +14,9 @@ import logging
 import math
 import os
 import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from itertools import product, zip_longest
 from operator import attrgetter
 from pathlib import Path
@@ -25,7 +25,6 @@ from typing import Any
 logger = logging.getLogger(__name__)
 
 FORMATS = ("auto", "activitynet", "bsn", "hacs", "thumos14", "csv")
-Row = tuple[int, dict[str, str]]  # line of a table and its cells by column
 EXTENSIONS = (".mp4", ".mkv", ".webm", ".avi", ".mov")  # in order of preference
 
 
@@ -40,23 +39,14 @@ class Segment:
 
 @dataclass(frozen=True)
 class Video:
-    """One untrimmed video, or a window of one, and its annotations.
+    """One untrimmed video, or a window of one, and its annotations; None = not known."""
 
-    Args:
-        id: without the `v_` that media and feature files of ActivityNet carry.
-        path: of the media file, None when it was not found or not looked for.
-        duration_s: as annotated; the decoded one (`probe`) counts for training.
-        fps: as annotated, None when the file does not say.
-        subset: as written in the file ("training", "validation", ...), None when it does not say.
-        segments: in the order of the file; of a window relative to its beginning.
-    """
-
-    id: str
-    path: Path | None
-    duration_s: float | None
-    fps: float | None
-    subset: str | None
-    segments: tuple[Segment, ...]
+    id: str  # without the `v_` that media and feature files of ActivityNet carry
+    path: Path | None  # of the media file
+    duration_s: float | None  # as annotated; the decoded one (`probe`) counts for training
+    fps: float | None  # as annotated
+    subset: str | None  # as written in the file ("training", "validation", ...)
+    segments: tuple[Segment, ...]  # in the order of the file; of a window from its beginning
 
 
 @dataclass(frozen=True)
@@ -77,19 +67,17 @@ def read_annotations(
     *,
     keep_ambiguous: bool = False,
 ) -> list[Video]:
-    """Read an annotation file; videos come in the order of the file.
+    """Read an annotation file (JSON or CSV, UTF-8); videos come in the order of the file.
 
     Args:
-        path: JSON or CSV, UTF-8.
         format: "auto" decides by the content. "activitynet" and "hacs": {"database": {id: ...}}.
-            "bsn": `anet_anno_action.json`; subsets and frame rates come from
-            `video_info_new.csv` beside it. "thumos14": `val_Annotation.csv`,
-            `test_Annotation.csv` or `thumos_gt.json`. "csv": the own format; optional columns
-            subset, duration_s, fps; a row without times and label is a video without action;
-            semicolons or tabs may separate; `video` is an id or a file name.
+            "bsn": `anet_anno_action.json`, with `video_info_new.csv` beside it. "thumos14":
+            `val_Annotation.csv`, `test_Annotation.csv` or `thumos_gt.json`. "csv": the own format;
+            optional columns subset, duration_s, fps; a row without times and label is a video
+            without action; semicolons or tabs may separate; `video` is an id or a file name.
         video_dir: folder that is searched for the media files, with one level of sub-folders.
-        keep_ambiguous: THUMOS14 tables mark unclear stretches "Ambiguous"; they are dropped
-            unless this is set. A video with nothing else stays, without segments.
+        keep_ambiguous: keep the stretches that THUMOS14 tables mark "Ambiguous". Without, a video
+            with nothing else stays, without segments.
     Raises:
         FileNotFoundError: no such file or `video_dir`.
         ValueError: the file or an entry is unusable; says where.
@@ -102,10 +90,9 @@ def read_annotations(
         videos = _read_json(path, text, format)
     elif path.suffix.lower() == ".json":
         raise ValueError(f"{path}: not JSON (expected annotations); restore or download it again")
-    elif format == "thumos14" or (format == "auto" and "type_idx" in text.lstrip().split("\n")[0]):
-        videos = _read_thumos14(path, text, keep_ambiguous)
-    elif format in ("auto", "csv"):
-        videos = _read_csv(path, text)
+    elif format in ("auto", "csv", "thumos14"):
+        by_content = format == "auto" and "type_idx" in text.lstrip().split("\n")[0]
+        videos = _read_table(path, text, format == "thumos14" or by_content, keep_ambiguous)
     else:
         raise ValueError(f"{path}: not JSON (expected format {format!r}); check path and format")
     if not videos:
@@ -136,50 +123,43 @@ def segments_as_clips(videos: Iterable[Video]) -> list[TrimmedClip]:
 def read_clip_list(path: str | Path) -> list[TrimmedClip]:
     """Trimmed clips for action classification (ACP).
 
-    Args:
-        path: a folder with one sub-folder of videos a class; or a CSV with the columns clip and
-            label (optional start_s, end_s, subset), clips relative to the CSV's folder; or a
-            Kinetics CSV (label, youtube_id, time_start, time_end, split) beside the crawler's
-            class folders, `<label>/<id>_<start>_<end>.mp4` (or TSM's, `<id>_<start>`); clips
-            without a file are left out.
+    From a folder with one sub-folder of videos a class; or a CSV with the columns clip and label
+    (optional start_s, end_s, subset), clips relative to its folder; or a Kinetics CSV (label,
+    youtube_id, time_start, time_end, split) beside class folders; clips without file are left out.
+
     Raises:
         FileNotFoundError: no such file or folder.
         ValueError: nothing in it, or a row is unusable; says which line.
     """
     path = Path(path)
     if path.is_dir():
-        clips = [
-            TrimmedClip(file, folder.name)
-            for folder in sorted(path.iterdir())
-            if folder.is_dir()
-            for file in sorted(folder.iterdir())
-            if file.suffix.lower() in EXTENSIONS
-        ]
-        if not clips:
+        files = _in_folders(path)
+        if not files:
             raise ValueError(f"{path}: no videos in sub-folders (expected one folder a class)")
-        return clips
+        return [TrimmedClip(file, file.parent.name) for file in files]
     text = _read_text(path)
     if "youtube_id" in text.lstrip().split("\n")[0]:
         return _kinetics_clips(path, text)
     clips = []
-    for line, row in _table_rows(path, text, ("clip", "label")):
-        where = f"{path}: line {line}"
+    for row in _table_rows(path, text, ("clip", "label")):
         name = Path(row["clip"].replace("\\", "/"))
         if not row["clip"] or not row["label"]:
-            raise ValueError(f"{where}: clip or label is empty; fill it in or remove the line")
+            raise ValueError(f"{row.where}: clip or label is empty; fill it in or remove the line")
         if name.is_absolute() or ".." in name.parts:
-            raise ValueError(f"{where}: clip {row['clip']!r} must lie below the list's folder")
-        times = [
-            _number(row[column], f"{where}: {column}") if row.get(column) else None
-            for column in ("start_s", "end_s")
-        ]
-        if None not in times and times[0] >= times[1]:
-            raise ValueError(f"{where}: the clip ends before it starts ({times[0]}, {times[1]})")
+            raise ValueError(f"{row.where}: clip {row['clip']!r} must lie below the list's folder")
+        start, end = (row.number(n) if row.get(n) else None for n in ("start_s", "end_s"))
+        if None not in (start, end) and start >= end:
+            raise ValueError(f"{row.where}: the clip ends before it starts ({start}, {end})")
         subset = row.get("subset") or None
-        clips.append(TrimmedClip(path.parent / name, row["label"], *times, subset))
+        clips.append(TrimmedClip(path.parent / name, row["label"], start, end, subset))
     if not clips:
         raise ValueError(f"{path}: no clips in it (expected rows clip,label); restore the file")
     return clips
+
+
+def _in_folders(folder: Path) -> list[Path]:
+    """Media files of the sub-folders, in order."""
+    return sorted(file for file in folder.glob("*/*") if file.suffix.lower() in EXTENSIONS)
 
 
 def _kinetics_clips(path: Path, text: str) -> list[TrimmedClip]:
@@ -188,31 +168,22 @@ def _kinetics_clips(path: Path, text: str) -> list[TrimmedClip]:
     Crawler: `<label>/<id>_<start, 6 digits>_<end, 6 digits>`. TSM: `<id>_<start>` in a folder whose
     name has underscores for spaces and neither quotes nor parentheses.
     """
-
-    @lru_cache(maxsize=2048)
-    def media(folder: str) -> dict[str, Path]:
-        below = path.parent / folder
-        files = sorted(below.iterdir(), reverse=True) if below.is_dir() else []
-        return {file.stem: file for file in files if file.suffix.lower() in EXTENSIONS}
-
+    files = {(f.parent.name, f.stem): f for f in reversed(_in_folders(path.parent))}
     rows = _table_rows(path, text, ("label", "youtube_id", "time_start", "time_end"))
     clips = []
-    for line, row in rows:
-        where = f"{path}: line {line}"
-        video_id = _check_video_id(row["youtube_id"], where)
-        label = _check_video_id(row["label"], where)
-        start, end = (int(_number(row[n], f"{where}: {n}")) for n in ("time_start", "time_end"))
+    for row in rows:
+        video_id, label = (_check_video_id(row[n], row.where) for n in ("youtube_id", "label"))
+        start, end = (int(row.number(n)) for n in ("time_start", "time_end"))
         plain = label.replace(" ", "_")
         folders = (label, plain, plain.translate(str.maketrans("", "", "\"'()")))
         names = (f"{start:06d}_{end:06d}", f"{start:06d}", f"{start}")
-        found = (media(folder).get(f"{video_id}_{name}") for folder in folders for name in names)
-        if clip := next(filter(None, found), None):
-            clips.append(TrimmedClip(clip, label, subset=row.get("split") or None))
+        places = ((folder, f"{video_id}_{name}") for folder in folders for name in names)
+        if place := next(filter(files.__contains__, places), None):
+            clips.append(TrimmedClip(files[place], label, subset=row.get("split") or None))
     if not clips:
-        raise ValueError(
-            f"{path}: none of {len(rows)} clips is below {path.parent} (expected "
-            "<label>/<id>_<start>_<end>.mp4); move the list beside the class folders"
-        )
+        found = f"none of {len(rows)} clips is below {path.parent}"
+        cure = "move the list beside the class folders"
+        raise ValueError(f"{path}: {found} (expected <label>/<id>_<start>_<end>.mp4); {cure}")
     if len(clips) < len(rows):
         logger.warning("%s: %d of %d clips have a file", path, len(clips), len(rows))
     return clips
@@ -222,9 +193,6 @@ def index_videos(video_dir: str | Path) -> dict[str, Path]:
     """Media files of a folder and its direct sub-folders (HACS: one a class), by name.
 
     Keys are file names with and without extension; the upper folder and earlier `EXTENSIONS` win.
-
-    Raises:
-        FileNotFoundError: no such folder.
     """
     folder = Path(video_dir)
     if not folder.is_dir():
@@ -237,20 +205,9 @@ def index_videos(video_dir: str | Path) -> dict[str, Path]:
         for entry in level:
             stem, suffix = os.path.splitext(entry.name)
             if suffix.lower() == extension and entry.is_file():
-                found.setdefault(stem, Path(entry.path))
-                found.setdefault(entry.name, Path(entry.path))
+                for key in (stem, entry.name):
+                    found.setdefault(key, Path(entry.path))
     return found
-
-
-def find_video_file(video_id: str, video_dir: str | Path) -> Path | None:
-    """The media file of a video, named `<id>` or `v_<id>` with one of `EXTENSIONS`, or None.
-
-    Raises:
-        ValueError: the id could lead out of the folder.
-        FileNotFoundError: no such folder.
-    """
-    _check_video_id(video_id, str(video_dir))
-    return find_in_index(video_id, index_videos(video_dir))
 
 
 def find_in_index(video_id: str, files: dict[str, Path]) -> Path | None:
@@ -263,144 +220,123 @@ def find_in_index(video_id: str, files: dict[str, Path]) -> Path | None:
 
 def _read_json(path: Path, text: str, format: str) -> list[Video]:
     def unique(items: list[tuple[str, Any]]) -> dict[str, Any]:
-        made = dict(items)
-        if len(made) < len(items):
-            seen: set[str] = set()
-            twice = next(key for key, _ in items if key in seen or seen.add(key))
-            raise ValueError(f"{path}: {twice!r} appears twice; keep one entry")
-        return made
+        for key, count in Counter(key for key, _ in items).items():
+            if count > 1:
+                raise ValueError(f"{path}: {key!r} appears twice; keep one entry")
+        return dict(items)
 
     try:
         content = json.loads(text, object_pairs_hook=unique)
     except json.JSONDecodeError as error:
-        raise ValueError(
-            f"{path}: not JSON at line {error.lineno} (expected annotations); restore it"
-        ) from None
+        line = f"line {error.lineno} (expected annotations)"
+        raise ValueError(f"{path}: not JSON at {line}; restore it") from None
     if isinstance(content, dict) and isinstance(content.get("database"), dict):
         if format in ("auto", "activitynet", "hacs", "thumos14"):
-            return _read_database(path, content["database"])
+            return _read_entries(path, content["database"], "duration", "", {})
     elif format in ("auto", "bsn") and isinstance(content, dict):
         entries = content.values()
         if entries and all(isinstance(v, dict) and "duration_second" in v for v in entries):
-            return _read_bsn(path, content)
-    wanted = "an ActivityNet, HACS, THUMOS14 or BSN annotation file"
-    raise ValueError(
-        f"{path}: JSON, but not {wanted if format == 'auto' else f'of format {format!r}'} "
-        '(expected {"database": {id: {"annotations": ...}}}); check path and format'
-    )
+            prefix = "v_" if all(key.startswith("v_") for key in content) else ""
+            table, info = path.with_name("video_info_new.csv"), {}
+            if table.is_file():
+                rows = _table_rows(table, _read_text(table), ("video", "subset"))
+                info = {row["video"]: row for row in rows}
+            else:
+                logger.warning("%s: no %s beside it, so no subsets", path, table.name)
+            return _read_entries(path, content, "duration_second", prefix, info)
+    known = "an ActivityNet, HACS, THUMOS14 or BSN annotation file"
+    wanted = known if format == "auto" else f"of format {format!r}"
+    shape = '(expected {"database": {id: {"annotations": ...}}})'
+    raise ValueError(f"{path}: JSON, but not {wanted} {shape}; check path and format")
 
 
-def _read_database(path: Path, database: dict[str, Any]) -> list[Video]:
-    """ActivityNet, HACS and THUMOS14; the latter two write numbers as strings."""
+def _read_entries(
+    path: Path, entries: dict[str, Any], duration: str, prefix: str, info: dict[str, "_Row"]
+) -> list[Video]:
+    """One video an entry; HACS and THUMOS14 write numbers as strings.
+
+    `duration` is the key of the seconds, `prefix` comes before ids, `info` has subsets and rates.
+    """
     videos = []
-    for video_id, value in database.items():
-        where = f"{path}: video {video_id!r}"
+    for key, value in entries.items():
+        where = f"{path}: video {key!r}"
         if not isinstance(value, dict):
             raise ValueError(f"{where} is {type(value).__name__}, expected an object; correct it")
-        duration = value.get("duration")
-        seconds = _number(duration, f"{where}: duration") if duration is not None else 0.0
-        subset = None if value.get("subset") is None else str(value["subset"])
-        segments = _segments(value, where)
-        videos.append(Video(video_id, None, seconds or None, None, subset, segments))
+        given, row = value.get(duration), info.get(key, {})
+        seconds = None if given is None else _number(given, f"{where}: {duration}") or None
+        fps = row.number("fps") or None if row.get("fps") else None
+        subset = row.get("subset") or value.get("subset")
+        subset = None if subset is None else str(subset)
+        segments = []
+        for i, entry in enumerate(value.get("annotations") or []):
+            here = f"{where}: annotation {i}"
+            if not isinstance(entry, dict) or "segment" not in entry or "label" not in entry:
+                raise ValueError(f"{here} lacks 'segment' or 'label'; correct it")
+            times = entry["segment"]
+            if not isinstance(times, list) or len(times) != 2:
+                raise ValueError(f"{here}: segment is {times!r}, expected [start, end]; correct it")
+            start, end = (_number(t, f"{here}: {n}") for t, n in zip(times, ("start", "end")))
+            segments.append(Segment(start, end, str(entry["label"])))
+        videos.append(Video(key.removeprefix(prefix), None, seconds, fps, subset, tuple(segments)))
     return videos
-
-
-def _read_bsn(path: Path, content: dict[str, Any]) -> list[Video]:
-    """The derivative of ActivityNet: ids with `v_`, no subsets (they stand in a CSV beside)."""
-    info: dict[str, dict[str, str]] = {}
-    table = path.with_name("video_info_new.csv")
-    if table.is_file():
-        rows = _table_rows(table, _read_text(table), ("video", "subset"))
-        info = {row["video"]: row for _, row in rows}
-    else:
-        logger.warning("%s: no %s beside it, so no subsets", path, table.name)
-    prefix = "v_" if all(key.startswith("v_") for key in content) else ""
-    videos = []
-    for key, value in content.items():
-        where = f"{path}: video {key!r}"
-        row = info.get(key, {})
-        fps = _number(row["fps"], f"{table}: fps of {key!r}") if row.get("fps") else 0.0
-        seconds = _number(value["duration_second"], f"{where}: duration_second")
-        about = (seconds or None, fps or None, row.get("subset") or None)
-        videos.append(Video(key.removeprefix(prefix), None, *about, _segments(value, where)))
-    return videos
-
-
-def _segments(video: dict[str, Any], where: str) -> tuple[Segment, ...]:
-    segments = []
-    for i, entry in enumerate(video.get("annotations") or []):
-        here = f"{where}: annotation {i}"
-        if not isinstance(entry, dict) or "segment" not in entry or "label" not in entry:
-            raise ValueError(f"{here} lacks 'segment' or 'label'; correct it")
-        times = entry["segment"]
-        if not isinstance(times, list) or len(times) != 2:
-            raise ValueError(f"{here}: segment is {times!r}, expected [start, end]; correct it")
-        start, end = (_number(t, f"{here}: {n}") for t, n in zip(times, ("start", "end")))
-        segments.append(Segment(start, end, str(entry["label"])))
-    return tuple(segments)
 
 
 # ---------------------------------------------------------------------------- tables
 
 
-def _read_thumos14(path: Path, text: str, keep_ambiguous: bool) -> list[Video]:
-    """G-TAD's tables; the subset is part of the id (video_validation_…, video_test_…)."""
-    videos: dict[str, Video] = {}
-    for line, row in _table_rows(path, text, ("video", "type", "start", "end")):
-        where = f"{path}: line {line}"
-        subset = next((s for s in ("validation", "test") if f"_{s}_" in row["video"]), None)
-        video = videos.get(row["video"], Video(row["video"], None, None, None, subset, ()))
-        if row["type"] != "Ambiguous" or keep_ambiguous:
-            start, end = (_number(row[name], f"{where}: {name}") for name in ("start", "end"))
-            segments = (*video.segments, Segment(start, end, row["type"]))
-            video = replace(video, segments=segments)
-        videos[video.id] = video
-    return list(videos.values())
+class _Row(dict[str, str]):
+    """The cells of one line of a table by column, and where it stands."""
+
+    where: str
+
+    def number(self, column: str) -> float:
+        return _number(self[column], f"{self.where}: {column}")
 
 
-def _read_csv(path: Path, text: str) -> list[Video]:
-    """The own format; `path` of a video is the bare file name where the table gives one."""
+def _read_table(path: Path, text: str, thumos: bool, keep_ambiguous: bool) -> list[Video]:
+    """The own format, or G-TAD's tables, whose subset is part of the id (video_validation_…).
+
+    `path` of a video is the bare file name where the table gives one.
+    """
+    times, text_of = (("start", "end"), "type") if thumos else (("start_s", "end_s"), "label")
     videos: dict[str, Video] = {}
-    for line, row in _table_rows(path, text, ("video", "start_s", "end_s", "label")):
-        where = f"{path}: line {line}"
-        name = _check_video_id(row["video"], where)
+    for row in _table_rows(path, text, ("video", *times, text_of)):
+        name = _check_video_id(row["video"], row.where)
         stem, suffix = os.path.splitext(name)
         video_id = stem if suffix.lower() in EXTENSIONS else name
         video = videos.get(video_id, Video(video_id, None, None, None, None, ()))
         news: dict[str, Any] = {}  # what this row says about the video
         if name != video_id:
             if video.path is not None and video.path.name != name:
-                raise ValueError(
-                    f"{where}: {name!r} and {video.path.name!r} would share the id {video_id!r}; "
-                    "rename one of the files"
-                )
+                both = f"{name!r} and {video.path.name!r} would share the id {video_id!r}"
+                raise ValueError(f"{row.where}: {both}; rename one of the files")
             news["path"] = Path(name)
+        if thumos:
+            row["subset"] = next((s for s in ("validation", "test") if f"_{s}_" in name), "")
         for column in ("subset", "duration_s", "fps"):
-            if cell := row.get(column):
-                value = cell if column == "subset" else _number(cell, f"{where}: {column}")
+            if row.get(column):
+                value = row[column] if column == "subset" else row.number(column)
                 if (earlier := getattr(video, column)) not in (None, value):
-                    raise ValueError(
-                        f"{where}: {column} of video {video_id!r} is {value}, an earlier line says "
-                        f"{earlier}; two videos with one id? correct one of them"
-                    )
+                    found = f"{column} of video {video_id!r} is {value}, an earlier line says"
+                    cure = "two videos with one id? correct one of them"
+                    raise ValueError(f"{row.where}: {found} {earlier}; {cure}")
                 news[column] = value
-        if row["start_s"] or row["end_s"] or row["label"]:  # else a video without any action
-            if not (label := row["label"]):
-                raise ValueError(
-                    f"{where}: no label; fill it in, or empty start_s and end_s as well"
-                )
-            start, end = (_number(row[n], f"{where}: {n}") for n in ("start_s", "end_s"))
-            if start > end:
-                raise ValueError(
-                    f"{where}: the segment is reversed (start {start:g} > end {end:g}); swap the "
-                    "times"
-                )
+        label = row[text_of]
+        given = label or any(row[n] for n in times)  # else a video without any action
+        if given and not label:
+            cure = "fill it in, or empty start_s and end_s as well"
+            raise ValueError(f"{row.where}: no label; {cure}")
+        if given and (keep_ambiguous or not (thumos and label == "Ambiguous")):
+            start, end = map(row.number, times)
+            if start > end and not thumos:
+                found = f"the segment is reversed (start {start:g} > end {end:g})"
+                raise ValueError(f"{row.where}: {found}; swap the times")
             news["segments"] = (*video.segments, Segment(start, end, label))
         videos[video_id] = replace(video, **news)
     return list(videos.values())
 
 
-def _table_rows(path: Path, text: str, required: Sequence[str]) -> list[Row]:
+def _table_rows(path: Path, text: str, required: Sequence[str]) -> list[_Row]:
     """Rows of a table with a header, separated by commas, or semicolons or tabs in the header."""
     first = text.lstrip().splitlines()[0]
     delimiter = max(",;\t", key=first.count)
@@ -412,20 +348,18 @@ def _table_rows(path: Path, text: str, required: Sequence[str]) -> list[Row]:
     lines = [(line, cells) for line, cells in lines if any(cells)]
     header = [cell.lower() for cell in lines[0][1]] if lines else required
     if missing := [name for name in required if name not in header]:
-        raise ValueError(
-            f"{path}: no column {', '.join(missing)} (found: {', '.join(header)}); "
-            f"the header must name {', '.join(required)}"
-        )
+        found = f"no column {', '.join(missing)} (found: {', '.join(header)})"
+        raise ValueError(f"{path}: {found}; the header must name {', '.join(required)}")
     rows = []
     for line, cells in lines[1:]:
+        where = f"{path}: line {line}"
         if any(cells[len(header) :]):
-            raise ValueError(
-                f"{path}: line {line} has {len(cells)} cells, the header {len(header)}; "
-                f"quote cells that contain {delimiter!r}"
-            )
+            found = f"{len(cells)} cells, the header {len(header)}"
+            raise ValueError(f"{where} has {found}; quote cells that contain {delimiter!r}")
         if delimiter == ";":  # decimal commas, as spreadsheets of many countries write
             cells = [re.sub(r"^(\d+),(\d*)$|^,(\d+)$", r"\1.\2\3", cell) for cell in cells]
-        rows.append((line, dict(zip_longest(header, cells[: len(header)], fillvalue=""))))
+        rows.append(_Row(zip_longest(header, cells[: len(header)], fillvalue="")))
+        rows[-1].where = where
     return rows
 
 
@@ -444,7 +378,7 @@ def _read_text(path: Path) -> str:
 def _number(value: Any, where: str) -> float:
     """A finite number of at least 0; strings are parsed (THUMOS14, HACS)."""
     try:
-        number = float(value) if not isinstance(value, bool) else math.nan
+        number = math.nan if isinstance(value, bool) else float(value)
     except (TypeError, ValueError):
         number = math.nan
     if not math.isfinite(number):
@@ -459,8 +393,7 @@ def _check_video_id(video_id: str, where: str) -> str:
     if not video_id:
         raise ValueError(f"{where}: empty video id; fill it in or remove the entry")
     if any(bad in video_id for bad in ("/", "\\", "..", "\0")):
-        raise ValueError(
-            f"{where}: video id {video_id!r} contains a path separator or '..'; ids are plain "
-            "names, files are looked for in the video folder"
-        )
+        found = f"video id {video_id!r} contains a path separator or '..'"
+        cure = "ids are plain names, files are looked for in the video folder"
+        raise ValueError(f"{where}: {found}; {cure}")
     return video_id

@@ -5,6 +5,7 @@ import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import cycle
 from pathlib import Path
 
 from lofi.config import DataConfig
@@ -22,23 +23,20 @@ from lofi.data.video import VideoInfo
 from lofi.fidelity import Fidelity
 
 log = logging.getLogger(__name__)
+HELD_OUT = 5  # annotations without subsets: every fifth video, by id, is a test video
 
 
 @dataclass(frozen=True)
 class Datasets:
-    """What a run trains and tests on.
+    """What a run trains and tests on."""
 
-    `train` and `test` are annotated videos, with or without a file: features and evaluation need
-    none. `missing` names those without one, `clips` are the trimmed source clips, `annotations` is
-    the file that `lofi evaluate` reads.
-    """
-
-    train: tuple[Video, ...]
+    train: tuple[Video, ...]  # annotated; a media file is not needed for features and evaluation
     test: tuple[Video, ...]
-    missing: tuple[str, ...]
-    clips: tuple[TrimmedClip, ...]
-    annotations: Path
+    missing: tuple[str, ...]  # ids of those without a media file
+    clips: tuple[TrimmedClip, ...]  # trimmed source clips
+    annotations: Path  # what `lofi evaluate` reads
     classes: tuple[str, ...]
+    videos: str = ""  # folder of the media files
 
     @property
     def segments(self) -> tuple[TrimmedClip, ...]:
@@ -53,16 +51,13 @@ class Datasets:
         """
         found = [video for video in videos if video.path is not None]
         if not found:
-            raise ValueError(
-                f"none of {len(videos)} videos of {self.annotations} has a file; set data.videos "
-                "to their folder"
-            )
+            where = f" in {self.videos}" if self.videos else ""
+            reason = f"none of {len(videos)} videos of {self.annotations} has a file{where}"
+            raise ValueError(f"{reason}; set data.videos to their folder")
         if len(found) < len(videos):
-            log.warning(
-                "%d of %d videos have no file (first: %s); they are left out here and count as "
-                "missed in evaluation",
-                len(videos) - len(found), len(videos), self.missing[0],
-            )  # fmt: skip
+            text = "%d of %d videos have no file (first: %s); they are left out here and count as "
+            counts = len(videos) - len(found), len(videos)
+            log.warning(text + "missed in evaluation", *counts, self.missing[0])
         return found
 
 
@@ -70,61 +65,50 @@ def open_datasets(data: DataConfig, seed: int, run_dir: str | Path) -> Datasets:
     """Read (or, for a toy world, first render) the data of a run.
 
     Raises:
-        ValueError, FileNotFoundError: a path is missing, a file unreadable, or settings contradict
-            each other; says which setting.
+        ValueError, FileNotFoundError: a path is missing, a file unreadable, or settings contradict.
     """
     data = _with_world(data, seed, Path(run_dir))
-    videos = read_annotations(data.annotations, video_dir=data.videos or None)
+    folder = data.videos if data.videos and Path(data.videos).is_dir() else None
+    videos = read_annotations(data.annotations, video_dir=folder)  # features need no videos
     if all(video.subset is None for video in videos):
-        videos = _hold_out(videos, data)
+        log.warning("the annotations name no subsets: every %dth video is held out", HELD_OUT)
+        subsets = [data.train_subset] * (HELD_OUT - 1) + [data.test_subset]
+        ordered = sorted(videos, key=lambda video: video.id)
+        videos = [replace(v, subset=subset) for v, subset in zip(ordered, cycle(subsets))]
     used = [v for v in videos if v.subset in (data.train_subset, data.test_subset)]
     if not used:
-        found = ", ".join(sorted({str(v.subset) for v in videos})) or "none"
-        raise ValueError(
-            f"{data.annotations}: no video in subset {data.train_subset!r} or "
-            f"{data.test_subset!r}; found: {found}. Set data.train_subset and data.test_subset"
-        )
+        wanted = f"{data.train_subset!r} or {data.test_subset!r}"
+        found = ", ".join(sorted({str(v.subset) for v in videos}))
+        cure = "Set data.train_subset and data.test_subset"
+        raise ValueError(f"{data.annotations}: no video in subset {wanted}; found: {found}. {cure}")
     train = tuple(v for v in used if v.subset == data.train_subset and v.segments)
-    if data.source == "segments":
-        clips = tuple(segments_as_clips(train))
-    else:
-        clips = tuple(read_clip_list(data.source)) if data.source else ()
+    clips: Sequence[TrimmedClip] = ()
+    if data.source:
+        own = data.source == "segments"
+        clips = segments_as_clips(train) if own else read_clip_list(data.source)
     return Datasets(
         train=train,
         test=tuple(v for v in used if v.subset == data.test_subset),
         missing=tuple(v.id for v in used if v.path is None),
-        clips=clips,
+        clips=tuple(clips),
         annotations=Path(data.annotations),
         classes=tuple(class_names(used)),
+        videos=data.videos,
     )
-
-
-HELD_OUT = 5  # annotations without subsets: every fifth video, by id, is a test video
-
-
-def _hold_out(videos: Sequence[Video], data: DataConfig) -> list[Video]:
-    log.warning("the annotations name no subsets: every %dth video is held out", HELD_OUT)
-    subsets = [data.train_subset] * (HELD_OUT - 1) + [data.test_subset]
-    ordered = sorted(videos, key=lambda video: video.id)
-    return [replace(video, subset=subsets[i % HELD_OUT]) for i, video in enumerate(ordered)]
 
 
 def _with_world(data: DataConfig, seed: int, run_dir: Path) -> DataConfig:
     """The paths of given annotations, else of the toy world, which is rendered when absent."""
     if data.annotations:
         if data.world:
-            raise ValueError(
-                f"data.annotations {data.annotations} and data.world {data.world} contradict each "
-                "other; give one of them"
-            )
+            both = f"data.annotations {data.annotations} and data.world {data.world}"
+            raise ValueError(f"{both} contradict each other; give one of them")
         return data
     own = [name for name in ("videos", "source") if getattr(data, name)]
     own += ["features.folder"] * bool(data.features.folder)
     if not data.preset or (own and not data.world):
-        given = f", but data.{own[0]} is" if own else ""
-        raise ValueError(
-            f"data.annotations is not set{given}: give the annotation file of your data set"
-        )
+        found = "data.annotations is not set" + (f", but data.{own[0]} is" if own else "")
+        raise ValueError(f"{found}: give the annotation file of your data set")
     from lofi.data.toyworld import TINY, TOY, write_world
 
     folder = Path(data.world) if data.world else run_dir / "world"
@@ -133,10 +117,9 @@ def _with_world(data: DataConfig, seed: int, run_dir: Path) -> DataConfig:
         raise ValueError(f"unknown toy world {data.preset!r}; known: {', '.join(worlds)}")
     if not (data.world and (folder / "manifest.json").exists()):
         write_world(folder, worlds[data.preset], seed)
-    found = {"annotations": "annotations.json", "videos": "videos", "source": "source.csv"}
-    return replace(
-        data, **{key: getattr(data, key) or str(folder / name) for key, name in found.items()}
-    )
+    videos = data.videos or str(folder / "videos")
+    source = data.source or str(folder / "source.csv")
+    return replace(data, annotations=str(folder / "annotations.json"), videos=videos, source=source)
 
 
 def open_reader(data: DataConfig) -> ClipReader:
@@ -169,18 +152,16 @@ def video_request(
     span = None
     if grid is not None and grid.stride:
         span = grid.first_frame, grid.first_frame + round(grid.length_s * grid.fps)
-    return ClipRequest(
-        path, fidelity, data.frame_stride, data.rule, data.crop_ratio, augmentation,
-        data.resample_fps, span,
-    )  # fmt: skip
+    cut = data.frame_stride, data.rule, data.crop_ratio
+    return ClipRequest(path, fidelity, *cut, augmentation, data.resample_fps, span)
 
 
 def fingerprint(items: Sequence[Video | TrimmedClip]) -> str:
     """Hash of what is trained on (names, labels, times), independent of where the files lie."""
-    rows = []
-    for item in items:
-        if isinstance(item, Video):
-            rows.append([item.id, [[s.start_s, s.end_s, s.label] for s in item.segments]])
-        else:
-            rows.append([item.path.name, item.label, item.start_s, item.end_s])
+    rows = [
+        [item.id, [[s.start_s, s.end_s, s.label] for s in item.segments]]
+        if isinstance(item, Video)
+        else [item.path.name, item.label, item.start_s, item.end_s]
+        for item in items
+    ]
     return hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:12]

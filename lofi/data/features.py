@@ -14,7 +14,6 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -26,50 +25,26 @@ from lofi.files import read_json, save_tensors
 
 log = logging.getLogger(__name__)
 FORMAT = "lofi-features-1"
-KINDS = (".npy", ".npz", ".pt", ".csv", ".safetensors")  # one file a video; .h5 holds many
-TOLERANCE = 0.05  # share of a duration by which features may end early or late
+AGAIN = "extract the features again"
 
 
 @dataclass(frozen=True)
 class FeatureHeader:
-    """What features were made of; None in an expected header means "any".
+    """What features were made of; None in an expected header means "any"."""
 
-    Args:
-        encoder_sha256: of the encoder, see `lofi.encoders.encoder_hash`.
-        snippets: T of this file.
-        frames, pixels: F and S of the fidelity.
-        frame_stride, rule: see `lofi.data.snippets.frame_indices`.
-        encoder: name of the architecture.
-        crop_ratio: see `lofi.data.snippets.crop_of`.
-        num_frames: decoded frames of this video.
-        fps: of this video.
-        resample_fps: see `lofi.data.snippets.resampled_frames`.
-        window_stride: frames between two snippets; 0 = the snippets divide the whole video.
-        video: id. Files from before it was kept have none, and may be of any video.
-    """
-
-    encoder_sha256: str | None = None
-    snippets: int | None = None
-    frames: int | None = None
-    pixels: int | None = None
-    frame_stride: int | None = None
+    encoder_sha256: str | None = None  # see `lofi.encoders.encoder_hash`
+    snippets: int | None = None  # T of this file
+    frames: int | None = None  # F
+    pixels: int | None = None  # S
+    frame_stride: int | None = None  # see `lofi.data.snippets.frame_indices`, as `rule`
     rule: str | None = None
-    encoder: str | None = None
-    crop_ratio: float | None = None
-    num_frames: int | None = None
-    fps: float | None = None
-    resample_fps: float | None = None
-    window_stride: int | None = None
-    video: str | None = None
-
-    def differences(self, found: "FeatureHeader") -> list[str]:
-        """One text for every field that `self` demands and `found` has otherwise."""
-        return [
-            f"{field.name} is {getattr(found, field.name)}, expected {wanted}"
-            for field in fields(self)
-            if (wanted := getattr(self, field.name)) is not None
-            and getattr(found, field.name) != wanted
-        ]
+    encoder: str | None = None  # name of the architecture
+    crop_ratio: float | None = None  # see `lofi.data.snippets.crop_of`
+    num_frames: int | None = None  # decoded frames of this video
+    fps: float | None = None  # of this video
+    resample_fps: float | None = None  # see `lofi.data.snippets.resampled_frames`
+    window_stride: int | None = None  # frames between snippets; 0 = they divide the whole video
+    video: str | None = None  # id; old files have none, and may be of any video
 
     def grid(self) -> Grid:
         """Where the T steps lie: in frames at the decoded (or resampled) rate, or evenly."""
@@ -82,18 +57,14 @@ class FeatureHeader:
 
 
 def write_features(path: str | Path, features: Tensor, header: FeatureHeader) -> None:
-    """Write the features of one video, atomically.
+    """Write the features of one video, (C, T), atomically as float32.
 
-    Args:
-        features: (C, T), stored as float32.
-        header: its `snippets` must be T.
     Raises:
-        ValueError: wrong shape, or values that are not finite.
+        ValueError: T is not `header.snippets`, or values are not finite.
     """
     if features.ndim != 2 or features.shape[1] != header.snippets:
-        raise ValueError(
-            f"{path}: features must be (C, {header.snippets}), got {tuple(features.shape)}"
-        )
+        found = f"got {tuple(features.shape)}"
+        raise ValueError(f"{path}: features must be (C, {header.snippets}), {found}")
     data = features.detach().to("cpu", torch.float32).contiguous()
     if not torch.isfinite(data).all():
         raise ValueError(f"{path}: features hold NaN or infinity; check the encoder's weights")
@@ -107,13 +78,10 @@ def read_features(
 ) -> tuple[Tensor, FeatureHeader]:
     """The features of one video, (C, T) float32, and what made them.
 
-    Args:
-        path: written by `write_features`.
-        expect: fields that are not None must be equal.
     Raises:
         FileNotFoundError: no such file.
-        ValueError: damaged, not a feature file, or made otherwise than expected; names every
-            field that differs with both values.
+        ValueError: damaged, not written by `write_features`, or made otherwise than expected; names
+            every field that differs with both values.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -121,26 +89,26 @@ def read_features(
         raise FileNotFoundError(f"{path}: no such file (expected features); extract them first")
     try:
         with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            data = file.get_tensor("features")
+            metadata, data = file.metadata() or {}, file.get_tensor("features")
     except (SafetensorError, OSError) as error:
-        raise ValueError(
-            f"{path}: not a readable feature file ({error}); extract the features again"
-        ) from None
+        raise ValueError(f"{path}: not a readable feature file ({error}); {AGAIN}") from None
     if metadata.get("format") != FORMAT:
-        raise ValueError(
-            f"{path}: format {metadata.get('format')!r} (expected {FORMAT!r}); features made by "
-            "others are named with data.features.folder"
-        )
+        found = f"format {metadata.get('format')!r} (expected {FORMAT!r})"
+        cure = "features made by others are named with data.features.folder"
+        raise ValueError(f"{path}: {found}; {cure}")
     if metadata.get("data_sha256") != hashlib.sha256(data.numpy().tobytes()).hexdigest():
-        raise ValueError(f"{path}: the checksum does not match; extract the features again")
+        raise ValueError(f"{path}: the checksum does not match; {AGAIN}")
     kinds = {"int | None": int, "float | None": float, "str | None": str}
     known = [field for field in fields(FeatureHeader) if field.name in metadata]
     header = FeatureHeader(**{f.name: kinds[str(f.type)](metadata[f.name]) for f in known})
-    if expect is not None and (differing := expect.differences(header)):
-        raise ValueError(
-            f"{path}: made with other settings ({'; '.join(differing)}); extract the features again"
-        )
+    pairs = [(name, value, getattr(expect, name, None)) for name, value in vars(header).items()]
+    differing = [
+        f"{name} is {value}, expected {wanted}"
+        for name, value, wanted in pairs
+        if wanted is not None and value != wanted
+    ]
+    if differing:
+        raise ValueError(f"{path}: made with other settings ({'; '.join(differing)}); {AGAIN}")
     return data, header
 
 
@@ -161,21 +129,13 @@ class Features(NamedTuple):
 
 @dataclass(frozen=True)
 class FeatureStore:
-    """The features of a data set: `store[video id]` → `Features`.
+    """The features of a data set: `store[video id]` → `Features`."""
 
-    Attributes:
-        folder: where they lie, for messages.
-        identity: hash of what made them; enters the settings of every stage that uses them.
-        ids: videos that have features.
-        absent: videos that cannot have any and why, {id: reason}, as the extraction found.
-        cure: what to do when features are missing.
-    """
-
-    folder: Path
-    identity: str
-    ids: frozenset[str]
-    absent: Mapping[str, str]
-    cure: str
+    folder: Path  # where they lie, for messages
+    identity: str  # hash of what made them; enters the settings of every stage that uses them
+    ids: frozenset[str]  # videos that have features
+    absent: Mapping[str, str]  # videos that cannot have any, and why
+    cure: str  # what to do when features are missing
     _read: Callable[[str], Features]
 
     def __getitem__(self, video_id: str) -> Features:
@@ -183,9 +143,6 @@ class FeatureStore:
         if video_id not in self.ids:
             raise FileNotFoundError(f"{self.folder}: no features of video {video_id}; {self.cure}")
         return self._read(video_id)
-
-    def __contains__(self, video_id: str) -> bool:
-        return video_id in self.ids
 
     def require(self, videos: Iterable[Video]) -> list[Video]:
         """The videos that have features; those that cannot have any are counted and left out.
@@ -197,25 +154,21 @@ class FeatureStore:
         wanted = [video for video in videos if video.id not in self.absent]
         missing = sorted(video.id for video in wanted if video.id not in self.ids)
         if missing or not wanted:
-            shown = ", ".join(missing[:3]) + ", …" * (len(missing) > 3)
-            raise FileNotFoundError(
-                f"{self.folder}: features of {len(wanted) - len(missing)} of {len(videos)} videos"
-                f"{f' (missing: {shown})' if missing else ''}; {self.cure}"
-            )
+            found = f"features of {len(wanted) - len(missing)} of {len(videos)} videos"
+            if missing:
+                found += f" (missing: {', '.join(missing[:3])}{', …' * (len(missing) > 3)})"
+            raise FileNotFoundError(f"{self.folder}: {found}; {self.cure}")
         if len(wanted) < len(videos):
-            log.warning(
-                "%d of %d videos have no features and are left out (%s: %s)",
-                len(videos) - len(wanted), len(videos), *next(iter(self.absent.items())),
-            )  # fmt: skip
+            found = f"{len(videos) - len(wanted)} of {len(videos)} videos have no features"
+            log.warning("%s and are left out (%s: %s)", found, *next(iter(self.absent.items())))
         return wanted
 
     @staticmethod
     def extracted(folder: str | Path, expect: FeatureHeader, cure: str) -> "FeatureStore":
-        """What `lofi train features` left in a folder.
+        """What `lofi train features` left in a folder; `cure` is the command that makes it.
 
-        Args:
-            expect: made by which encoder, at which fidelity and sampling; checked file by file.
-            cure: the command that makes these features.
+        `expect` is checked file by file, when it is read.
+
         Raises:
             FileNotFoundError: nothing there. ValueError: the extraction was not finished.
         """
@@ -224,57 +177,51 @@ class FeatureStore:
             raise FileNotFoundError(f"{folder}: no features yet; {cure}")
         files = {path.stem: path for path in folder.glob("[!.]*.safetensors")}
         if not (folder / "result.json").is_file():
-            raise ValueError(
-                f"{folder}: incomplete, features of {len(files)} videos were written before the "
-                f"extraction was interrupted; {cure}"
-            )
+            found = f"incomplete, features of {len(files)} videos were written before"
+            raise ValueError(f"{folder}: {found} the extraction was interrupted; {cure}")
         result = read_json(folder / "result.json", "the result of the extraction")
         absent = {row["item"]: row["reason"] for row in result["skipped"]}
 
         def read(video_id: str) -> Features:
             data, header = read_features(files[video_id], expect)
             if header.video not in (None, video_id):
-                raise ValueError(
-                    f"{files[video_id]}: holds the features of video {header.video}; {cure}"
-                )
+                found = f"holds the features of video {header.video}"
+                raise ValueError(f"{files[video_id]}: {found}; {cure}")
             return Features(data, header.grid())
 
-        return FeatureStore(
-            folder, _hash(asdict(expect)), frozenset(files), absent, cure, read
-        )  # fmt: skip
+        return FeatureStore(folder, _hash(asdict(expect)), frozenset(files), absent, cure, read)
 
     @staticmethod
     def published(setting: PublishedFeatures, videos: Sequence[Video]) -> "FeatureStore":
         """A folder (or .h5 file) of features that others extracted; see `PublishedFeatures`.
 
-        Args:
-            videos: annotated ones; they give durations, and frame rates where `setting.fps` is 0.
+        The annotated videos give durations, and frame rates where `setting.fps` is 0.
+
         Raises:
             FileNotFoundError: no such folder. ValueError: nothing usable in it.
         """
+        from lofi.data.published import published_files, published_grid, read_published
+
         folder = Path(setting.folder)
-        names = _published_names(folder, setting)
+        names = published_files(folder, setting)
         annotated = {video.id: video for video in videos}
-        known = {id for id in annotated if id in names}
+        known = frozenset(names.keys() & annotated.keys())
         if not known:
+            found = f"features of none of {len(annotated)} annotated videos"
             shown = ", ".join(sorted(names)[:3])
-            raise ValueError(
-                f"{folder}: features of none of {len(annotated)} annotated videos (found {shown}, "
-                "…); set data.features.prefix or data.features.kind"
-            )
-        absent: dict[str, str] = {}
-        if setting.allow_missing:
-            absent = {id: f"no features in {folder}" for id in annotated if id not in names}
+            cure = "set data.features.prefix or data.features.kind"
+            raise ValueError(f"{folder}: {found} (found {shown}, …); {cure}")
+        left_out = [id for id in annotated if id not in names and setting.allow_missing]
+        absent = dict.fromkeys(left_out, f"no features in {folder}")
         cure = "complete the folder, or set data.features.allow_missing to leave videos out"
         sizes = {id: names[id].stat().st_size for id in sorted(known)}
         identity = _hash({**asdict(setting), "folder": folder.name, "files": sizes})
 
         def read(video_id: str) -> Features:
             values = read_published(names[video_id], setting, video_id)
-            grid = published_grid(values.shape[1], setting, annotated[video_id])
-            return Features(values, grid)
+            return Features(values, published_grid(values.shape[1], setting, annotated[video_id]))
 
-        return FeatureStore(folder, identity, frozenset(known), absent, cure, read)
+        return FeatureStore(folder, identity, known, absent, cure, read)
 
     @staticmethod
     def frames(folder: str | Path, videos: Sequence[Video], stride: int = 1, **options: Any):
@@ -283,126 +230,13 @@ class FeatureStore:
         return FeatureStore.published(setting, videos)
 
 
-def published_grid(rows: int, setting: PublishedFeatures, video: Video) -> Grid:
-    """Where T rows lie: row i is centred at (i · stride + window / 2) / fps seconds.
-
-    Raises:
-        ValueError: no frame rate or duration is known, or the rows end elsewhere than the video.
-    """
-    fps = setting.fps or video.fps
-    if not setting.stride:  # rows divide the video evenly, whatever its rate
-        if not video.duration_s:
-            raise ValueError(f"video {video.id}: its duration is not annotated; add duration_s")
-        return Grid.whole(rows, video.duration_s)
-    if not fps:
-        raise ValueError(f"video {video.id}: frame rate unknown; set data.features.fps")
-    covered_s = ((rows - 1) * setting.stride + setting.window) / fps
-    duration_s = video.duration_s or covered_s
-    allowed = TOLERANCE * duration_s + 2 * max(setting.window, setting.stride) / fps
-    if abs(covered_s - duration_s) > allowed:
-        raise ValueError(
-            f"video {video.id}: {rows} rows, {setting.stride} frames apart at {fps:g} frames a "
-            f"second, cover {covered_s:.1f} s, but {duration_s:.1f} s are annotated; correct "
-            "data.features.stride, .fps, or the annotation"
-        )
-    offset_s = (setting.window - setting.stride) / 2 / fps
-    return Grid.strided(rows, setting.stride, fps, round(duration_s * fps), offset_s)
-
-
-def read_published(path: str | Path, setting: PublishedFeatures, video_id: str = "") -> Tensor:
-    """Features that others extracted, (C, T) float32.
-
-    Args:
-        path: .npy, .npz (key `feats` or the only one), .pt (a tensor, loaded weights-only), .csv
-            with a header line, or .h5 / .hdf5 with one data set a video (needs h5py).
-        setting: `width` tells (T, C) from (C, T); 0 takes the rows as steps.
-    Raises:
-        FileNotFoundError, ValueError: missing, unreadable, not finite numbers of this width.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file (expected published features)")
-    kind = path.suffix.lower()
-    try:
-        if kind == ".npy":
-            rows = np.load(path, allow_pickle=False)
-        elif kind == ".npz":
-            with np.load(path, allow_pickle=False) as file:
-                names = list(file)
-                if "feats" not in names and len(names) != 1:
-                    raise ValueError(f"holds {', '.join(names)}, expected feats")
-                rows = file["feats" if "feats" in names else names[0]]
-        elif kind == ".pt":
-            rows = torch.load(path, map_location="cpu", weights_only=True)
-            rows = rows.float().numpy() if isinstance(rows, Tensor) else rows
-        elif kind == ".csv":
-            rows = np.loadtxt(path, delimiter=",", skiprows=1, ndmin=2, dtype=np.float32)
-        elif kind == ".safetensors":
-            rows = read_features(path)[0].T.numpy()
-        elif kind in (".h5", ".hdf5"):
-            rows = _h5_rows(path, video_id, setting.prefix)
-        else:
-            raise ValueError(f"unknown kind {kind!r}; known: {', '.join(KINDS)}, .h5, .hdf5")
-        data = torch.from_numpy(np.asarray(rows, dtype=np.float32))
-    except Exception as error:  # every library raises its own kinds for a damaged file
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(f"{path}: cannot be read as features: {reason}") from None
-    shape, width = tuple(data.shape), setting.width
-    if data.ndim == 3 and data.shape[0] == 1:
-        data = data[0]
-    if data.ndim != 2 or not data.numel() or not torch.isfinite(data).all():
-        raise ValueError(f"{path}: expected finite numbers (T, C), got shape {shape}")
-    if width and width not in data.shape:
-        raise ValueError(
-            f"{path}: shape {shape}, but neither side is {width} channels; correct "
-            "data.features.width"
-        )
-    if width and data.shape[0] == data.shape[1]:
-        raise ValueError(
-            f"{path}: shape {shape}, steps and channels cannot be told apart; resample the file to "
-            "another number of steps, or leave this video out"
-        )
-    return (data if data.shape[0] == width else data.T).contiguous()
-
-
-def _published_names(folder: Path, setting: PublishedFeatures) -> dict[str, Path]:
-    """{video id: file}; of an .h5 file every data set."""
-    if folder.is_file():
-        with _open_h5(folder) as file:
-            return {name.removeprefix(setting.prefix): folder for name in file}
-    if not folder.is_dir():
-        raise FileNotFoundError(f"{folder}: no such folder (expected published features)")
-    kinds = (f".{setting.kind}",) if setting.kind else KINDS
-    files = [path for path in sorted(folder.iterdir()) if path.suffix.lower() in kinds]
-    return {path.stem.removeprefix(setting.prefix): path for path in files}
-
-
-def _open_h5(path: Path) -> Any:
-    try:
-        import h5py
-    except ImportError:
-        raise ValueError(f"{path}: needs h5py; run `pip install h5py`") from None
-    return h5py.File(path, "r")
-
-
-def _h5_rows(path: Path, video_id: str, prefix: str) -> np.ndarray:
-    with _open_h5(path) as file:
-        for name in (prefix + video_id, video_id):
-            if name in file:
-                return file[name][()]
-        raise ValueError(f"no data set for video {video_id!r} among {len(file)}")
-
-
 def _hash(values: Mapping[str, Any]) -> str:
-    text = json.dumps(values, sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def head_inputs(features: Features, steps: int, stride: int) -> list[Features]:
-    """What a head sees of one video: windows of it, or the whole of it, resized to `steps` steps.
+    """What a head sees of one video: windows of it, or (`stride` 0) the whole, resized to `steps`.
 
-    Args:
-        stride: `data.window_stride`; 0 = whole videos.
     Raises:
         ValueError: `stride` is not the distance of these features' steps.
     """
@@ -412,14 +246,11 @@ def head_inputs(features: Features, steps: int, stride: int) -> list[Features]:
         values = values if values.shape[1] == steps else resize_features(values, steps)
         return [Features(values, whole)]
     if grid.stride != stride:
-        raise ValueError(
-            f"data.window_stride is {stride}, but features stand {grid.stride or 'no fixed number'}"
-            f"{' of' * (not grid.stride)} frames apart; set it to that, or to 0 for whole videos"
-        )
-    return [
-        windowed(features, window.first_frame // stride, steps)
-        for window in windows(values.shape[1] * stride, steps, stride)
-    ]
+        found = f"features stand {grid.stride or 'no fixed number of'} frames apart"
+        cure = "set it to that, or to 0 for whole videos"
+        raise ValueError(f"data.window_stride is {stride}, but {found}; {cure}")
+    parts = windows(values.shape[1] * stride, steps, stride)
+    return [windowed(features, window.first_frame // stride, steps) for window in parts]
 
 
 def windowed(features: Features, first: int, steps: int) -> Features:

@@ -9,10 +9,10 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
-from multiprocessing.pool import ThreadPool
-from queue import SimpleQueue
+from queue import LifoQueue
 from typing import Any
 
 from lofi.data.video import VideoError
@@ -29,69 +29,57 @@ class StartError(RuntimeError):
 class Child:
     """One child process, started when it is first needed and again after it was killed."""
 
-    def __init__(self) -> None:
-        self._process: subprocess.Popen | None = None
-        self._pipe: Connection | None = None
+    process: subprocess.Popen | None = None
+    _pipe: Connection
 
     def call(self, function: Callable, arguments: tuple, limit_s: float) -> Any:
-        """`function(*arguments)` in the child, a function of a module that it can import.
-
-        Raises:
-            VideoError: the child crashed or gave no result in time.
-            StartError: no child starts.
-            Exception: whatever the function raised.
-        """
-        if self._process is None:
+        if self.process is None:
             self._start()
         try:
             self._pipe.send((function, arguments))
             in_time = self._pipe.poll(min(limit_s, LONGEST_S))
             good, value = self._pipe.recv() if in_time else (False, None)
         except (EOFError, OSError):
-            code = self.kill()
-            raise VideoError(f"the decoder crashed (exit status {code})") from None
+            raise VideoError(f"the decoder crashed (exit status {self.end()})") from None
         if not in_time:
-            self.kill()
+            self.end()
             raise VideoError(f"no result in {limit_s:g} s")
         if not good:
             raise value
         return value
 
-    def stop(self) -> None:
-        """Stop the child without waiting for it; safe from any thread, ends a call in progress."""
-        if (process := self._process) is not None:
-            process.kill()
-
-    def kill(self) -> int | None:
-        """End the child, if there is one; its exit status."""
-        if self._process is None:
+    def end(self) -> int | None:
+        """Kill the process, if there is one; its exit status."""
+        if self.process is None:
             return None
-        self.stop()
-        code = self._process.wait()
+        self.process.kill()
+        code = self.process.wait()
         self._pipe.close()
-        self._process = None
+        self.process = None
         return code
 
     def _start(self) -> None:
-        path = os.pathsep.join(filter(None, sys.path))
-        one = {"OMP_NUM_THREADS": "1"}  # children share the cores among themselves
+        environment = {
+            "OMP_NUM_THREADS": "1",  # children share the cores among themselves
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+        }
         self._pipe, theirs = Pipe()
         with theirs:  # once our copy is closed, a child that is gone ends the pipe
-            self._process = subprocess.Popen(
+            self.process = subprocess.Popen(
                 [sys.executable, "-c", PROGRAM],
                 stdin=theirs.fileno(),
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,  # decoders write there from C
-                env={**one, **os.environ, "PYTHONPATH": path},
+                env=environment,
             )
         try:
             ready = self._pipe.poll(START_LIMIT_S) and self._pipe.recv()
         except (EOFError, OSError):
             ready = False
         if not ready:
-            code = self.kill()
             raise StartError(
-                f"a child process for decoding did not start (exit status {code}); "
+                f"a child process for decoding did not start (exit status {self.end()}); "
                 f"try `{sys.executable} -c 'import lofi.data'`"
             )
 
@@ -111,45 +99,63 @@ def serve() -> None:
             pipe.send((False, error))
 
 
+class Children:
+    """Child processes that several threads share; a call takes one that is idle."""
+
+    def __init__(self, number: int) -> None:
+        self._all = [Child() for _ in range(number)]
+        self._idle: LifoQueue[Child] = LifoQueue()
+        for child in self._all:
+            self._idle.put(child)
+
+    def call(self, function: Callable, arguments: tuple, limit_s: float) -> Any:
+        """`function(*arguments)` in a child, a function of a module that it can import.
+
+        Raises:
+            VideoError: the child crashed or gave no result in time.
+            StartError: no child starts.
+            Exception: whatever the function raised.
+        """
+        child = self._idle.get()
+        try:
+            return child.call(function, arguments, limit_s)
+        finally:
+            self._idle.put(child)
+
+    def interrupt(self) -> None:
+        """End calls in progress, from any thread; their own threads clear up."""
+        for child in self._all:
+            if (process := child.process) is not None:
+                process.kill()
+
+    def close(self) -> None:
+        """End all children, which must be idle; safe to repeat."""
+        for child in self._all:
+            child.end()
+
+
 def run_isolated(
     function: Callable, calls: Sequence[tuple], workers: int = 1, limit_s: float = 120.0
 ) -> Iterator[tuple[int, Any]]:
     """Call `function(*call)` for every call in child processes, as they finish.
 
-    Args:
-        function: of a module that children can import.
-        calls: arguments, small enough to be sent through a pipe.
-        workers: child processes at work.
-        limit_s: seconds a call may take before its child is killed.
     Yields:
         (position in `calls`, result, or the exception: that of the function, or a VideoError for
-        a child that crashed or took too long).
+        a child that crashed or took longer than `limit_s` seconds).
     Raises:
         RuntimeError: a child cannot be started at all.
     """
-    children = [Child() for _ in range(max(1, min(workers, len(calls))))]
-    idle: SimpleQueue[Child] = SimpleQueue()
-    for child in children:
-        idle.put(child)
-
-    def call(i: int) -> tuple[int, Any]:
-        child = idle.get()
-        try:
-            return i, child.call(function, calls[i], limit_s)
-        except StartError:
-            raise
-        except Exception as error:
-            return i, error
-        finally:
-            idle.put(child)
-
-    pool = ThreadPool(len(children))
+    workers = max(1, min(workers, len(calls)))
+    children = Children(workers)
+    threads = ThreadPoolExecutor(workers)
+    places = {threads.submit(children.call, function, c, limit_s): i for i, c in enumerate(calls)}
     try:
-        yield from pool.imap_unordered(call, range(len(calls)))
+        for done in as_completed(places):
+            if isinstance(error := done.exception(), StartError):
+                raise error
+            yield places[done], error or done.result()
     finally:  # also when the reader gives up early
-        pool.terminate()
-        for child in children:
-            child.stop()
-        pool.join()
-        for child in children:
-            child.kill()
+        threads.shutdown(wait=False, cancel_futures=True)
+        children.interrupt()
+        threads.shutdown()
+        children.close()

@@ -5,24 +5,24 @@ frames in one `FrameCache` and hand clips over without a copy. Child processes c
 no cache; they are for files of unknown quality, where a decoder may hang or crash.
 """
 
+import math
 import os
 import tempfile
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from pathlib import Path
-from queue import LifoQueue
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
 from lofi.data.annotations import TrimmedClip
-from lofi.data.isolated import Child
+from lofi.data.isolated import Children
 from lofi.data.snippets import (
     Augmentation,
-    Crop,
     crop_of,
     frame_indices,
     resampled_frames,
@@ -43,9 +43,8 @@ class FrameCache:
     Small videos are decoded whole, so that any fidelity of the same size and any window of a
     trimmed clip is a copy; of longer ones only the frames asked for are kept, by frame set.
 
-    Args:
-        max_bytes: of all frames together, 0 = keep none.
-        max_video_bytes: a video whose frames take at most this at the size asked for is "small".
+    `max_bytes` is for all frames together, 0 = keep none; a video whose frames take at most
+    `max_video_bytes` at the size asked for is "small".
     """
 
     def __init__(self, max_bytes: int, max_video_bytes: int = 64 * 2**20) -> None:
@@ -74,111 +73,17 @@ class FrameCache:
         return frames
 
 
-def read_clip(
-    path: str | Path,
-    fidelity: Fidelity,
-    *,
-    frame_stride: int = 8,
-    rule: str = "centred",
-    crop_ratio: float = 0.875,
-    augmentation: Augmentation | None = None,
-    cache: FrameCache | None = None,
-    resample_fps: float = 0.0,
-    span: tuple[int, int] | None = None,
-) -> torch.Tensor:
-    """The snippets of a video, or of a window of it, at one fidelity: uint8 (L, F, 3, S, S), RGB.
-
-    Frames are scaled while they are decoded, frames that several snippets share only once.
-
-    Args:
-        path: video file.
-        fidelity: L, F, S.
-        frame_stride, rule: see `frame_indices`.
-        crop_ratio: see `crop_of`.
-        augmentation: None = centre crop, no jitter.
-        cache: keeps decoded frames for the next call.
-        resample_fps: cut snippets as if the video had this frame rate; see `resampled_frames`.
-        span: only a window of the video, in frames (of that rate); see `frame_indices`.
-    Raises:
-        VideoError: the video does not decode.
-    """
-    info = probe(path)
-    grid = resampled_frames(info.num_frames, info.fps, resample_fps)
-    jitter = augmentation.jitter if augmentation else None
-    indices = grid[frame_indices(len(grid), fidelity, frame_stride, rule, jitter, span)]
-    crop = crop_of(info.height, info.width, fidelity.pixels, crop_ratio, augmentation)
-    frames = _read_frames(path, indices.reshape(-1), crop, info.num_frames, cache)
-    return frames.view(*indices.shape, 3, crop.pixels, crop.pixels)
-
-
-def read_trimmed_clip(
-    clip: TrimmedClip,
-    frames: int,
-    pixels: int,
-    frame_stride: int = 8,
-    *,
-    crop_ratio: float = 0.875,
-    augmentation: Augmentation | None = None,
-    cache: FrameCache | None = None,
-    resample_fps: float = 0.0,
-) -> torch.Tensor:
-    """One window of a trimmed clip: uint8 (F, 3, S, S), RGB.
-
-    The window is F · `frame_stride` frames long and lies inside [start_s, end_s), at
-    `augmentation.time` or in the middle; when the clip is shorter, its first and last frames
-    repeat. With `resample_fps` the stride counts frames of that rate; see `resampled_frames`.
-
-    Raises:
-        VideoError: the video does not decode, or the clip lies outside of it.
-    """
-    info = probe(clip.path)
-    grid = resampled_frames(info.num_frames, info.fps, resample_fps)
-    fps = len(grid) / info.duration_s if resample_fps else info.fps
-    indices = grid[window_indices(clip, len(grid), fps, frames, frame_stride, augmentation)]
-    crop = crop_of(info.height, info.width, pixels, crop_ratio, augmentation)
-    return _read_frames(clip.path, indices, crop, info.num_frames, cache)
-
-
-def _read_frames(
-    path: str | Path, indices: np.ndarray, crop: Crop, num_frames: int, cache: FrameCache | None
-) -> torch.Tensor:
-    """Decode (or look up), crop and mirror: uint8 (n, 3, S, S), never a view of the cache."""
-    cache = FrameCache(0) if cache is None else cache
-    size = crop.height, crop.width
-    key = (*file_identity(path), *size)
-    if num_frames * crop.height * crop.width * 3 <= cache.max_video_bytes:
-        wanted, rows = np.arange(num_frames), indices
-    else:
-        wanted, rows = np.unique(indices, return_inverse=True)
-        key = (*key, wanted.tobytes())
-
-    def decode() -> torch.Tensor:
-        return torch.from_numpy(decode_frames(path, wanted, size)).permute(0, 3, 1, 2).contiguous()
-
-    frames = cache.frames(key, decode)
-    bottom, right = crop.top + crop.pixels, crop.left + crop.pixels
-    view = frames[:, :, crop.top : bottom, crop.left : right]
-    if len(rows) > 0 and (np.diff(rows) == 1).all():
-        view = view[int(rows[0]) : int(rows[-1]) + 1]
-        return view.flip(-1) if crop.flip else view.clone(memory_format=torch.contiguous_format)
-    picked = view.index_select(0, torch.from_numpy(rows))
-    return picked.flip(-1) if crop.flip else picked
-
-
-# ---------------------------------------------------------------------------- many clips
-
-
 class ClipRequest(NamedTuple):
-    """Snippets of a video; the fields are the arguments of `read_clip`."""
+    """The snippets of a video, or of a window of it, at one fidelity."""
 
     path: str | Path
     fidelity: Fidelity
-    frame_stride: int = 8
+    frame_stride: int = 8  # see `frame_indices`
     rule: str = "centred"
-    crop_ratio: float = 0.875
-    augmentation: Augmentation | None = None
-    resample_fps: float = 0.0
-    span: tuple[int, int] | None = None
+    crop_ratio: float = 0.875  # see `crop_of`
+    augmentation: Augmentation | None = None  # None = centre crop, no jitter
+    resample_fps: float = 0.0  # as if the video had this frame rate; see `resampled_frames`
+    span: tuple[int, int] | None = None  # a window, in frames (of that rate); see `frame_indices`
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -187,20 +92,34 @@ class ClipRequest(NamedTuple):
         return size.snippets, size.frames, 3, size.pixels, size.pixels
 
     def read(self, cache: FrameCache | None = None) -> torch.Tensor:
-        """The clip; raises what `read_clip` raises."""
-        return read_clip(**self._asdict(), cache=cache)
+        """uint8 (L, F, 3, S, S), RGB; frames that several snippets share are decoded once.
+
+        Raises:
+            VideoError: the video does not decode.
+        """
+        info = probe(self.path)
+        shown = resampled_frames(info.num_frames, info.fps, self.resample_fps)
+        jitter = self.augmentation.jitter if self.augmentation else None
+        rule = self.frame_stride, self.rule, jitter, self.span
+        indices = shown[frame_indices(len(shown), self.fidelity, *rule)]
+        view = self.fidelity.pixels, self.crop_ratio, self.augmentation
+        return _read_frames(self.path, indices.reshape(-1), info, view, cache).view(self.shape)
 
 
 class TrimmedRequest(NamedTuple):
-    """One window of a trimmed clip; the fields are the arguments of `read_trimmed_clip`."""
+    """One window of a trimmed clip, F · `frame_stride` frames long.
+
+    It lies inside [start_s, end_s), at `augmentation.time` or in the middle; when the clip is
+    shorter, its first and last frames repeat.
+    """
 
     clip: TrimmedClip
-    frames: int
-    pixels: int
+    frames: int  # F
+    pixels: int  # S
     frame_stride: int = 8
     crop_ratio: float = 0.875
     augmentation: Augmentation | None = None
-    resample_fps: float = 0.0
+    resample_fps: float = 0.0  # the stride counts frames of this rate; see `resampled_frames`
 
     @property
     def path(self) -> Path:
@@ -213,45 +132,88 @@ class TrimmedRequest(NamedTuple):
         return self.frames, 3, self.pixels, self.pixels
 
     def read(self, cache: FrameCache | None = None) -> torch.Tensor:
-        """The clip; raises what `read_trimmed_clip` raises."""
-        return read_trimmed_clip(**self._asdict(), cache=cache)
+        """uint8 (F, 3, S, S), RGB.
+
+        Raises:
+            VideoError: the video does not decode, or the clip lies outside of it.
+        """
+        info = probe(self.path)
+        shown = resampled_frames(info.num_frames, info.fps, self.resample_fps)
+        fps = len(shown) / info.duration_s if self.resample_fps else info.fps
+        rule = self.frames, self.frame_stride, self.augmentation
+        indices = shown[window_indices(self.clip, len(shown), fps, *rule)]
+        view = self.pixels, self.crop_ratio, self.augmentation
+        return _read_frames(self.path, indices, info, view, cache)
 
 
 Request = ClipRequest | TrimmedRequest
 
 
-class ClipReader:
+def read_clip(
+    path: str | Path, fidelity: Fidelity, *, cache: FrameCache | None = None, **options: Any
+) -> torch.Tensor:
+    """`ClipRequest(path, fidelity, **options)`, read: uint8 (L, F, 3, S, S), RGB."""
+    return ClipRequest(path, fidelity, **options).read(cache)
+
+
+def read_trimmed_clip(
+    clip: TrimmedClip, *size: int, cache: FrameCache | None = None, **options: Any
+) -> torch.Tensor:
+    """`TrimmedRequest(clip, frames, pixels, **options)`, read: uint8 (F, 3, S, S), RGB."""
+    return TrimmedRequest(clip, *size, **options).read(cache)
+
+
+def _read_frames(
+    path: str | Path, indices: np.ndarray, info: VideoInfo, view: tuple, cache: FrameCache | None
+) -> torch.Tensor:
+    """Decode (or look up), crop and mirror: uint8 (n, 3, S, S), never a view of the cache."""
+    cache = FrameCache(0) if cache is None else cache
+    crop = crop_of(info.height, info.width, *view)
+    size = crop.height, crop.width
+    key = (*file_identity(path), *size)
+    if info.num_frames * crop.height * crop.width * 3 <= cache.max_video_bytes:
+        wanted, rows = np.arange(info.num_frames), indices
+    else:
+        wanted, rows = np.unique(indices, return_inverse=True)
+        key = (*key, wanted.tobytes())
+
+    def decode() -> torch.Tensor:
+        return torch.from_numpy(decode_frames(path, wanted, size)).permute(0, 3, 1, 2).contiguous()
+
+    frames = cache.frames(key, decode)
+    bottom, right = crop.top + crop.pixels, crop.left + crop.pixels
+    part = frames[:, :, crop.top : bottom, crop.left : right]
+    if (np.diff(rows) == 1).all():  # neighbours: one copy, no table of rows
+        part = part[int(rows[0]) : int(rows[-1]) + 1]
+        return part.flip(-1) if crop.flip else part.clone(memory_format=torch.contiguous_format)
+    part = part.index_select(0, torch.from_numpy(rows))
+    return part.flip(-1) if crop.flip else part
+
+
+# ---------------------------------------------------------------------------- many clips
+
+
+class ClipReader(AbstractContextManager):
     """Reads clips in parallel; `read` may be called from several threads at once.
 
     Args:
         workers: threads or processes that decode; 0 decodes in the calling thread.
         processes: decode in child processes (at least one). A file that crashes the decoder, or
             keeps it busy for longer than `limit_s`, becomes a `VideoError` and the others go on.
-        cache_bytes: memory for decoded frames, 0 = none; threads only.
-        limit_s: seconds a clip may take in a child process; threads cannot be stopped.
-    Raises:
-        ValueError: processes with a cache.
+        cache_bytes: memory for decoded frames, 0 = none; with processes a ValueError.
     """
 
     def __init__(
-        self,
-        workers: int = 0,
-        processes: bool = False,
-        cache_bytes: int = 0,
-        limit_s: float = 120.0,
+        self, workers: int = 0, processes: bool = False, cache_bytes: int = 0, limit_s: float = 120
     ) -> None:
         if processes and cache_bytes:
-            raise ValueError(
-                f"child processes keep no frames, but a cache of {cache_bytes:,} bytes was asked "
-                "for; set the cache to 0, or decode in threads"
-            )
+            found = f"a cache of {cache_bytes:,} bytes was asked for"
+            cure = "set the cache to 0, or decode in threads"
+            raise ValueError(f"child processes keep no frames, but {found}; {cure}")
         self.cache = FrameCache(cache_bytes)
         self.limit_s = limit_s
         self._infos: dict[str, VideoInfo] = {}
-        self._children = [Child() for _ in range(max(1, workers))] if processes else []
-        self._idle: LifoQueue[Child] = LifoQueue()
-        for child in self._children:
-            self._idle.put(child)
+        self._children = Children(max(1, workers)) if processes else None
         self._threads = ThreadPoolExecutor(workers) if workers else None
 
     def read(self, requests: Sequence[Request]) -> list[torch.Tensor | VideoError]:
@@ -264,22 +226,15 @@ class ClipReader:
         return list((self._threads.map if self._threads else map)(one, requests))
 
     def info(self, path: str | Path) -> VideoInfo:
-        """Frame count and rate of a video; with processes, as the child found them.
-
-        Raises:
-            VideoError: see `probe`.
-        """
+        """As `probe` finds them; with processes, as the child found them."""
         return self._infos.get(str(path)) or probe(path)
 
     def close(self) -> None:
         """End threads and processes; safe to repeat."""
-        if self._threads is not None:
+        if self._threads:
             self._threads.shutdown(cancel_futures=True)
-        for child in self._children:
-            child.kill()
-
-    def __enter__(self) -> "ClipReader":
-        return self
+        if self._children is not None:
+            self._children.close()
 
     def __exit__(self, *error) -> None:
         self.close()
@@ -291,11 +246,10 @@ class ClipReader:
             return error
 
     def _read_isolated(self, request: Request) -> torch.Tensor | VideoError:
-        child = self._idle.get()
         try:
             place, frames = _shared_tensor(request.shape)
             try:
-                info = child.call(_read_into, (request, place), self.limit_s)
+                info = self._children.call(_read_into, (request, place), self.limit_s)
             finally:
                 Path(place).unlink(missing_ok=True)  # the memory lives as long as the tensor
             self._infos[str(request.path)] = info
@@ -303,8 +257,6 @@ class ClipReader:
         except VideoError as error:
             known = str(error).startswith(str(request.path))
             return error if known else VideoError(f"{request.path}: {error}; leave it out")
-        finally:
-            self._idle.put(child)
 
 
 def _shared_tensor(shape: tuple[int, ...]) -> tuple[str, torch.Tensor]:
@@ -313,7 +265,7 @@ def _shared_tensor(shape: tuple[int, ...]) -> tuple[str, torch.Tensor]:
     Space is reserved first: writing into a full shared memory (64 MB in many containers) would
     kill the process instead of raising.
     """
-    size = torch.Size(shape).numel()
+    size = math.prod(shape)
     for folder in (SHARED_MEMORY, Path(tempfile.gettempdir())):
         if not os.access(folder, os.W_OK):
             continue
@@ -330,7 +282,7 @@ def _shared_tensor(shape: tuple[int, ...]) -> tuple[str, torch.Tensor]:
 
 
 def _mapped(place: str, shape: tuple[int, ...]) -> torch.Tensor:
-    size = torch.Size(shape).numel()
+    size = math.prod(shape)
     return torch.from_file(place, shared=True, size=size, dtype=torch.uint8).view(shape)
 
 

@@ -16,6 +16,7 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 
 from lofi.data.annotations import Segment, TrimmedClip, Video
 from lofi.data.video import VideoError
@@ -24,9 +25,6 @@ from lofi.fidelity import Fidelity
 RULES = ("centred", "tile", "bsp")
 KEPT = 0.9  # share of a segment that must lie inside for a training window to be kept
 Time = TypeVar("Time", float, np.ndarray, torch.Tensor)
-
-
-# ---------------------------------------------------------------------------- seconds
 
 
 def snippet_to_seconds(position: Time, duration_s: float, snippets: int) -> Time:
@@ -41,9 +39,6 @@ def snippet_to_seconds(position: Time, duration_s: float, snippets: int) -> Time
 def seconds_to_snippet(seconds: Time, duration_s: float, snippets: int) -> Time:
     """Position on the snippet axis, not rounded; the inverse of `snippet_to_seconds`."""
     return seconds * (snippets / duration_s)
-
-
-# ---------------------------------------------------------------------------- frames
 
 
 def snippet_centres(num_frames: int, snippets: int) -> np.ndarray:
@@ -62,8 +57,6 @@ def frame_indices(
     """Frames of every snippet: int64 (L, F), in [0, N - 1].
 
     Args:
-        num_frames: N, decoded frames of the video.
-        fidelity: L and F; the pixels do not matter here.
         frame_stride: frames between two frames of a snippet ("centred" only).
         rule: "centred": F frames at distance `frame_stride` around the snippet's middle, clamped
             to the video (frames repeat at its ends). "tile": F frames evenly inside the
@@ -75,20 +68,18 @@ def frame_indices(
     Raises:
         ValueError: no frames, stride below 1, unknown rule, jitter not of length L, empty span.
     """
-    if num_frames < 1 or frame_stride < 1:
-        raise ValueError(
-            f"frame_indices needs at least 1 frame and stride 1, got {num_frames}, {frame_stride}"
-        )
     first, end = span or (0, num_frames)
+    length, frames = fidelity.snippets, fidelity.frames
+    if num_frames < 1 or frame_stride < 1:
+        wanted = "frame_indices needs at least 1 frame and stride 1"
+        raise ValueError(f"{wanted}, got {num_frames}, {frame_stride}")
     if first < 0 or end <= first:
         raise ValueError(f"span is frames [{first}, {end}), expected 0 <= first < end")
-    length, frames = fidelity.snippets, fidelity.frames
     if rule not in RULES:
         raise ValueError(f"unknown frame rule {rule!r}; known: {', '.join(RULES)}")
     if jitter is not None and len(jitter) != length:
-        raise ValueError(
-            f"jitter for {len(jitter)} snippets, the fidelity has {length}; draw one number each"
-        )
+        found = f"jitter for {len(jitter)} snippets, the fidelity has {length}"
+        raise ValueError(f"{found}; draw one number each")
     # Twice the place of the middle in its interval, in frames over L; the middle itself is exact.
     whole = end - first
     inside = np.full(length, whole) if jitter is None else np.asarray(jitter) * 2 * whole
@@ -108,12 +99,8 @@ def frame_indices(
 def resampled_frames(num_frames: int, fps: float, resample_fps: float) -> np.ndarray:
     """The video as if it had another frame rate: int64 (M,), which decoded frame stands for each.
 
-    M = N · resample_fps / fps frames (rounded, at least 1) divide the video's length evenly; each
-    shows the decoded frame that is on screen in its middle, floor((j + 0.5) · N / M). With
-    `resample_fps` 0, or the video's own rate, this is 0, 1, ..., N - 1.
-
-    Raises:
-        ValueError: a negative rate.
+    M = N · resample_fps / fps frames (rounded, at least 1; `resample_fps` 0: N) divide the video's
+    length evenly; each shows the decoded frame that is on screen in its middle.
     """
     if resample_fps < 0:
         raise ValueError(f"resample_fps is {resample_fps}, expected 0 (as decoded) or frames/s")
@@ -128,28 +115,19 @@ def resampled_frames(num_frames: int, fps: float, resample_fps: float) -> np.nda
 
 @dataclass(frozen=True)
 class Augmentation:
-    """One random draw that all snippets of a video share; relative, so it fits any fidelity.
+    """One random draw that all snippets of a video share; relative, so it fits any fidelity."""
 
-    Args:
-        top, left: crop position, 0 = at the top or left border, 1 = at the bottom or right.
-        flip: mirror left and right.
-        time: position of the window in a trimmed clip, 0 = earliest, 1 = latest.
-        jitter: where each snippet's middle lies in its interval, see `frame_indices`.
-    """
-
-    top: float = 0.5
-    left: float = 0.5
-    flip: bool = False
-    time: float = 0.5
-    jitter: tuple[float, ...] | None = None
+    top: float = 0.5  # of the crop, 0 = at the upper border, 1 = at the lower
+    left: float = 0.5  # of the crop, 0 = at the left border, 1 = at the right
+    flip: bool = False  # mirror left and right
+    time: float = 0.5  # of the window in a trimmed clip, 0 = earliest, 1 = latest
+    jitter: tuple[float, ...] | None = None  # see `frame_indices`
 
     @classmethod
     def draw(cls, generator: torch.Generator | None = None, snippets: int = 0) -> "Augmentation":
-        """Uniform position and time, mirrored half of the time; a CPU generator.
+        """Uniform position and time, mirrored half of the time, and jitter for `snippets` (L).
 
-        Args:
-            snippets: L of the fidelity to draw temporal jitter for; 0 draws none, and then no
-                more than four numbers.
+        Takes 4 + `snippets` numbers of a CPU generator.
         """
         top, left, flip, time = torch.rand(4, generator=generator).tolist()
         jitter = tuple(torch.rand(snippets, generator=generator).tolist()) if snippets else None
@@ -179,14 +157,8 @@ def crop_of(
 ) -> Crop:
     """Scale and crop that show the same field of view at every S.
 
-    The crop's side is `crop_ratio` of the short side of the video (224 of 256 in the paper's
-    pipeline), so the video is scaled to a short side of S / crop_ratio.
-
-    Args:
-        height, width: of the video.
-        pixels: S.
-        crop_ratio: in (0, 1]; 1 uses the whole short side.
-        augmentation: crop position and mirroring; None is the centre, as it is.
+    The crop's side S (`pixels`) is `crop_ratio`, in (0, 1], of the short side of the video (224 of
+    256 in the paper's pipeline), so the video is scaled to a short side of S / crop_ratio.
     """
     if not 0 < crop_ratio <= 1:
         raise ValueError(f"crop_ratio must be in (0, 1], got {crop_ratio}")
@@ -208,12 +180,10 @@ def window_indices(
     augmentation: Augmentation | None = None,
 ) -> np.ndarray:
     """Frames of one window of a trimmed clip: int64 (F,); see `read_trimmed_clip`."""
-    start_s = 0.0 if clip.start_s is None else clip.start_s
+    start_s = clip.start_s or 0.0
     if start_s * fps >= num_frames:
-        raise VideoError(
-            f"{clip.path}: the clip starts at {start_s:g} s, but {num_frames / fps:g} s decode; "
-            "correct its times or leave it out"
-        )
+        found = f"the clip starts at {start_s:g} s, but {num_frames / fps:g} s decode"
+        raise VideoError(f"{clip.path}: {found}; correct its times or leave it out")
     # frames whose middle lies in [start, end), at least one
     first = min(math.ceil(start_s * fps - 0.5), num_frames - 1)
     end = num_frames if clip.end_s is None else math.ceil(clip.end_s * fps - 0.5)
@@ -237,55 +207,39 @@ class Window(NamedTuple):
 
     first_frame: int  # of the first snippet
     last_frame: int  # of the last snippet
-    segments: np.ndarray  # (N, 2) frames of the video: all segments that reach into the window
-    rows: tuple[int, ...] = ()  # which of the video's segments these are
+    rows: tuple[int, ...] = ()  # which segments reach into the window
 
 
-def windows(num_frames: int, snippets: int = 256, stride: int = 5) -> list[Window]:
-    """Windows of one video without annotations, in order; at least one.
+def windows(
+    num_frames: int, snippets: int = 256, stride: int = 5, segments: ArrayLike | None = None
+) -> list[Window]:
+    """Windows of one video, in order; at least one.
 
-    Args:
-        num_frames: decoded frames (or rows of a per-frame feature file).
-        snippets: L.
-        stride: frames between two snippets.
+    With segments, (N, 2) start < end in frames of the video, only the windows that hold more than
+    90 % of some segment, with every segment that they touch.
+
     Raises:
         ValueError: a number below 1.
     """
     if min(num_frames, snippets, stride) < 1:
-        raise ValueError(
-            f"windows of {snippets} snippets, {stride} frames apart, in {num_frames} frames: "
-            "expected numbers of at least 1"
-        )
+        found = f"windows of {snippets} snippets, {stride} frames apart, in {num_frames} frames"
+        raise ValueError(f"{found}: expected numbers of at least 1")
     count = -(-num_frames // stride)
     starts = list(range(0, max(count - snippets, 0) + 1, max(1, snippets // 2)))
     lost = count - snippets - starts[-1]
     if lost > snippets / stride:  # otherwise the last snippets are not looked at, as released
         starts.append(count - snippets)
-    none = np.zeros((0, 2))
-    return [Window(s * stride, (s + snippets - 1) * stride, none) for s in starts]
-
-
-def training_windows(
-    num_frames: int,
-    segments: Sequence[tuple[float, float]] | np.ndarray,
-    snippets: int = 256,
-    stride: int = 5,
-) -> list[Window]:
-    """Windows that hold more than 90 % of some segment, with every segment that they touch.
-
-    Args:
-        segments: (N, 2) start and end in frames of the video; start < end.
-    """
-    times = np.asarray(segments, np.float64).reshape(-1, 2)
-    found = []
-    for window in windows(num_frames, snippets, stride):
-        low, high = window.first_frame, window.last_frame + stride  # the last snippet is whole
-        inside = np.minimum(times[:, 1], high) - np.maximum(times[:, 0], low)
-        if (inside > KEPT * (times[:, 1] - times[:, 0])).any():
-            touched = (times[:, 1] >= low) & (times[:, 0] <= window.last_frame)
-            rows = tuple(np.flatnonzero(touched).tolist())
-            found.append(window._replace(segments=times[touched], rows=rows))
-    return found
+    found = [Window(start * stride, (start + snippets - 1) * stride) for start in starts]
+    if segments is None:
+        return found
+    start, end = np.asarray(segments, np.float64).reshape(-1, 2).T
+    kept = []
+    for low, last, _ in found:
+        inside = np.minimum(end, last + stride) - np.maximum(start, low)  # the last one is whole
+        if (inside > KEPT * (end - start)).any():
+            touched = np.flatnonzero((end >= low) & (start <= last))
+            kept.append(Window(low, last, tuple(touched.tolist())))
+    return kept
 
 
 # ---------------------------------------------------------------------------- grids
@@ -297,26 +251,17 @@ class Grid:
 
     A whole video that was cut into (or resized to) T steps has `stride` 0 and starts at 0. A video
     of any length with a step every `stride` frames, and each window of it, has frame numbers too.
-
-    Args:
-        steps: T.
-        length_s: seconds that the T steps divide; a window may reach beyond the video's end.
-        duration_s: of the video; proposals are clipped to [0, duration_s].
-        stride: frames between two steps; 0 = the whole video, whatever its rate.
-        fps: frames a second that `stride` counts.
-        num_frames: of the video, counted at `fps`.
-        first_frame: of the first step.
-        offset_s: left edge of step 0 minus the time of `first_frame`: (window - stride) / 2 frames
-            for features whose window is longer than their stride.
     """
 
-    steps: int
-    length_s: float
-    duration_s: float
-    stride: int = 0
-    fps: float = 0.0
-    num_frames: int = 0
-    first_frame: int = 0
+    steps: int  # T
+    length_s: float  # that the T steps divide; a window may reach beyond the video's end
+    duration_s: float  # of the video; proposals are clipped to [0, duration_s]
+    stride: int = 0  # frames between two steps; 0 = the whole video, whatever its rate
+    fps: float = 0.0  # frames a second that `stride` counts
+    num_frames: int = 0  # of the video, counted at `fps`
+    first_frame: int = 0  # of the first step
+    # Left edge of step 0 minus the time of `first_frame`: (window - stride) / 2 frames for features
+    # whose window is longer than their stride.
     offset_s: float = 0.0
 
     @staticmethod
@@ -372,10 +317,9 @@ def training_parts(video: Video, grid: Grid, steps: int) -> list[tuple[Video, Gr
     given = [s for s in video.segments if s.end_s > s.start_s]
     times = [(s.start_s * grid.fps, s.end_s * grid.fps) for s in given]
     parts = []
-    for window in training_windows(grid.steps * grid.stride, times, steps, grid.stride):
+    for window in windows(grid.steps * grid.stride, steps, grid.stride, times):
         part = grid.window(window.first_frame // grid.stride, steps)
-        at = part.start_s
-        inside = (given[row] for row in window.rows)
+        at, inside = part.start_s, (given[row] for row in window.rows)
         moved = tuple(Segment(s.start_s - at, s.end_s - at, s.label) for s in inside)
         parts.append((replace(video, segments=moved), part))
     return parts

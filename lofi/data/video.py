@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -34,17 +35,11 @@ class VideoError(ValueError):
 
 @dataclass(frozen=True)
 class VideoInfo:
-    """What decoding a file gives.
+    """What decoding a file gives."""
 
-    Args:
-        num_frames: frames that really decode, which may differ from what the container declares.
-        fps: average frames a second.
-        width, height: pixels, after the rotation that the file asks for.
-    """
-
-    num_frames: int
-    fps: float
-    width: int
+    num_frames: int  # that really decode; the container may declare another number
+    fps: float  # average frames a second
+    width: int  # pixels, after the rotation that the file asks for
     height: int
 
     @property
@@ -53,8 +48,7 @@ class VideoInfo:
         return self.num_frames / self.fps
 
 
-@dataclass(frozen=True)
-class _Scan:
+class _Scan(NamedTuple):
     info: VideoInfo
     declared: int  # frames that the container promises, 0 = it does not say
     packets: int
@@ -70,9 +64,8 @@ def declared_frames(path: str | Path) -> int:
 def probe(path: str | Path) -> VideoInfo:
     """Frame count, frame rate and size of a video, from one pass over its packets.
 
-    Counts packets, and decodes the whole file only where packets and frames may differ. A file cut
-    short reports the frames before the cut and logs a warning. Results are remembered until the
-    file's size or modification time changes.
+    The whole file is decoded only where packets and frames may differ. A file cut short reports the
+    frames before the cut and logs a warning. Remembered until size or modification time change.
 
     Raises:
         VideoError: missing, empty, not a video, or no frame decodes.
@@ -86,10 +79,9 @@ def verify(path: str | Path) -> str | None:
     Raises:
         VideoError: see `probe`.
     """
-    identity = file_identity(path)
-    scan = _scan(*identity)
+    scan = _scan(*file_identity(path))
     errors: list[Exception] = []
-    corrupt = [frame.is_corrupt for frame in frames_in_order(identity[0], errors)]
+    corrupt = [frame.is_corrupt for frame in frames_in_order(path, errors)]
     count, damaged = len(corrupt), len(errors) + sum(corrupt)
     expected = max(scan.info.num_frames, scan.declared if scan.packets < scan.declared else 0)
     if count < expected or (errors and scan.info.num_frames < scan.declared):
@@ -98,38 +90,33 @@ def verify(path: str | Path) -> str | None:
 
 
 def decode_frames(
-    path: str | Path,
-    indices: Sequence[int] | np.ndarray,
-    size: tuple[int, int] | None = None,
+    path: str | Path, indices: Sequence[int] | np.ndarray, size: tuple[int, int] | None = None
 ) -> np.ndarray:
     """Decode chosen frames, each once, in one pass and one thread (fastest for small videos).
 
     Args:
-        path: video file.
-        indices: frame indices in [0, num_frames), in any order, repeats allowed.
-        size: (height, width) of the result, None for the video's own; scaled (bicubic) before
-            the frames leave the decoder. The aspect ratio is the caller's business.
+        indices: N of them in [0, num_frames), in any order, repeats allowed.
+        size: (height, width) of the result, None for the video's own; scaled (bicubic) before the
+            frames leave the decoder.
     Returns:
-        (N, height, width, 3) uint8, row i is frame indices[i].
+        (N, height, width, 3) uint8.
     Raises:
         VideoError: see `probe`; or frames that should be there do not decode.
         ValueError: an index outside the video, or a size below 1.
     """
     identity = file_identity(path)
     scan = _scan(*identity)
-    info = scan.info
     wanted = np.asarray(indices, dtype=np.int64).reshape(-1)
-    height, width = size or (info.height, info.width)
+    height, width = size or (scan.info.height, scan.info.width)
     if height < 1 or width < 1:
         raise ValueError(f"{path}: size must be at least 1x1, got {height}x{width}")
     if wanted.size == 0:
         return np.zeros((0, height, width, 3), np.uint8)
-    if wanted.min() < 0 or wanted.max() >= info.num_frames:
-        raise ValueError(
-            f"{path}: frame {int(wanted.max() if wanted.min() >= 0 else wanted.min())} was asked "
-            f"for, but the video has frames 0 to {info.num_frames - 1}; probe() it first"
-        )
     unique, inverse = np.unique(wanted, return_inverse=True)
+    last = scan.info.num_frames - 1
+    if unique[0] < 0 or unique[-1] > last:
+        found = f"frame {unique[0] if unique[0] < 0 else unique[-1]} was asked for"
+        raise ValueError(f"{path}: {found}, but the video has frames 0 to {last}; probe() it first")
     frames = None
     if scan.random_access and width not in MISREAD_WIDTHS:
         import decord
@@ -142,23 +129,15 @@ def decode_frames(
         except (RuntimeError, IndexError) as error:
             logger.debug("%s: decord failed (%s), falling back to PyAV", identity[0], error)
     if frames is None or frames.shape != (len(unique), height, width, 3):
-        frames = _decode_pyav(identity[0], unique, height, width)
+        pictures = scaled_frames(path, height, width)  # up to the last frame that is asked for
+        asked = zip(np.isin(np.arange(unique[-1] + 1), unique), pictures)
+        rows = [picture() for chosen, picture in asked if chosen]
+        if len(rows) < len(unique):
+            found = f"{len(rows)} of {len(unique)} frames decoded"
+            cure = f"(expected up to frame {unique[-1]}); download it again or leave it out"
+            raise VideoError(f"{identity[0]}: {found} {cure}")
+        frames = np.stack(rows)
     return frames if np.array_equal(unique, wanted) else frames[inverse]
-
-
-def _decode_pyav(path: str, unique: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Frames through PyAV, decoding from the start."""
-    rows = []
-    wanted = set(unique.tolist())
-    for i_frame, picture in enumerate(scaled_frames(path, height, width)):
-        if i_frame in wanted:
-            rows.append(picture())
-            if len(rows) == len(wanted):
-                return np.stack(rows)
-    raise VideoError(
-        f"{path}: {len(rows)} of {len(wanted)} frames decoded (expected up to frame "
-        f"{unique[-1]}); download it again or leave it out"
-    )
 
 
 def file_identity(path: str | Path) -> tuple[str, int, int]:
@@ -184,22 +163,18 @@ def _scan(path: str, mtime_ns: int, num_bytes: int) -> _Scan:
             stream = container.streams.best("video")  # not the cover picture of a sound file
             if stream is None:
                 raise VideoError(f"{path}: no video stream, only sound or data; use another file")
-            declared = stream.frames
-            codec = stream.codec_context.name
+            declared, codec = stream.frames, stream.codec_context.name
             rate = stream.average_rate or stream.guessed_rate
             packets, plain, first = _read_packets(container, stream)
         count = packets
         if first is None or not plain or codec in HIDING_CODECS:
             count = 0
             for frame in frames_in_order(path):
-                first = first or frame
-                count += 1
+                first, count = first or frame, count + 1
     except av.error.FFmpegError as error:
-        reason = error.strerror or str(error)
-        raise VideoError(
-            f"{path}: no decodable video in {num_bytes:,} bytes ({reason}); "
-            "it is not a video or is cut short: download it again or leave it out"
-        ) from None
+        found = f"no decodable video in {num_bytes:,} bytes ({error.strerror or error})"
+        cure = "it is not a video or is cut short: download it again or leave it out"
+        raise VideoError(f"{path}: {found}; {cure}") from None
     if first is None:
         raise VideoError(f"{path}: 0 frames decoded; download it again or leave it out")
     if not rate:
@@ -256,11 +231,8 @@ def frames_in_order(path: str | Path, errors: list[Exception] | None = None) -> 
         packets = container.demux(stream)
         while True:
             try:
-                packet = next(packets, None)
-                if packet is None:
-                    return
-                frames = packet.decode()
-            except av.error.EOFError:
+                frames = next(packets).decode()
+            except (StopIteration, av.error.EOFError):
                 return
             except av.error.InvalidDataError as error:
                 if errors is not None:

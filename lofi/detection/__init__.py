@@ -5,6 +5,7 @@ from lofi.detection.classes import (
     VideoClasses,
     VideoClassifier,
     add_classes,
+    detections,
     main_labels,
     read_hacs_top2,
     read_untrimmednet,
@@ -13,7 +14,7 @@ from lofi.detection.classes import (
     true_classes,
 )
 from lofi.detection.nms import GridSoftNMS, soft_nms, soft_nms_bmn
-from lofi.detection.proposals import detections, join_windows, suppress
+from lofi.detection.proposals import join_windows, suppress
 from lofi.detection.results import (
     Detection,
     read_detections,

@@ -16,8 +16,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from lofi.config import PostProcessing
 from lofi.detection.results import Detection
 from lofi.files import read_json, save_tensors
+from lofi.heads.base import Proposals
 
 CLASS_RULES = ("anet", "hacs", "thumos")
 TENSORS = ("weight", "bias", "mean", "std")  # of a classifier's file
@@ -157,6 +159,31 @@ def main_labels(videos: Iterable[Any]) -> dict[str, str]:
             weight = {name: (len(its), sum(its)) for name, its in lengths.items()}
             labels[video.id] = max(sorted(weight), key=weight.get)
     return labels
+
+
+def detections(
+    kept: Proposals,
+    duration_s: float,
+    post: PostProcessing,
+    class_scores: np.ndarray | None = None,
+    names: Sequence[str] = (),
+) -> list[Detection]:
+    """What is left after suppression, cut at the ends of the video, with classes.
+
+    Args:
+        class_scores: (C,) of the video; None = class-agnostic, label "".
+        names: C class names.
+    """
+    start, end = kept.segments_s.T
+    segments = np.stack([np.maximum(start, 0.0), np.minimum(end, duration_s)], 1)
+    if class_scores is None:
+        pairs = zip(segments.tolist(), kept.scores.tolist())
+        return [Detection(start, end, "", score) for (start, end), score in pairs]
+    if len(class_scores) != len(names):
+        raise ValueError(f"{len(class_scores)} class scores for {len(names)} names; expected equal")
+    return add_classes(
+        segments, kept.scores, class_scores, names, post.class_rule, post.classes_per_video
+    )
 
 
 def add_classes(

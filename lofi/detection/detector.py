@@ -15,13 +15,14 @@ from lofi.data.features import Features, head_inputs
 from lofi.detection.classes import (
     VideoClasses,
     VideoClassifier,
+    detections,
     is_class_file,
     main_labels,
     read_video_classes,
     train_video_classifier,
     true_classes,
 )
-from lofi.detection.proposals import detections, suppress
+from lofi.detection.proposals import suppress
 from lofi.detection.results import Detection, write_csv, write_detections, write_srt
 from lofi.encoders import Encoder
 from lofi.encoders.extraction import video_features

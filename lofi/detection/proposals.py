@@ -1,4 +1,4 @@
-"""From the proposals of a head to the detections of a video: soft-NMS, windows joined, classes.
+"""The proposals of a video after soft-NMS, those of sliding windows joined.
 
 Sources: released post-processing of G-TAD (ActivityNet, HACS; sliding windows of THUMOS14) and BMN.
 """
@@ -9,9 +9,7 @@ from functools import lru_cache
 import numpy as np
 
 from lofi.config import PostProcessing
-from lofi.detection.classes import add_classes
 from lofi.detection.nms import GridSoftNMS, soft_nms, soft_nms_bmn
-from lofi.detection.results import Detection
 from lofi.heads.base import Proposals
 
 
@@ -78,27 +76,3 @@ def join_windows(
     if not kept:
         return np.zeros((0, 2)), np.zeros(0)
     return once(np.concatenate([k[0] for k in kept]), np.concatenate([k[1] for k in kept]))
-
-
-def detections(
-    kept: Proposals,
-    duration_s: float,
-    post: PostProcessing,
-    class_scores: np.ndarray | None = None,
-    names: Sequence[str] = (),
-) -> list[Detection]:
-    """What is left after suppression, cut at the ends of the video, with classes.
-
-    Args:
-        class_scores: (C,) of the video; None = class-agnostic, label "".
-        names: C class names.
-    """
-    segments = np.clip(kept.segments_s, 0.0, duration_s)
-    if class_scores is None:
-        pairs = zip(segments.tolist(), kept.scores.tolist())
-        return [Detection(start, end, "", score) for (start, end), score in pairs]
-    if len(class_scores) != len(names):
-        raise ValueError(f"{len(class_scores)} class scores for {len(names)} names; expected equal")
-    return add_classes(
-        segments, kept.scores, class_scores, names, post.class_rule, post.classes_per_video
-    )

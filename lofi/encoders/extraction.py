@@ -38,13 +38,10 @@ def full_requests(config: Config, path: str | Path) -> list[ClipRequest]:
     data, full = config.data, config.full
     if not data.window_stride:
         return [video_request(data, path, full)]
-    grid = video_grid(data, probe(path), full.snippets)
-    found = []
-    for first in range(0, grid.steps, full.snippets):
-        piece = grid.window(first, min(full.snippets, grid.steps - first))
-        fidelity = replace(full, snippets=piece.steps)
-        found.append(video_request(data, path, fidelity, grid=piece))
-    return found
+    grid, count = video_grid(data, probe(path), full.snippets), full.snippets
+    firsts = range(0, grid.steps, count)
+    pieces = [grid.window(first, min(count, grid.steps - first)) for first in firsts]
+    return [video_request(data, path, replace(full, snippets=p.steps), grid=p) for p in pieces]
 
 
 @torch.no_grad()

@@ -360,8 +360,23 @@ def anchor_scores(
     plan = plan_for(sampler, inputs[0])
     rows = F.relu_(_SampledLayers.apply(plan, first.inner, *weights, *inputs))
     weights = [p.to(dtype) for layer in convolutions for p in (layer.weight, layer.bias)]
-    maps = _MapLayers.apply(rows, _once(x, make_cells, cells, x.device), *weights)
-    return probabilities(maps).permute(0, 3, 1, 2)
+    place = _once(x, make_cells, cells, x.device)
+    scores = probabilities(_MapLayers.apply(rows, place, *weights))
+    return (scores if scores.ndim == 4 else _Fill.apply(scores, place)).permute(0, 3, 1, 2)
+
+
+class _Fill(torch.autograd.Function):
+    """Rows to map cells, and back in a fixed order."""
+
+    @staticmethod
+    def forward(ctx, rows, cells):
+        ctx.cells = cells
+        return cells.fill(rows)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad):
+        return ctx.cells.collect(grad), None
 
 
 class _SampledLayers(torch.autograd.Function):
@@ -464,7 +479,7 @@ class _MapLayers(torch.autograd.Function):
                 x = _convolve(_as_needed(x, weight, cells), weight, bias)
                 if i + 1 < len(layers):
                     kept.append(x.relu_())
-            out.append(x if x.ndim == 4 else cells.fill(x))
+            out.append(x)
             if not any(ctx.needs_input_grad):
                 kept.clear()
         ctx.save_for_backward(rows, *parameters, *kept)
@@ -482,8 +497,6 @@ class _MapLayers(torch.autograd.Function):
         for n, part in enumerate(ctx.parts):
             inputs = [rows[part], *kept[n * inner : (n + 1) * inner]]
             grad = grad_out[part]
-            if all(weight.shape[-1] == 1 for weight in parameters[::2]):
-                grad = cells.collect(grad)  # filled in at the very end
             for i in reversed(range(inner + 1)):
                 weight, x = parameters[2 * i], inputs[i]
                 own = _parameter_gradients(grad, _as_needed(x, weight, cells), weight)

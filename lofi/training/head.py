@@ -78,6 +78,12 @@ def extract_features(
         _extract(config, encoder, header, mine, run, reader, on_step)
     barrier()  # every process has written its share
     skipped = run.skipped()
+    if not list(run.folder.glob("[!.]*.safetensors")):
+        raise ValueError(
+            f"{run.folder}: not one of {len(videos)} videos could be read (first: "
+            f"{skipped[0]['item']}: {skipped[0]['reason']}); set data.videos, or see what "
+            "lofi check finds"
+        )
     return run.finish({"videos": len(videos), "encoder_sha256": sha256, "skipped": skipped})
 
 

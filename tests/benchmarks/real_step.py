@@ -35,10 +35,11 @@ def render(path: Path, seconds: int = 40, fps: int = 25) -> None:
 def one(name: str, video: Path, batch: int) -> dict:
     """Run one step in this process; returns what was found."""
     from lofi import config as configs
+    from lofi.data.datasets import video_request
     from lofi.encoders import build_encoder, encoder_hash
     from lofi.fidelity import schedule
-    from lofi.training.joint import train_lofi, video_request
-    from lofi.training.models import lofi_method
+    from lofi.training.joint import train_lofi
+    from lofi.training.methods import lofi_method
     from lofi.training.run_folder import read_metrics
 
     with tempfile.TemporaryDirectory() as folder:
@@ -58,7 +59,7 @@ def one(name: str, video: Path, batch: int) -> dict:
         config = configs.override(configs.preset("activitynet"), changes)
         fidelity = schedule(name, config.full).at(0, 0)
         began = time.perf_counter()
-        video_request(config, video, fidelity).read()
+        video_request(config.data, video, fidelity).read()
         decode = time.perf_counter() - began
         before = encoder_hash(build_encoder(config.encoder, seed=config.seed))
         result = train_lofi(config, Path(folder) / "run")

@@ -1,0 +1,513 @@
+"""What each `lofi` command does; settings come from the dataclasses of `lofi.config`.
+
+A command is a plain function: its signature is its command line, its docstring the help text.
+Results go to standard output, progress and warnings to standard error. Heavy imports wait until a
+command runs, so that `lofi --help` is quick.
+"""
+
+import inspect
+import os
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from tyro.conf import Positional, arg
+
+from lofi.config import BMNConfig, Config, GTADConfig, Mode
+from lofi.fidelity import Fidelity
+from lofi.files import atomic_path, write_json
+
+Settings = Annotated[Config, arg(name="")]
+Method = Annotated[
+    str, arg(help="whose encoder (random, acp, acp+, c-lofi, …); default: what is configured")
+]
+Variant = Annotated[
+    str, arg(help="changes for this head alone, kept beside others: lr=0.001,seed=3,kind=bmn")
+]
+Protocol = Literal["activitynet", "thumos14"]
+StageName = Literal["acp", "acp+", "icp", "arrow", "speed", "lofi", "features", "head", "classes",
+                    "detect", "evaluate"]  # fmt: skip
+
+
+def toy(folder: Positional[Path], /, preset: Literal["tiny", "toy"] = "toy", seed: int = 0) -> None:
+    """Render the toy world: source clips, untrimmed videos and their annotations."""
+    from lofi.data.toyworld import TINY, TOY, write_world
+
+    paths = write_world(folder, {"tiny": TINY, "toy": TOY}[preset], seed, progress=bar("rendering"))
+    print(f"{paths.annotations}\n{paths.video_dir}\n{paths.source_csv}")
+
+
+def check(
+    annotations: Positional[Path],
+    /,
+    videos: Path | None = None,
+    format: str = "auto",
+    decode: bool = True,
+    workers: int = 2,
+    limit_s: float = 60.0,
+    report: Path | None = None,
+) -> None:
+    """Report missing, undecodable, out-of-range, zero-length, overlapping and mislabelled entries.
+
+    Exit status 1 when something was found.
+
+    Args:
+        videos: folder with the video files; without it only the annotations are checked.
+        decode: open and decode the videos, not only look for their files.
+        limit_s: seconds that one video may take.
+        report: CSV of all findings; an unfinished check goes on from it.
+    """
+    from lofi.data import check_dataset, read_annotations
+
+    entries = read_annotations(annotations, format=format, video_dir=videos)
+    found = check_dataset(
+        entries, videos, decode=decode and videos is not None, workers=workers, limit_s=limit_s,
+        report=report, progress=bar("checking"),
+    )  # fmt: skip
+    print(found.summary())
+    if found.entries:
+        raise SystemExit(1)
+
+
+def cache(
+    source: Positional[Path],
+    /,
+    out: Path,
+    videos: Path | None = None,
+    short_side: int = 256,
+    fps: float = 0.0,
+    crf: int = 20,
+    workers: int = 2,
+    limit_s: float = 1800.0,
+) -> None:
+    """Copy videos at low resolution, once, so that training decodes several times faster.
+
+    Then train with --data.videos OUT. Start again to go on; OUT/cache.csv lists every video.
+    Exit status 1 when a video failed.
+
+    Args:
+        source: folder of videos, or an annotation file (then only its videos are copied).
+        out: folder of the copies, beside the folder of the videos.
+        videos: folder of the videos when SOURCE is an annotation file.
+        short_side: pixels; smaller videos keep their size.
+        fps: frame rate of the copies; 0 keeps every frame.
+        crf: quality, lower is better and larger.
+        workers: processes.
+        limit_s: seconds that one video may take.
+    """
+    from lofi.data import read_annotations
+    from lofi.data.copies import cache_videos, media_files
+
+    if source.is_dir():
+        videos, paths = source, media_files(source)
+    elif videos is None:
+        raise ValueError(f"{source}: whose videos? Give their folder with --videos")
+    else:
+        annotated = read_annotations(source, video_dir=videos)
+        paths = sorted({video.path for video in annotated if video.path is not None})
+        print(f"{len(paths):,} of {len(annotated):,} annotated videos have a file in {videos}")
+    done = cache_videos(
+        paths, videos, out, short_side=short_side, fps=fps, crf=crf, workers=workers,
+        limit_s=limit_s, progress=bar("copying"),
+    )  # fmt: skip
+    print(done.summary())
+    if done.failed:
+        raise SystemExit(1)
+
+
+def train(
+    stage: Positional[StageName],
+    /,
+    out: Path,
+    config: Settings,
+    method: Method = "",
+    variant: Variant = "",
+    resume: bool = True,
+    device: str = "cpu",
+    processes: int = 1,
+    tensorboard: bool = False,
+) -> None:
+    """Run one stage of the procedure in the run folder OUT; finished stages return at once.
+
+    Stages: acp, acp+, icp (classification), arrow, speed (without labels), lofi (joint, low
+    fidelity), features (frozen encoder), head, classes (video classifier), detect (the test
+    videos), evaluate (mAP). Settings: --preset NAME < --config FILE, whole or partial (such as the
+    config.json of another run) < options.
+
+    Args:
+        out: run folder; every method gets a folder in it.
+        resume: go on from the last checkpoint; --no-resume recomputes.
+        device: cpu, cuda, cuda:1, mps, …
+        processes: on this machine that train together; with --device cuda one for each GPU. For
+            several machines start torchrun on each (README). The result does not depend on it.
+        tensorboard: also write losses for TensorBoard to OUT/tensorboard (extra "gpu" or "dev").
+    """
+    from lofi.experiment import STAGES
+    from lofi.training.distributed import is_first, joined
+    from lofi.training.methods import write_run_config
+
+    one_thread_for_small_work(config)
+    run = STAGES[stage].run
+    with joined(device) as device:
+        scalars = out / "tensorboard" / stage if tensorboard and is_first() else None
+        given = {"method": method, "variant": variant, "resume": resume, "device": device}
+        given["on_step"] = progress_lines(stage, scalars)
+        taken = {key: given[key] for key in inspect.signature(run).parameters if key in given}
+        for option in ("method", "variant"):
+            if given[option] and option not in taken:
+                raise ValueError(f"stage {stage} has no --{option}; leave it out")
+        result = run(config, out, **taken)
+        write_run_config(config, out)  # not earlier: a refused run leaves the old one in place
+        if is_first():
+            shown = [key for key in result if key not in ("classes", "skipped")]
+            print(" ".join(f"{key}={result[key]}" for key in shown))
+            if result.get("skipped"):
+                print(f"{len(result['skipped'])} items could not be read; see skipped.jsonl")
+
+
+def one_thread_for_small_work(config: Config) -> None:
+    """The toy networks are too small to share: threads that wait for each other cost time."""
+    import torch
+
+    if config.preset in ("tiny", "toy") and "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(1)
+
+
+def features(
+    out: Path, config: Settings, method: Method = "", device: str = "cpu", processes: int = 1
+) -> None:
+    """Features of all training and test videos from a method's frozen encoder, full fidelity."""
+    train("features", out=out, config=config, method=method, device=device)
+
+
+def detect(
+    videos: Positional[list[Path]],
+    /,
+    model: Path,
+    out: Path = Path("detections"),
+    method: str = "",
+    variant: Variant = "",
+    top: int = 10,
+    device: str = "cpu",
+    processes: int = 1,
+) -> None:
+    """Find actions in video files: a table, CSV, JSON, .srt subtitles and a timeline picture each.
+
+    Args:
+        model: run folder (or one method's folder in it) with a trained encoder and head.
+        out: folder for the results.
+        method: which encoder of the run; "" = the best trained one.
+        top: lines printed a video; the files hold all detections.
+        processes: that share the videos.
+    """
+    from lofi.detection.detector import Detector, write_results
+    from lofi.figures.tables import detections_table
+    from lofi.report import detections_figure
+    from lofi.training.distributed import gather, joined, share
+
+    with joined(device) as device:
+        detector = Detector.load(model, method, device, variant)
+        failed = []
+        for path in (videos[i] for i in share(len(videos))):
+            try:
+                found = detector.detect(path)
+                files = [*write_results(found, path, out, detector), out / f"{path.stem}.png"]
+                with atomic_path(files[-1]) as picture:
+                    detections_figure(path, found).savefig(picture, dpi=110)
+            except (ValueError, FileNotFoundError) as error:
+                failed.append(str(error))
+                print(f"lofi: {error}", file=sys.stderr)
+                continue
+            print(f"{path}: {len(found)} detections, the best {min(top, len(found))}:")
+            print(detections_table(found[:top]).text())
+            print("wrote " + ", ".join(str(file) for file in files))
+        if any(gather(failed)):
+            raise SystemExit(1)
+
+
+def evaluate(
+    ground_truth: Positional[Path],
+    detections: Positional[Path],
+    /,
+    subset: str = "",
+    protocol: Protocol = "activitynet",
+    available: str = "",
+    json: Path | None = None,
+) -> None:
+    """Mean average precision of a detection file, with its protocol.
+
+    Args:
+        subset: exact name; "" = validation, for thumos14 test.
+        available: also score the videos that could be had alone: a file with their ids, or "auto" =
+            those with an entry in the detection file. The first line stays the official list's.
+    """
+    from lofi.evaluation import detection_map
+
+    choices = {"subset": subset or None, "protocol": protocol, "available": available or None}
+    _show(detection_map(ground_truth, detections, **choices), json)
+
+
+def diagnose(
+    ground_truth: Positional[Path],
+    detections: Positional[Path],
+    /,
+    subset: str = "",
+    protocol: Protocol = "activitynet",
+    tiou: float = 0.5,
+    unsuppressed: Path | None = None,
+    json: Path | None = None,
+    figure: Path | None = None,
+) -> None:
+    """Where points are lost: oracles, kinds of false positives, hard instances, classes, grid.
+
+    Args:
+        subset: exact name; "" = validation, for thumos14 test.
+        tiou: threshold of the false-positive profile.
+        unsuppressed: the detections before soft-NMS; adds what suppression costs and gains.
+        figure: picture of the false-positive profile and of the sensitivity to instances.
+    """
+    from lofi.evaluation import diagnose as explain
+
+    report = explain(
+        ground_truth, detections, subset=subset or None, protocol=protocol, profile_tiou=tiou,
+        unsuppressed=unsuppressed,
+    )  # fmt: skip
+    _show(report, json)
+    if figure:
+        from lofi.figures import diagnosis_figure
+
+        with atomic_path(figure) as picture:
+            diagnosis_figure(report).savefig(picture, dpi=110)
+
+
+def recall(
+    ground_truth: Positional[Path],
+    proposals: Positional[Path],
+    /,
+    subset: str = "validation",
+    available: str = "",
+    json: Path | None = None,
+) -> None:
+    """Average recall at an average number of proposals (AR@AN) and its area (AUC).
+
+    Args:
+        available: as in `lofi evaluate`.
+    """
+    from lofi.evaluation import proposal_recall
+
+    found = proposal_recall(ground_truth, proposals, subset=subset, available=available or None)
+    _show(found, json)
+
+
+def _show(result: Any, json: Path | None) -> None:
+    """Print a result, and write it as JSON where that was asked for."""
+    if json:
+        write_json(json, result.to_json())
+    print(result)
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What is trained: the options that the memory commands share."""
+
+    encoder: str = "tsm-r18"
+    snippets: int = 100
+    pixels: int = 224
+    frames: int = 8
+    batch: int = 16
+    head: Literal["gtad", "bmn", "none"] = "gtad"
+    amp: Literal["fp32", "bf16"] = "fp32"
+
+    @property
+    def fidelity(self) -> Fidelity:
+        """Of the training videos."""
+        return Fidelity(self.snippets, self.frames, self.pixels)
+
+    def networks(self) -> tuple:
+        """The encoder, frozen as stage 2 trains it by default, and the head or None."""
+        from lofi.encoders import build_encoder, freeze_batch_norm
+        from lofi.heads import build_head
+
+        encoder = build_encoder(self.encoder)
+        freeze_batch_norm(encoder)
+        if self.head == "none":
+            return encoder, None
+        settings = GTADConfig() if self.head == "gtad" else BMNConfig()
+        return encoder, build_head(settings, encoder.channels)
+
+
+Shared = Annotated[Workload, arg(name="")]
+
+
+def memory(
+    work: Shared = Workload(),
+    mode: Literal["full", "exact", "sampled", "partial", "frozen"] = "full",
+    chunk: int = 4,
+    ratio: float = 0.3,
+    stage: str = "layer2",
+    recompute: bool = False,
+    fold: bool = False,
+    micro_batch: int = 0,
+    top: int = 8,
+    json: Path | None = None,
+) -> None:
+    """Memory of one training step, predicted without a GPU and without allocating it.
+
+    Args:
+        mode: how the encoder's gradient is found; "full" is one graph, as in every LoFi step.
+        chunk: snippets encoded at a time (exact, sampled, frozen).
+        ratio: share of the snippets that get a gradient (sampled).
+        stage: last frozen stage (partial).
+        recompute: run blocks again in the backward pass instead of keeping activations.
+        fold: frozen batch normalisation folded into the convolutions.
+        micro_batch: videos whose graph is held at once; 0 = the batch.
+        top: largest consumers that are listed.
+    """
+    from lofi.budget import GIB, activation_bytes
+
+    how = Mode(mode, chunk, ratio, stage=stage, recompute=recompute, fold=fold)
+    report = activation_bytes(
+        *work.networks(), work.fidelity, work.batch, work.amp, how, micro_batch
+    )
+    if json:
+        write_json(json, report.as_dict())
+    print(
+        f"{work.encoder}, {work.head} head, {report.fidelity}, batch {work.batch}, {work.amp}, "
+        f"mode {report.mode}"
+    )
+    print(f"saved for the backward pass  {report.saved_bytes / GIB:9.2f} GiB")
+    print(f"  a video                    {report.saved_bytes_per_video / GIB:9.2f} GiB")
+    print(f"peak of the step             {report.peak_bytes / GIB:9.2f} GiB")
+    print(f"parameters                   {report.parameters_bytes / GIB:9.3f} GiB")
+    for row in report.top[:top]:
+        print(f"  {row.bytes / report.saved_bytes:6.1%}  {row.name} ({row.kind})")
+
+
+def plan(budget_gib: float, work: Shared = Workload(), json: Path | None = None) -> None:
+    """Which fidelities and encoder modes fit a memory budget, and what they cost.
+
+    Args:
+        budget_gib: memory of one device in GiB.
+    """
+    from lofi.budget import GIB
+    from lofi.budget import plan as rows_of
+    from lofi.figures.tables import Table
+
+    rows = rows_of(budget_gib, *work.networks(), work.fidelity, work.batch, work.amp)
+    if json:
+        write_json(json, [asdict(row) for row in rows])
+    header = ("configuration", "L×F×S²", "mode", "peak GiB", "fits", "largest batch", "compute",
+              "frames a video")  # fmt: skip
+    body = tuple(
+        (
+            row.configuration, str(row.fidelity), str(row.mode), f"{row.peak_bytes / GIB:.1f}",
+            "yes" if row.fits else "no", str(row.largest_batch), f"{row.relative_compute:.2f}",
+            str(row.decoded_frames),
+        )
+        for row in rows
+    )  # fmt: skip
+    title = f"{work.encoder}, batch {work.batch}, {work.amp}, {budget_gib:g} GiB"
+    print(Table(header, body, title).text())
+
+
+def compare(
+    out: Path,
+    config: Settings,
+    seeds: tuple[int, ...] = (0, 1, 2),
+    methods: tuple[str, ...] = ("random", "acp", "acp+", "c-lofi"),
+    device: str = "cpu",
+    processes: int = 1,
+) -> None:
+    """The whole procedure for several encoders and seeds, without notebooks: mean ± SD.
+
+    Args:
+        out: results.json, and one run folder a seed.
+        seeds: each makes a world, initial weights and random draws of its own.
+        methods: random, acp, acp+, s-lofi, t-lofi, st-lofi, short-c-lofi, c-lofi, low-lofi, icp,
+            arrow, speed, weights (as they are), or two encoders side by side, such as acp+arrow.
+    """
+    from lofi.experiment import compare_seeds
+    from lofi.figures.tables import summary_table
+    from lofi.training.distributed import is_first, joined
+
+    one_thread_for_small_work(config)
+    with joined(device) as device:
+        results = compare_seeds(config, out, seeds, methods, progress_lines("training"), device)
+        if is_first():
+            print(summary_table(results).text())
+
+
+def course(
+    preset: str = "tiny",
+    run: Path = Path("runs/course"),
+    seed: int = 0,
+    first: Annotated[str, arg(name="from")] = "00",
+    last: Annotated[str, arg(name="to")] = "99",
+) -> None:
+    """Run the ordered notebooks as one batch; ends in results.json, a table and report.html.
+
+    Args:
+        first: number of the first notebook.
+        last: number of the last notebook.
+    """
+    from lofi.course import run_course
+
+    began = time.perf_counter()
+    print(run_course(preset, run, seed=seed, first=first, last=last))
+    print(f"report: {run / 'report.html'}   seconds: {time.perf_counter() - began:.0f}")
+
+
+def tables(run: Path = Path("runs/demo")) -> None:
+    """Print the results of a finished run, beside the paper's numbers."""
+    from lofi import figures
+    from lofi.experiment import read_results
+
+    results = read_results(run)
+    print(figures.results_table(results).text())
+    if results["preset"] in ("tiny", "toy"):
+        print("\nThe paper's own numbers are for another data set: compare orders, not levels.")
+        print(figures.paper_table("Table 1").text())
+    else:
+        print(f"\n{figures.paper_vs_ours(results).text()}")
+
+
+def bar(what: str) -> Callable[..., None]:
+    """update(done, total, item="") moves a bar on a terminal and does nothing elsewhere."""
+    from tqdm import tqdm
+
+    shown = tqdm(desc=what, disable=not sys.stderr.isatty(), leave=False)
+
+    def update(done: int, total: int, item: str = "") -> None:
+        shown.total = total
+        shown.set_postfix_str(item, refresh=False)
+        shown.update(done - shown.n)
+
+    return update
+
+
+def progress_lines(what: str, scalars: Path | None = None) -> Callable[[int, int, dict], None]:
+    """An `on_step`: a bar on a terminal, about ten plain lines elsewhere.
+
+    With `scalars`, every number of the record goes to TensorBoard files in that folder as well.
+    """
+    show = bar(what)
+    writer = None
+    if scalars:
+        from torch.utils.tensorboard import SummaryWriter
+
+        writer = SummaryWriter(scalars)
+
+    def on_step(step: int, steps: int, record: dict[str, float]) -> None:
+        if sys.stderr.isatty():
+            show(step + 1, steps)
+        elif step + 1 == steps or step % max(1, steps // 10) == 0:
+            shown = "".join(f" {k} {record[k]:.3f}" for k in ("loss", "accuracy") if k in record)
+            print(f"{what} {step + 1}/{steps}{shown}", file=sys.stderr)
+        if writer:
+            for name, value in record.items():
+                writer.add_scalar(name, value, step)
+
+    return on_step
