@@ -11,16 +11,10 @@ from benchmarks.postprocessing import challenge, plain_area, plain_map, plain_ti
 from lofi import commands
 from lofi.data.annotations import Segment, Video
 from lofi.detection import Detection, write_detections
-from lofi.evaluation import Diagnosis, detection_map, diagnose, proposal_recall
+from lofi.evaluation import Diagnosis, detection_map, diagnose
 from lofi.evaluation.columns import truth_table
-from lofi.evaluation.diagnose import BUCKETS, CATEGORIES, grid_segments
+from lofi.evaluation.diagnose import BUCKETS, CATEGORIES, grid_tiou
 from lofi.figures import diagnosis_figure
-
-
-def grid_recall(truth, snippets, tious, include_video_end=False) -> tuple[float, ...]:
-    """Fraction of instances for which some grid segment reaches each tIoU."""
-    best = grid_segments(truth, snippets, include_video_end)[1]
-    return tuple(float((best >= threshold).mean()) for threshold in tious)
 
 
 def video(name: str, *segments: tuple[float, float, str]) -> Video:
@@ -153,7 +147,8 @@ def test_best_grid_segment_equals_brute_force():
                 for s, e in spans
             ]
             expected = [(np.array(best) >= t).mean() for t in tious]
-            assert grid_recall(truth, snippets, tious, end) == pytest.approx(expected)
+            ours = grid_tiou(truth, snippets, end)
+            assert [(ours >= t).mean() for t in tious] == pytest.approx(expected)
 
 
 @pytest.fixture(scope="module")
@@ -179,29 +174,11 @@ def activitynet(shared_data):
     [(100, (0.989, 0.955, 0.731)), (50, (0.969, 0.890, 0.615)), (25, (0.912, 0.793, 0.491))],
 )
 def test_oracle_recall_of_the_grid_on_activitynet(activitynet, snippets, published):
-    tious = np.array([0.5, 0.75, 0.95])
-    recall = grid_recall(activitynet, snippets, tious, include_video_end=True)
+    tiou = grid_tiou(activitynet, snippets, include_video_end=True)
+    recall = [float((tiou >= t).mean()) for t in (0.5, 0.75, 0.95)]
     assert [round(x, 3) for x in recall] == pytest.approx(published, abs=5e-4)
-    shorter = grid_recall(activitynet, snippets, tious)  # as released: no segment ends at the end
-    assert all(a <= b for a, b in zip(shorter, recall))
-
-
-@pytest.mark.parametrize("snippets", [100, 25])
-def test_best_grid_segments_as_proposals_recall_what_the_grid_can(activitynet, snippets):
-    """The same numbers on another way: files of proposals through AR@AN."""
-    segments, best = grid_segments(activitynet, snippets, include_video_end=True)
-    names, owner = activitynet.videos, activitynet.video
-    proposals = {v: [] for v in names}
-    for i, (start, end) in enumerate(segments.tolist()):
-        proposals[names[owner[i]]].append(Detection(start, end, "", float(best[i])))
-    gt = [
-        Video(v, None, None, None, "validation", tuple(
-            Segment(*span, "a") for span in activitynet.segments[owner == i].tolist()))
-        for i, v in enumerate(names)
-    ]  # fmt: skip
-    result = proposal_recall(gt, proposals, tious=[0.5, 0.75, 0.95])
-    recall = grid_recall(activitynet, snippets, np.array(result.tious), include_video_end=True)
-    assert [row[-1] for row in result.recall] == pytest.approx(recall, abs=3e-4)  # ties on a float
+    shorter = grid_tiou(activitynet, snippets)  # as released: no segment ends at the end
+    assert (shorter <= tiou).all()
 
 
 # ---- the tables by brute force ----

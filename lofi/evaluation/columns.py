@@ -85,8 +85,7 @@ def _collection_paused() -> Iterator[None]:
 
 
 def _read_fast(path: str | Path, what: str) -> Any:
-    """`read_json` three times as fast; what orjson refuses (NaN, broken or absent files) goes to
-    `read_json`, which has the error messages."""
+    """`read_json` three times as fast; that one gets what orjson refuses: NaN, broken files."""
     import orjson
 
     try:
@@ -97,11 +96,10 @@ def _read_fast(path: str | Path, what: str) -> Any:
 
 @_collection_paused()
 def truth_table(source: Any, subset: str, ignore: frozenset[str] = frozenset()) -> Truth:
-    """Collect the annotations of a subset (exact name).
+    """Collect the annotations of a subset (exact name), without the labels to `ignore`.
 
     Args:
         source: path, ActivityNet-format dict, or list of `lofi.data.Video`.
-        ignore: labels to leave out.
     Raises:
         ValueError: no annotation in this subset (names the subsets there are), malformed entries.
     """
@@ -143,9 +141,10 @@ def _annotated(source: Any, what: str) -> Iterator[tuple[str, str | None, float,
         raise ValueError(f'{what}: no "database"; expected {{"database": {{id: {entry_form}}}}}')
     for name, entry in source["database"].items():
         try:
-            listed = entry.get("annotations", ())
-            times = [(float(a["segment"][0]), float(a["segment"][1])) for a in listed]
-            rows = list(zip([a["label"] for a in listed], times))
+            rows = [
+                (a["label"], (float(a["segment"][0]), float(a["segment"][1])))
+                for a in entry.get("annotations", ())
+            ]
             yield name, entry["subset"], float(entry.get("duration", "nan")), rows
         except MALFORMED:
             raise ValueError(f"{what}: video {name} is malformed; expected {entry_form}") from None
@@ -171,7 +170,7 @@ def prediction_table(source: Any, with_labels: bool) -> Predictions:
         if not isinstance(source, dict) or not isinstance(source.get("results"), dict):
             form = '{"version", "results": {id: [...]}, "external_data"}'
             raise ValueError(f'{what}: no "results"; expected {form}')
-    external: Any = {}
+    external = None
     if isinstance(source, Mapping) and isinstance(source.get("results"), Mapping):
         source, external = source["results"], source.get("external_data")
     if not isinstance(source, Mapping):
@@ -179,7 +178,8 @@ def prediction_table(source: Any, with_labels: bool) -> Predictions:
     external = dict(external) if isinstance(external, Mapping) else {}
     made = external.pop("post_processing", None)
     table = Predictions(tuple(source), *_columns(source, with_labels, what), made, external)
-    finite = np.isfinite(table.scores) & np.isfinite(table.segments).all(axis=1)
+    start, end = table.segments.T
+    finite = np.isfinite(table.scores) & np.isfinite(start) & np.isfinite(end)
     if not finite.all():
         first = int(np.argmin(finite))
         raise ValueError(
@@ -191,8 +191,7 @@ def prediction_table(source: Any, with_labels: bool) -> Predictions:
 
 def _columns(results: Mapping[str, Any], with_labels: bool, what: str) -> tuple:
     """video, labels, label, scores, segments of `Predictions`."""
-    lists = list(results.values())
-    index: dict[str, int] | None = {} if with_labels else None
+    lists, index = list(results.values()), {} if with_labels else None
     if lists and isinstance(lists[0], tuple) and len(lists[0]) == 2 and not with_labels:
         counts = [len(scores) for _, scores in lists]
         pairs = [np.column_stack([np.reshape(s, (-1, 2)), scores]) for s, scores in lists]
@@ -204,7 +203,7 @@ def _columns(results: Mapping[str, Any], with_labels: bool, what: str) -> tuple:
         try:
             columns = np.fromiter(numbers, np.float64, width * sum(counts)).reshape(-1, width)
         except MALFORMED:
-            raise ValueError(f"{what}: {_culprit(results, as_dicts, with_labels)}") from None
+            raise ValueError(f"{what}: {_culprit(results, as_dicts, index)}") from None
     label = columns[:, 3].astype(np.int64) if with_labels else np.zeros(len(columns), np.int64)
     video = np.repeat(np.arange(len(lists)), counts)
     return video, tuple(index or ()), label, columns[:, 2], columns[:, :2]
@@ -216,27 +215,31 @@ def _numbers(entries: Iterable[Any], as_dicts: bool, index: dict[str, int] | Non
     One pass over half a million dicts is bound by memory: nothing is kept of them.
     """
     number = None if index is None else index.setdefault
-    for entry in entries:
-        if as_dicts:
+    if as_dicts:
+        for entry in entries:
             start, end = entry["segment"]
-            score, label = entry["score"], entry["label"] if number else ""
-        else:
-            start, end, label, score = entry
-        yield start
-        yield end
-        yield score
-        if number:
-            yield number(label, len(index))
+            yield start
+            yield end
+            yield entry["score"]
+            if number:
+                yield number(entry["label"], len(index))
+    else:
+        for start, end, label, score in entries:
+            yield start
+            yield end
+            yield score
+            if number:
+                yield number(label, len(index))
 
 
-def _culprit(results: Mapping[str, Any], as_dicts: bool, with_labels: bool) -> str:
+def _culprit(results: Mapping[str, Any], as_dicts: bool, index: dict[str, int] | None) -> str:
     """What is wrong with the first malformed entry."""
-    form = '{"label": name, ' if with_labels else "{"
-    form += '"score": number, "segment": [start_s, end_s]}'
+    form = '"score": number, "segment": [start_s, end_s]}'
+    form = "{" + form if index is None else '{"label": name, ' + form
     for video, entries in results.items():
         for position, entry in enumerate(entries):
             try:
-                list(map(float, _numbers([entry], as_dicts, {} if with_labels else None)))
+                list(map(float, _numbers([entry], as_dicts, index)))
             except MALFORMED:
                 return f"video {video}, entry {position} is {entry}; expected {form}"
     return f"malformed; expected a list of {form} per video"
@@ -258,11 +261,9 @@ def restrict(truth: Truth, found: Predictions, available: Any) -> tuple[Truth, P
     Raises:
         ValueError: none of them is annotated.
     """
-    if isinstance(available, str) and available == "auto":
-        ids = set(found.videos)
-    else:
-        path = isinstance(available, str | Path)
-        ids = set(map(str, _read_ids(Path(available)) if path else available))
+    ids = set(found.videos)
+    if not isinstance(available, str) or available != "auto":
+        ids = set(map(str, _read_ids(available)))
         ids |= {name.removeprefix("v_") for name in ids}
     keep = np.array([name in ids for name in truth.videos])
     if not keep.any():
@@ -279,14 +280,14 @@ def restrict(truth: Truth, found: Predictions, available: Any) -> tuple[Truth, P
     return fewer, found.select(kept)
 
 
-def _read_ids(path: Path) -> Iterable[Any]:
-    if path.suffix.lower() == ".json":
-        content = _read_fast(path, "list of available videos")
-        if isinstance(content, Mapping):
-            content = content.get("database", content.get("results", content))
-        return content
-    if not path.is_file():
-        raise FileNotFoundError(
-            f'{path}: no such file (expected the ids of available videos, or "auto")'
-        )
-    return path.read_text(encoding="utf-8").split()
+def _read_ids(source: Any) -> Iterable[Any]:
+    """The ids in a file; other sources are ids already."""
+    if not isinstance(source, str | Path):
+        return source
+    if Path(source).suffix.lower() == ".json":
+        ids = _read_fast(source, "list of available videos")
+        return ids.get("database", ids.get("results", ids)) if isinstance(ids, Mapping) else ids
+    if not Path(source).is_file():
+        expected = 'the ids of available videos, or "auto"'
+        raise FileNotFoundError(f"{source}: no such file (expected {expected})")
+    return Path(source).read_text(encoding="utf-8").split()

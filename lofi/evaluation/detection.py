@@ -11,8 +11,7 @@ mAP the mean over the classes of the subset.  Quirks kept, because they move num
     are instances; classes without detections have AP 0;
   * no limit on detections a video: the copies that a second class adds are false positives;
   * equal scores: the toolkit reverses an unstable sort.  Here the sort is stable, so of equal
-    scores the later in the file comes first, on every machine; `tie_order="numpy"` gives what the
-    toolkit gives with the numpy at hand.  Rounded scores make ties.
+    scores the later in the file comes first, on every machine.  Rounded scores make ties.
 
 Which videos count moves numbers too: by default all annotated videos of the subset
 ("official-4926"), so that a missing one costs recall; `available` adds the figures of those that
@@ -49,18 +48,15 @@ PROTOCOLS = {
     "activitynet": Protocol("validation", tuple(np.linspace(0.5, 0.95, 10).tolist()), frozenset()),
     "thumos14": Protocol("test", (0.3, 0.4, 0.5, 0.6, 0.7), frozenset(["Ambiguous"])),
 }
-SORTS = {"file": "stable", "numpy": None}  # tie_order -> kind of numpy's argsort
 
 
 def load(
     ground_truth: Any, predictions: Any, tious: Any, subset: str | None, protocol: str,
-    tie_order: str = "file", with_labels: bool = True,
+    with_labels: bool = True,
 ) -> tuple[Truth, Predictions, np.ndarray]:  # fmt: skip
     """Both tables and the thresholds, by the rules of a protocol; see `detection_map`."""
     if protocol not in PROTOCOLS:
         raise ValueError(f"protocol {protocol!r} is unknown; choose one of {', '.join(PROTOCOLS)}")
-    if tie_order not in SORTS:
-        raise ValueError(f"tie_order is {tie_order!r}; choose {' or '.join(SORTS)}")
     rules = PROTOCOLS[protocol]
     thresholds = np.array(rules.tious if tious is None else tious, np.float64).reshape(-1)
     if not len(thresholds) or not ((thresholds > 0) & (thresholds <= 1)).all():
@@ -80,7 +76,7 @@ class Result:
     instances: int
     video_list: str  # "official-4926" = all annotated videos, "available-4728" = those at hand
     video_list_hash: str  # first 12 hex digits of SHA-256 over the sorted ids
-    tie_order: str
+    tie_order: str = "file"  # of equal scores the later in the file first
     post_processing: Any = field(default=None, hash=False)  # as the prediction file says
     source: Mapping[str, Any] = field(default_factory=dict, hash=False)  # method, encoder, seed
     available: Self | None = None  # the same predictions on the available videos
@@ -91,10 +87,9 @@ class Result:
         tious = f"{self.tious[0]:g}"
         if len(self.tious) > 1:
             tious += f":{self.tious[-1]:g} ({len(self.tious)})"
-        order = {"file": "later in the file first", "numpy": "as numpy sorts"}[self.tie_order]
         return (
             f"{self.protocol}/{self.subset} {self.video_list} [{self.video_list_hash}], "
-            f"tIoU {tious}, duplicates kept, ties {order}"
+            f"tIoU {tious}, duplicates kept, ties later in the file first"
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -153,9 +148,10 @@ class DetectionResult(Result):
         return near[0]
 
     def __str__(self) -> str:
-        shown = self.tious if self.protocol == "thumos14" else (0.5, 0.75, 0.95)
-        shown = [t for t in shown if min(abs(t - x) for x in self.tious) < 1e-6]
-        values = " ".join(f"{100 * self.at(t):.2f}@{t:g}" for t in shown)
+        pairs = list(zip(self.tious, self.map))
+        if self.protocol != "thumos14":
+            pairs = [(t, value) for t, value in pairs if round(t, 6) in (0.5, 0.75, 0.95)]
+        values = " ".join(f"{100 * value:.2f}@{t:g}" for t, value in pairs)
         notes = []
         if self.predictions and self.predictions_outside_subset == self.predictions:
             notes = ["  every detection is of a video outside the subset; compare the ids"]
@@ -170,7 +166,7 @@ class DetectionResult(Result):
 
 def detection_map(
     ground_truth: Any, detections: Any, tious: Any = None, subset: str | None = None,
-    protocol: str = "activitynet", tie_order: str = "file", available: Any = None,
+    protocol: str = "activitynet", available: Any = None,
 ) -> DetectionResult:  # fmt: skip
     """Compute mAP.
 
@@ -180,7 +176,6 @@ def detection_map(
         tious: thresholds; None = the protocol's.
         subset: exact name; None = the protocol's ("validation", for thumos14 "test").
         protocol: `activitynet` or `thumos14`.
-        tie_order: `file` (reproducible) or `numpy` (the toolkit's unstable sort).
         available: also evaluate the videos that could be had, in the result's `available`:
             "auto" = those with an entry in the detection file, a path to a list, or ids
             (`columns.restrict`). The main numbers stay those of all annotated videos.
@@ -188,17 +183,15 @@ def detection_map(
         ValueError: unknown protocol, empty subset, malformed input, a label that the subset does
             not have (names it and its video).
     """
-    truth, found, tious = load(ground_truth, detections, tious, subset, protocol, tie_order)
-    result = evaluate(Matches(truth, found, tious, SORTS[tie_order]), protocol, tie_order)
+    truth, found, tious = load(ground_truth, detections, tious, subset, protocol)
+    result = evaluate(Matches(truth, found, tious), protocol)
     if available is None:
         return result
-    fewer = Matches(*restrict(truth, found, available), tious, SORTS[tie_order])
-    return replace(result, available=evaluate(fewer, protocol, tie_order, "available"))
+    fewer = Matches(*restrict(truth, found, available), tious)
+    return replace(result, available=evaluate(fewer, protocol, "available"))
 
 
-def evaluate(
-    matches: Matches, protocol: str, tie_order: str = "file", list_name: str = "official"
-) -> DetectionResult:
+def evaluate(matches: Matches, protocol: str, list_name: str = "official") -> DetectionResult:
     """The result of what is matched already."""
     truth, found = matches.truth, matches.found
     ap = matches.average_precision()
@@ -207,7 +200,6 @@ def evaluate(
     return DetectionResult(
         protocol=protocol,
         tious=tuple(matches.tious.tolist()),
-        tie_order=tie_order,
         map=tuple(maps.tolist()),
         average_map=float(maps.mean()),
         classes=truth.classes,

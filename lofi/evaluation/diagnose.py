@@ -6,7 +6,7 @@ Categories, their tIoU floor of 0.1, the buckets and normalised AP follow Alwass
 """
 
 from dataclasses import asdict, dataclass
-from itertools import product
+from itertools import pairwise, product
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -184,7 +184,7 @@ def diagnose(
     sizes = snippets if np.isfinite(truth.durations).all() else ()
     grid = []
     for size, end in product(sizes, (False, True)):
-        best = grid_segments(truth, size, end)[1]
+        best = grid_tiou(truth, size, end)
         grid.append(GridRecall(size, end, tuple(float((best >= t).mean()) for t in tious)))
     return Diagnosis(
         result,
@@ -296,10 +296,8 @@ def _sensitivity(matches: Matches, recalled: np.ndarray) -> tuple[Bucket, ...]:
     values = {"coverage": coverage, "length": length, "instances": counts[group]}
     buckets = []
     for name, limits in BUCKETS.items():
-        low = -np.inf
-        for bucket, high in limits.items():
+        for bucket, (low, high) in zip(limits, pairwise([-np.inf, *limits.values()])):
             inside = (values[name] > low) & (values[name] <= high)
-            low = high
             if inside.any():
                 recall = recalled[:, inside].mean(axis=1)
                 numbers = tuple(recall.tolist()), float(recall.mean())
@@ -342,11 +340,10 @@ def _class_errors(
     label, recall = matches.found.label, recalled.mean(axis=0)
     rows = []
     for c, name in enumerate(result.classes):
-        instances = int(matches.instances[c])
-        shares = _shares(category[(label == c) & (matches.rank < instances)])
+        counts = int(matches.instances[c]), int(matches.sizes[c])
         means = float(np.mean(result.ap[c])), float(recall[matches.truth.label == c].mean())
-        share = dict(zip(CATEGORIES, shares.tolist()))
-        rows.append(ClassErrors(name, instances, int(matches.sizes[c]), *means, share))
+        shares = _shares(category[(label == c) & (matches.rank < counts[0])])
+        rows.append(ClassErrors(name, *counts, *means, dict(zip(CATEGORIES, shares.tolist()))))
     return tuple(rows)
 
 
@@ -362,22 +359,17 @@ def _missing(found: Predictions, matches: Matches) -> MissingVideos:
     return MissingVideos(tuple(names[~seen]), instances, average, tuple(sorted(unknown)))
 
 
-def grid_segments(
-    truth: Truth, snippets: int, include_video_end: bool = False
-) -> tuple[np.ndarray, np.ndarray]:
-    """The grid segment (G, 2) in seconds nearest to every instance, and its tIoU (G,).
+def grid_tiou(truth: Truth, snippets: int, include_video_end: bool = False) -> np.ndarray:
+    """(G,) tIoU of every instance with the nearest segment of the anchor grid.
 
     The best start is one of the two grid lines around the instance's start, likewise the end.
     """
     last = snippets if include_video_end else snippets - 1
-    duration = truth.durations[truth.video][:, None]
-    unit = np.clip(truth.segments / duration, 0.0, 1.0)
-    best, cells = np.zeros(len(unit)), np.zeros((len(unit), 2))
+    unit = np.clip(truth.segments / truth.durations[truth.video][:, None], 0.0, 1.0)
+    best = np.zeros(len(unit))
     for round_start, round_end in product((np.floor, np.ceil), repeat=2):
-        start = np.clip(round_start(unit[:, 0] * snippets), 0, last - 1)
-        end = np.clip(round_end(unit[:, 1] * snippets), 1, last)
-        cell = np.stack([start, end], axis=1) / snippets
-        tiou = np.where(end > start, np.nan_to_num(tiou_of(unit.T, cell.T)), 0.0)
-        better = tiou > best
-        best[better], cells[better] = tiou[better], cell[better]
-    return cells * duration, best
+        start = np.clip(round_start(unit[:, 0] * snippets), 0, last - 1) / snippets
+        end = np.clip(round_end(unit[:, 1] * snippets), 1, last) / snippets
+        tiou = np.nan_to_num(tiou_of(unit.T, (start, end)))
+        best = np.maximum(best, np.where(end > start, tiou, 0.0))
+    return best

@@ -20,13 +20,11 @@ class Matches:
         found: the detections, their labels as indices of the truth's classes.
         video: (N,) index of their video in the truth, -1 = not there.
         order, sizes, rank: detections of a class, best first: `best_first` and `ranks`.
-        level, row, hit: true positives: index of threshold, detection and instance of each.
+        level, row, hit: of each true positive the index of threshold, detection and instance.
         instances: (classes,) of the truth.
     """
 
-    def __init__(
-        self, truth: Truth, found: Predictions, tious: np.ndarray, kind: str | None = "stable"
-    ) -> None:
+    def __init__(self, truth: Truth, found: Predictions, tious: np.ndarray) -> None:
         videos = {name: i for i, name in enumerate(truth.videos)}
         classes = {name: i for i, name in enumerate(truth.classes)}
         for i in np.flatnonzero(np.bincount(found.label)).tolist():  # the labels that occur
@@ -40,8 +38,8 @@ class Matches:
         to_class = np.array([classes.get(name, -1) for name in found.labels], np.int64)
         self.video, label = to_video[found.video], to_class[found.label]
         self.found = found._replace(labels=truth.classes, label=label)
-        self.truth, self.tious, self.kind = truth, tious, kind
-        self.order, self.sizes = best_first(label, found.scores, len(classes), kind)
+        self.truth, self.tious = truth, tious
+        self.order, self.sizes = best_first(label, found.scores, len(classes))
         self.rank = ranks(self.order, self.sizes)
         self.level, self.row, self.hit = self.at(tious)
         self.instances = np.bincount(truth.label, minlength=len(classes))
@@ -70,10 +68,8 @@ class Matches:
             tiou = tiou_of(segments.T[:, mine, None], truth.segments.T[:, truths])  # (P, count)
             near = ~(tiou < tious.min()).all(axis=1)
             mine, truths = mine[near], truths[near]
-            if count == 1:
-                level, winner, place = _assign_single(its_slot[near], tiou[near], tious)
-            else:
-                level, winner, place = _assign(its_slot[near], tiou[near], tious, self.kind)
+            assign = _assign_single if count == 1 else _assign
+            level, winner, place = assign(its_slot[near], tiou[near], tious)
             parts.append(np.stack([level, mine[winner], truths[winner, place]]))
         return np.concatenate(parts, axis=1)
 
@@ -99,13 +95,9 @@ class Matches:
         return ap
 
 
-def best_first(
-    group: np.ndarray, scores: np.ndarray, groups: int, kind: str | None
-) -> tuple[np.ndarray, np.ndarray]:
-    """Rows (N,) ordered by group, then score falling; and the sizes (groups,) of the groups.
-
-    Equal scores: the later row first, or as numpy's unstable sort leaves them (`kind` None).
-    """
+def best_first(group: np.ndarray, scores: np.ndarray, groups: int) -> tuple[np.ndarray, np.ndarray]:
+    """Rows (N,) ordered by group, then score falling, of equal scores the later row first; and the
+    sizes (groups,) of the groups."""
     small = group.astype(np.uint16) if groups < 2**16 else group  # radix sort
     order = np.argsort(small, kind="stable")
     sizes = np.bincount(group, minlength=groups)
@@ -118,10 +110,9 @@ def best_first(
             rows = order[places]
             mine = scores[rows]
             rising = mine.argsort(axis=1)
-            if kind == "stable":  # much slower, so only where scores are tied
-                ordered = np.take_along_axis(mine, rising, 1)
-                tied = (ordered[:, 1:] == ordered[:, :-1]).any(axis=1)
-                rising[tied] = mine[tied].argsort(axis=1, kind="stable")
+            ordered = np.take_along_axis(mine, rising, 1)
+            tied = (ordered[:, 1:] == ordered[:, :-1]).any(axis=1)
+            rising[tied] = mine[tied].argsort(axis=1, kind="stable")  # slow, so only where needed
             order[places] = np.take_along_axis(rows, rising[:, ::-1], 1)
     return order, sizes
 
@@ -145,17 +136,13 @@ def _assign_single(group: np.ndarray, tiou: np.ndarray, tious: np.ndarray) -> np
     return np.concatenate(found, axis=1)
 
 
-def _assign(group: np.ndarray, tiou: np.ndarray, tious: np.ndarray, kind: str | None) -> np.ndarray:
+def _assign(group: np.ndarray, tiou: np.ndarray, tious: np.ndarray) -> np.ndarray:
     """(3, hits) threshold index, row and place of the truth of the true positives.
 
-    Of P predictions in order, each takes the first free truth in falling order of tIoU; NaN comes
-    first and passes.
-
-    Args:
-        group: (P,) which predictions compete.
-        tiou: (P, count) with the ground truths of their group.
+    Of P predictions in order, with tIoU (P, count) to the truths of their group (P,), each takes
+    the first free truth in falling order of tIoU; NaN comes first and passes.
     """
-    preference = np.argsort(tiou, axis=1, kind=kind)[:, ::-1]
+    preference = np.argsort(tiou, axis=1, kind="stable")[:, ::-1]
     ranked = np.take_along_axis(tiou, preference, 1)
     passes = ~(ranked[:, None, :] < tious[None, :, None])  # (P, T, count)
     _, member, sizes = np.unique(group, return_inverse=True, return_counts=True)

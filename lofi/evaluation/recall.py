@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from lofi.evaluation.columns import Predictions, Truth, restrict
-from lofi.evaluation.detection import SORTS, Result, load, provenance
-from lofi.evaluation.matching import BLOCK, best_first, tiou_of
+from lofi.evaluation.detection import Result, load, provenance
+from lofi.evaluation.matching import BLOCK, best_first, ranks, tiou_of
 
 STEPS = 100
 
@@ -44,7 +44,7 @@ class RecallResult(Result):
 
 def proposal_recall(
     ground_truth: Any, proposals: Any, subset: str = "validation", tious: Any = None,
-    max_proposals: int | None = 100, tie_order: str = "file", available: Any = None,
+    max_proposals: int | None = 100, available: Any = None,
 ) -> RecallResult:  # fmt: skip
     """Compute AR@AN and AUC.
 
@@ -54,23 +54,22 @@ def proposal_recall(
             (segments (N, 2), scores (N,)). Labels are not looked at.
         tious: thresholds; None = 0.5, 0.55, ..., 0.95.
         max_proposals: average per video; None = as many as the file has on average.
-        tie_order, available: as in `detection_map`.
+        available: as in `detection_map`.
     Raises:
         ValueError: empty subset, malformed input, or no proposals at all.
     """
-    given = ground_truth, proposals, tious, subset, "activitynet", tie_order
+    given = ground_truth, proposals, tious, subset, "activitynet"
     truth, found, tious = load(*given, with_labels=False)
-    rules = tious, max_proposals, tie_order
-    result = _evaluate(truth, found, *rules)
+    result = _evaluate(truth, found, tious, max_proposals)
     if available is None:
         return result
     fewer = restrict(truth, found, available)
-    return replace(result, available=_evaluate(*fewer, *rules, "available"))
+    return replace(result, available=_evaluate(*fewer, tious, max_proposals, "available"))
 
 
 def _evaluate(
     truth: Truth, found: Predictions, tious: np.ndarray, max_proposals: int | None,
-    tie_order: str, list_name: str = "official",
+    list_name: str = "official",
 ) -> RecallResult:  # fmt: skip
     total = len(found.scores)
     if not total:
@@ -81,11 +80,12 @@ def _evaluate(
 
     index = {name: i for i, name in enumerate(truth.videos)}  # others are one more group, the last
     group = np.array([index.get(name, num_videos) for name in found.videos], np.int32)[found.video]
-    order, sizes = best_first(group, found.scores, num_videos + 1, SORTS[tie_order])
+    order, sizes = best_first(group, found.scores, num_videos + 1)
     counts = sizes[:-1]
     kept = np.minimum((counts * ratio).astype(np.int64), counts)
-    rank = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
-    order = order[: counts.sum()][rank < np.repeat(kept, counts)]
+    order = order[: counts.sum()]
+    if (kept < counts).any():
+        order = order[ranks(np.arange(len(order)), counts) < np.repeat(kept, counts)]
     first = _first_ranks(truth, found.segments, order, kept, tious)
 
     steps = np.arange(1, STEPS + 1) / 100.0 * (average * float(num_videos) / max(kept.sum(), 1))
@@ -97,7 +97,6 @@ def _evaluate(
         average_recall={str(k): float(curve[k - 1]) for k in (1, 5, 10, 100)},
         auc=100.0 * area / float(axis[-1]) if axis[-1] else 0.0,
         tious=tuple(tious.tolist()),
-        tie_order=tie_order,
         proposals_per_video=tuple(axis.tolist()),
         recall=tuple(map(tuple, recall.tolist())),
         average_recall_curve=tuple(curve.tolist()),
@@ -117,6 +116,7 @@ def _first_ranks(
     """
     lengths = kept[truth.video]  # proposals facing each ground truth
     offset = (np.cumsum(kept) - kept)[truth.video]  # place in `order` of the first of them
+    start, end = segments.T
     rising = np.sort(tious)
     first = np.full((len(lengths), len(tious) + 1), np.iinfo(np.int64).max)
     for size in np.unique(lengths[lengths > 0]).tolist():  # those that face as many together
@@ -124,7 +124,7 @@ def _first_ranks(
         for low in range(0, len(facing), block):
             mine = facing[low : low + block]
             row = order[offset[mine, None] + np.arange(size)]
-            tiou = tiou_of(truth.segments.T[:, mine, None], segments.T[:, row])
+            tiou = tiou_of(truth.segments.T[:, mine, None], (start[row], end[row]))
             best = np.maximum.accumulate(np.fmax(tiou, 0.0, out=tiou), axis=1)  # NaN becomes 0
             better = best >= rising[0]
             better[:, 1:] &= best[:, 1:] > best[:, :-1]  # only these can be the first to reach
