@@ -204,11 +204,7 @@ def compare_seeds(
 
 
 def write_results(
-    config: Config,
-    run_dir: str | Path,
-    methods: Sequence[str],
-    seconds: float,
-    device: str = "cpu",
+    config: Config, run_dir: str | Path, methods: Sequence[str], seconds: float, device: str = "cpu"
 ) -> dict[str, Any]:
     """Detect with and evaluate the methods of a finished run; writes results.json."""
     rows = []

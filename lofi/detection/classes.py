@@ -283,9 +283,7 @@ def video_summary(features: torch.Tensor) -> torch.Tensor:
 
 
 def train_video_classifier(
-    features: Mapping[str, torch.Tensor],
-    labels: Mapping[str, str],
-    weight_decay: float = 1e-2,
+    features: Mapping[str, torch.Tensor], labels: Mapping[str, str], weight_decay: float = 1e-2
 ) -> VideoClassifier:
     """Fit the classifier with L-BFGS on the standardised summaries.
 

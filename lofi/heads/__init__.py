@@ -3,13 +3,7 @@
 import torch
 
 from lofi.config import HeadConfig
-from lofi.heads.base import (
-    Head,
-    Proposals,
-    collate_targets,
-    part_of,
-    to_device,
-)
+from lofi.heads.base import Head, Proposals, collate_targets, part_of, to_device
 from lofi.heads.bmn import BMN
 from lofi.heads.gtad import GTAD
 from lofi.heads.maps import Maps, Targets, draw, loss, loss_statistics, targets, valid_mask

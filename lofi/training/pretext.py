@@ -35,14 +35,7 @@ from lofi.training.augmentation import (
 from lofi.training.distributed import share
 from lofi.training.loop import OnStep, generator_for
 from lofi.training.methods import start_encoder
-from lofi.training.pretraining import (
-    Batch,
-    ClipSource,
-    Task,
-    pretrain,
-    source_clips,
-    split_clips,
-)
+from lofi.training.pretraining import Batch, ClipSource, Task, pretrain, source_clips, split_clips
 
 NORMAL, FAST = (1.0, 1.2), (1.7, 2.2)  # speed factors of the two classes
 SIZES = (32, 64 / 224, 336 / 224)  # multiple, smallest and largest side over S
