@@ -18,36 +18,10 @@ from lofi.encoders.r2plus1d import R2Plus1D
 from lofi.encoders.tsm import ResNet, temporal_shift
 from lofi.encoders.weights import LoadReport, encoder_hash, load_weights, save_encoder
 
-__all__ = [
-    "ENCODERS",
-    "Encoder",
-    "LoadReport",
-    "R2Plus1D",
-    "ResNet",
-    "build_encoder",
-    "encoder_hash",
-    "freeze_batch_norm",
-    "freeze_until",
-    "load_weights",
-    "normalise",
-    "save_encoder",
-    "temporal_shift",
-    "unfreeze_batch_norm",
-]
-
 # tsm-*: shift of 1/8 + 1/8 of the channels (toy: 1/4 + 1/4); resnet-*: the same without shift,
 # which is what image pre-training (ICP) trains.
-ENCODERS = (
-    "tsm-r18",
-    "tsm-r34",
-    "tsm-r50",
-    "r2plus1d-18",
-    "resnet-18",
-    "resnet-34",
-    "resnet-50",
-    "tsm-toy",
-    "resnet-toy",
-)
+ENCODERS = ("tsm-r18", "tsm-r34", "tsm-r50", "r2plus1d-18", "resnet-18", "resnet-34", "resnet-50")
+ENCODERS += ("tsm-toy", "resnet-toy")
 _BLOCKS = {"18": (2, 2, 2, 2), "34": (3, 4, 6, 3), "50": (3, 4, 6, 3), "toy": (1, 1, 1)}
 
 
@@ -78,7 +52,5 @@ def build_encoder(
             encoder = ResNet(name, _BLOCKS[size], bottleneck=size == "50", fold=fold)
     for module in encoder.modules():
         if isinstance(module, nn.Conv2d | nn.Conv3d):
-            nn.init.kaiming_normal_(
-                module.weight, mode="fan_out", nonlinearity="relu", generator=generator
-            )
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", generator=generator)
     return encoder

@@ -42,7 +42,7 @@ class Encoder(nn.Module):
 
     def stage_modules(self, stage: str) -> list[nn.Module]:
         """The modules that make up one of `stages`."""
-        raise NotImplementedError
+        return [getattr(self, stage)]
 
     def run(self, part: Callable[..., Tensor], *inputs: Any) -> Tensor:
         """part(*inputs), recomputed in the backward pass where `recompute` asks for it."""
@@ -106,14 +106,11 @@ def normalise(clip: Tensor, encoder: Encoder, dtype: torch.dtype | None = None) 
         found = f"{clip.dtype} of shape {tuple(clip.shape)}"
         raise ValueError(f"normalise expects uint8 frames (..., 3, S, S), got {found}")
     weight = next(encoder.parameters())
-    frames = clip.flatten(0, -4)
-    layout = torch.contiguous_format
-    if weight.dim() == 4 and not weight.is_contiguous():
-        layout = torch.channels_last
-    out = frames.to(dtype or weight.dtype, memory_format=layout, copy=True)
-    shape = (3, 1, 1)
-    out.sub_(out.new_tensor([255 * value for value in encoder.mean]).view(shape))
-    out.mul_(out.new_tensor([1 / (255 * value) for value in encoder.std]).view(shape))
+    last = weight.dim() == 4 and not weight.is_contiguous()
+    layout = torch.channels_last if last else torch.contiguous_format
+    out = clip.flatten(0, -4).to(dtype or weight.dtype, memory_format=layout, copy=True)
+    out.sub_(out.new_tensor([255 * value for value in encoder.mean]).view(3, 1, 1))
+    out.mul_(out.new_tensor([1 / (255 * value) for value in encoder.std]).view(3, 1, 1))
     return out.unflatten(0, clip.shape[:-3])
 
 
@@ -128,18 +125,15 @@ def freeze_batch_norm(encoder: Encoder, affine: bool = True, fold: bool = False)
         fold: apply them inside the convolutions (see `convolve`): the same features and gradients
             up to rounding for about 40 % less memory; needs `affine`.
     """
-    _check(encoder)
     if fold and not affine:
         raise ValueError("fold=True needs affine=True: a scale inside the weights cannot train")
-    encoder.frozen_batch_norm = "folded" if fold else "affine" if affine else "statistics"
-    _apply_freezing(encoder)
+    held = "folded" if fold else "affine" if affine else "statistics"
+    _freeze(encoder, frozen_batch_norm=held)
 
 
 def unfreeze_batch_norm(encoder: Encoder) -> None:
     """Undo `freeze_batch_norm`; stages frozen by `freeze_until` stay frozen."""
-    _check(encoder)
-    encoder.frozen_batch_norm = None
-    _apply_freezing(encoder)
+    _freeze(encoder, frozen_batch_norm=None)
 
 
 def freeze_until(encoder: Encoder, stage: str | None) -> None:
@@ -150,22 +144,18 @@ def freeze_until(encoder: Encoder, stage: str | None) -> None:
     Raises:
         ValueError: no such stage.
     """
-    _check(encoder)
-    if stage is not None and stage not in encoder.stages:
-        known = ", ".join(encoder.stages)
-        raise ValueError(f"{encoder.name} has no stage {stage!r}; stages: {known}")
-    encoder.frozen_stage = stage
-    _apply_freezing(encoder)
+    _freeze(encoder, frozen_stage=stage)
 
 
-def _check(encoder: nn.Module) -> None:
+def _freeze(encoder: Encoder, **change: str | None) -> None:
+    """Change `frozen_stage` or `frozen_batch_norm` and set all flags from both, in any order."""
     if not isinstance(encoder, Encoder):
         found = type(encoder).__name__
         raise ValueError(f"expected an encoder of build_encoder, got {found}; pass model.encoder")
-
-
-def _apply_freezing(encoder: Encoder) -> None:
-    """Set every flag from `frozen_stage` and `frozen_batch_norm`, so that their order is free."""
+    stage, known = change.get("frozen_stage"), encoder.stages
+    if stage not in (None, *known):
+        raise ValueError(f"{encoder.name} has no stage {stage!r}; stages: {', '.join(known)}")
+    vars(encoder).update(change)
     frozen, batch_norm = encoder.frozen_stage is not None, encoder.frozen_batch_norm
     for stage in encoder.stages:
         for part in nn.ModuleList(encoder.stage_modules(stage)).modules():

@@ -5,6 +5,8 @@ Source: Tran et al., "A Closer Look at Spatiotemporal Convolutions for Action Re
 N snippets, F frames a snippet, S pixels a side.
 """
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor, nn
 
@@ -22,23 +24,13 @@ class R2Plus1D(Encoder):
     def __init__(self, name: str = "r2plus1d-18") -> None:
         super().__init__()
         self.name = name
-        self.stem = nn.Sequential(
-            nn.Conv3d(3, 45, (1, 7, 7), (1, 2, 2), (0, 3, 3), bias=False),
-            BatchNorm(45),
-            nn.ReLU(inplace=True),
-            nn.Conv3d(45, 64, (3, 1, 1), padding=(1, 0, 0), bias=False),
-            BatchNorm(64),
-            nn.ReLU(inplace=True),
-        )
+        split = _split(3, 45, 64, (1, 2, 2), side=7)
+        self.stem = nn.Sequential(*split, BatchNorm(64), nn.ReLU(inplace=True))
         inputs = 64
         for index, width in enumerate((64, 128, 256, 512)):
             first = Block(inputs, width, stride=2 if index else 1)
             self.add_module(f"layer{index + 1}", nn.Sequential(first, Block(width, width)))
             inputs = width
-
-    def stage_modules(self, stage: str) -> list[nn.Module]:
-        """The modules that make up one of `stages`."""
-        return [getattr(self, stage)]
 
     def forward(self, frames: Tensor) -> Tensor:
         """(N, F, 3, S, S') normalised frames to (N, 512), float32 at least."""
@@ -52,9 +44,8 @@ class R2Plus1D(Encoder):
         return x.mean((2, 3, 4), dtype=torch.promote_types(x.dtype, torch.float32))
 
     def _stem(self, x: Tensor) -> Tensor:
-        in_space, norm, relu, in_time, last_norm, last_relu = self.stem
-        x = relu(convolve(in_space, norm, x))
-        return last_relu(convolve(in_time, last_norm, x))
+        *split, norm, relu = self.stem
+        return relu(_apply(split, norm, x))
 
 
 class Block(nn.Module):
@@ -65,16 +56,14 @@ class Block(nn.Module):
         # So wide that the pair has the parameters of the full 3×3×3 convolution; found once from
         # the widths of the block and used for both pairs, as in the published weights.
         middle = inputs * width * 27 // (inputs * 9 + 3 * width)
-        self.conv1 = nn.Sequential(
-            _split(inputs, middle, width, stride), BatchNorm(width), nn.ReLU(inplace=True)
-        )
+        first = _split(inputs, middle, width, (stride,) * 3)
+        self.conv1 = nn.Sequential(first, BatchNorm(width), nn.ReLU(inplace=True))
         self.conv2 = nn.Sequential(_split(width, middle, width), BatchNorm(width))
         self.relu = nn.ReLU(inplace=True)
         self.downsample = None
         if stride > 1 or inputs != width:
-            self.downsample = nn.Sequential(
-                nn.Conv3d(inputs, width, 1, stride, bias=False), BatchNorm(width)
-            )
+            skip = nn.Conv3d(inputs, width, 1, stride, bias=False)
+            self.downsample = nn.Sequential(skip, BatchNorm(width))
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, inputs, T, H, W) to (N, width, T/stride, H/stride, W/stride)."""
@@ -85,17 +74,16 @@ class Block(nn.Module):
         return self.relu(out)
 
 
-def _apply(pair: nn.Sequential, norm: BatchNorm, x: Tensor) -> Tensor:
+def _apply(split: Iterable[nn.Module], norm: BatchNorm, x: Tensor) -> Tensor:
     """A split convolution and the normalisation behind it."""
-    in_space, middle_norm, relu, in_time = pair
+    in_space, middle_norm, relu, in_time = split
     return convolve(in_time, norm, relu(convolve(in_space, middle_norm, x)))
 
 
-def _split(inputs: int, middle: int, outputs: int, stride: int = 1) -> nn.Sequential:
-    """A convolution in space, normalised, then one in time."""
-    return nn.Sequential(
-        nn.Conv3d(inputs, middle, (1, 3, 3), (1, stride, stride), (0, 1, 1), bias=False),
-        BatchNorm(middle),
-        nn.ReLU(inplace=True),
-        nn.Conv3d(middle, outputs, (3, 1, 1), (stride, 1, 1), (1, 0, 0), bias=False),
-    )
+def _split(inputs: int, middle: int, outputs: int, stride=(1, 1, 1), side=3) -> nn.Sequential:
+    """A convolution in space (`side` pixels), normalised, then one in time."""
+    time, *space = stride
+    pad = side // 2
+    in_space = nn.Conv3d(inputs, middle, (1, side, side), (1, *space), (0, pad, pad), bias=False)
+    in_time = nn.Conv3d(middle, outputs, (3, 1, 1), (time, 1, 1), (1, 0, 0), bias=False)
+    return nn.Sequential(in_space, BatchNorm(middle), nn.ReLU(inplace=True), in_time)

@@ -16,11 +16,9 @@ class ResNet(Encoder):
     """A residual network on the frames of each snippet; the frame vectors are averaged.
 
     Args:
-        name: see `Encoder`.
         blocks: residual blocks in each stage.
         width: channels of the first stage; each further stage doubles them.
-        bottleneck: three convolutions a block (1×1, 3×3, 1×1, four times as wide at the end)
-            instead of two (3×3, 3×3).
+        bottleneck: three convolutions a block instead of two, see `Block`.
         fold: 1/fold of the channels look one frame ahead and as many one frame back; 0 = no shift.
         toy_stem: 5×5 convolution with stride 2 and no pooling, for frames of about 48 pixels.
     """
@@ -42,29 +40,23 @@ class ResNet(Encoder):
         self.bn1 = BatchNorm(width)
         self.relu = nn.ReLU(inplace=True)
         self.maxpool = nn.Identity() if toy_stem else nn.MaxPool2d(3, stride=2, padding=1)
-        inputs, block = width, Bottleneck if bottleneck else BasicBlock
+        inputs = width
         for index, count in enumerate(blocks):
             stage = nn.Sequential()
             for position in range(count):
                 stride = 2 if index > 0 and position == 0 else 1
-                stage.append(block(inputs, width * 2**index, stride, fold))
-                inputs = width * 2**index * block.expansion
+                stage.append(Block(inputs, width * 2**index, stride, fold, bottleneck))
+                inputs = width * 2**index * (4 if bottleneck else 1)
             self.add_module(f"layer{index + 1}", stage)
         self.channels = inputs
         self.stages = ("stem", *(f"layer{index + 1}" for index in range(len(blocks))))
 
     def stage_modules(self, stage: str) -> list[nn.Module]:
         """The modules that make up one of `stages`."""
-        return [self.conv1, self.bn1] if stage == "stem" else [getattr(self, stage)]
+        return [self.conv1, self.bn1] if stage == "stem" else super().stage_modules(stage)
 
     def frame_maps(self, frames: Tensor) -> Tensor:
-        """The last feature maps of every frame.
-
-        Args:
-            frames: (N, F, 3, S, S') normalised; the shift never leaves a snippet.
-        Returns:
-            (N, F, C, h, w).
-        """
+        """The last feature maps (N, F, C, h, w) of every frame, (N, F, 3, S, S') normalised."""
         if frames.dim() != 5 or frames.shape[2] != 3:
             raise ValueError(f"expected frames (N, F, 3, S, S), got {tuple(frames.shape)}")
         num_frames = frames.shape[1]
@@ -75,13 +67,7 @@ class ResNet(Encoder):
         return x.unflatten(0, (-1, num_frames))
 
     def frame_features(self, frames: Tensor) -> Tensor:
-        """Per-frame vectors before the average over the snippet.
-
-        Args:
-            frames: see `frame_maps`.
-        Returns:
-            (N, F, C), float32 at least, whatever the autocast type.
-        """
+        """Frame vectors (N, F, C) before the average, float32 at least whatever the autocast."""
         x = self.frame_maps(frames).flatten(0, 1)
         pooled = x.mean((2, 3), dtype=torch.promote_types(x.dtype, torch.float32))
         return pooled.unflatten(0, frames.shape[:2])
@@ -94,63 +80,39 @@ class ResNet(Encoder):
         return self.frame_features(frames).mean(1)
 
 
-class BasicBlock(nn.Module):
-    """Two 3×3 convolutions; only the first one sees the shifted frames."""
+class Block(nn.Module):
+    """Two 3×3 convolutions, or 1×1, 3×3 and 1×1 (`bottleneck`, four times as wide at the end).
 
-    expansion = 1
+    Only the first one sees the shifted frames; the stride is in the first 3×3 one.
+    """
 
-    def __init__(self, inputs: int, width: int, stride: int, fold: int) -> None:
+    def __init__(self, inputs: int, width: int, stride: int, fold: int, bottleneck: bool) -> None:
         super().__init__()
         self.fold = fold
-        self.conv1 = nn.Conv2d(inputs, width, 3, stride, padding=1, bias=False)
+        kernel, strides = (1, (1, stride)) if bottleneck else (3, (stride, 1))
+        outputs = 4 * width if bottleneck else width
+        self.conv1 = nn.Conv2d(inputs, width, kernel, strides[0], kernel // 2, bias=False)
         self.bn1 = BatchNorm(width)
-        self.relu = nn.ReLU(inplace=True)
-        self.conv2 = nn.Conv2d(width, width, 3, padding=1, bias=False)
+        self.conv2 = nn.Conv2d(width, width, 3, strides[1], padding=1, bias=False)
         self.bn2 = BatchNorm(width)
-        self.downsample = _downsample(inputs, width, stride)
+        self.conv3 = nn.Conv2d(width, outputs, 1, bias=False) if bottleneck else None
+        self.bn3 = BatchNorm(outputs) if bottleneck else None
+        self.relu = nn.ReLU(inplace=True)
+        self.downsample = None
+        if stride > 1 or inputs != outputs:
+            skip = nn.Conv2d(inputs, outputs, 1, stride, bias=False)
+            self.downsample = nn.Sequential(skip, BatchNorm(outputs))
 
     def forward(self, x: Tensor, num_frames: int) -> Tensor:
-        """(N·F, inputs, H, W) to (N·F, width, H/stride, W/stride)."""
+        """(N·F, inputs, H, W) to (N·F, outputs, H/stride, W/stride)."""
         skip = x if self.downsample is None else convolve(*self.downsample, x)
         out = temporal_shift(x, num_frames, self.fold)
         out = self.relu(convolve(self.conv1, self.bn1, out))
         out = convolve(self.conv2, self.bn2, out)
+        if self.conv3 is not None:
+            out = convolve(self.conv3, self.bn3, self.relu(out))
         out += skip
         return self.relu(out)
-
-
-class Bottleneck(nn.Module):
-    """1×1, 3×3 (with the stride) and 1×1 convolution; only the first sees the shifted frames."""
-
-    expansion = 4
-
-    def __init__(self, inputs: int, width: int, stride: int, fold: int) -> None:
-        super().__init__()
-        self.fold = fold
-        self.conv1 = nn.Conv2d(inputs, width, 1, bias=False)
-        self.bn1 = BatchNorm(width)
-        self.conv2 = nn.Conv2d(width, width, 3, stride, padding=1, bias=False)
-        self.bn2 = BatchNorm(width)
-        self.conv3 = nn.Conv2d(width, width * self.expansion, 1, bias=False)
-        self.bn3 = BatchNorm(width * self.expansion)
-        self.relu = nn.ReLU(inplace=True)
-        self.downsample = _downsample(inputs, width * self.expansion, stride)
-
-    def forward(self, x: Tensor, num_frames: int) -> Tensor:
-        """(N·F, inputs, H, W) to (N·F, 4·width, H/stride, W/stride)."""
-        skip = x if self.downsample is None else convolve(*self.downsample, x)
-        out = temporal_shift(x, num_frames, self.fold)
-        out = self.relu(convolve(self.conv1, self.bn1, out))
-        out = self.relu(convolve(self.conv2, self.bn2, out))
-        out = convolve(self.conv3, self.bn3, out)
-        out += skip
-        return self.relu(out)
-
-
-def _downsample(inputs: int, outputs: int, stride: int) -> nn.Sequential | None:
-    if stride == 1 and inputs == outputs:
-        return None
-    return nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), BatchNorm(outputs))
 
 
 def temporal_shift(x: Tensor, num_frames: int, fold: int) -> Tensor:
@@ -179,8 +141,7 @@ class _Shift(torch.autograd.Function):
     def forward(ctx, x: Tensor, num_frames: int, count: int, step: int) -> Tensor:
         ctx.arguments = num_frames, count, step
         out = torch.empty_like(x)
-        source = x.unflatten(0, (-1, num_frames))  # (N, F, C, H, W), views of both
-        target = out.unflatten(0, (-1, num_frames))
+        source, target = (t.unflatten(0, (-1, num_frames)) for t in (x, out))  # (N, F, C, H, W)
         target[:, :, 2 * count :] = source[:, :, 2 * count :]
         for first, ahead in ((0, step), (count, -step)):
             channels = slice(first, first + count)

@@ -169,11 +169,18 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 _CLASSIFIER = re.compile(r"(fc|new_fc|fc1|fc2|cls_head\.fc_cls)\.(weight|bias)")
+# Layouts of others: a sign in some name, and what becomes torchvision's name by which changes.
 _MMACTION = (
-    (re.compile(r"\bdownsample\.conv\."), "downsample.0."),
-    (re.compile(r"\bdownsample\.bn\."), "downsample.1."),
-    (re.compile(r"\bconv(\d)\.conv\.(net\.)?"), r"conv\1."),
-    (re.compile(r"\bconv(\d)\.bn\."), r"bn\1."),
+    (r"^backbone\.", ""),
+    (r"\bdownsample\.conv\.", "downsample.0."),
+    (r"\bdownsample\.bn\.", "downsample.1."),
+    (r"\bconv(\d)\.conv\.(net\.)?", r"conv\1."),
+    (r"\bconv(\d)\.bn\.", r"bn\1."),
+)
+_LAYOUTS = (
+    ("tsm", r"^base_model\.", ((r"^base_model\.", ""), (r"\.conv1\.net\.", ".conv1."))),
+    ("mmaction2", r"conv1\.conv\.", _MMACTION),
+    ("tsp", r"^features\.", ((r"^features\.", ""),)),
 )
 
 
@@ -185,24 +192,13 @@ def _translate(
     if local := next((name for name in names if ".nl." in name), None):
         what = f"non-local blocks ({local}), which no encoder here has"
         raise ValueError(f"{path}: {what}; take the checkpoint without _nl")
-    short = names.values()
     layout = "lofi" if own else "torchvision"
-    if any(name.startswith("base_model.") for name in short):
-        layout = "tsm"
-        names = {
-            old: name.removeprefix("base_model.").replace(".conv1.net.", ".conv1.")
-            for old, name in names.items()
-        }
-    elif any(re.search(r"conv1\.conv\.", name) for name in short):
-        layout = "mmaction2"
-        for old, name in names.items():
-            name = name.removeprefix("backbone.")
-            for pattern, new in _MMACTION:
-                name = pattern.sub(new, name)
-            names[old] = name
-    elif any(name.startswith("features.") for name in short):
-        layout = "tsp"
-        names = {old: name.removeprefix("features.") for old, name in names.items()}
+    for foreign, sign, changes in _LAYOUTS:
+        if any(re.search(sign, name) for name in names.values()):
+            layout = foreign
+            for pattern, new in changes:
+                names = {old: re.sub(pattern, new, name) for old, name in names.items()}
+            break
     classifier = tuple(name for name in names.values() if _CLASSIFIER.fullmatch(name))
     kept = {new: found[old] for old, new in names.items() if new not in classifier}
     return layout, kept, classifier
