@@ -31,11 +31,9 @@ class Fidelity:
         for name, factor in (("time", time), ("space", space)):
             if not factor >= 1:
                 raise ValueError(f"{name} is a reduction factor of at least 1, got {factor}")
-        return replace(
-            self,
-            snippets=max(1, math.floor(self.snippets / time + 0.5)),
-            pixels=max(1, math.floor(self.pixels / space + 0.5)),
-        )
+        sizes = (self.snippets, time), (self.pixels, space)
+        snippets, pixels = (max(1, math.floor(size / by + 0.5)) for size, by in sizes)
+        return replace(self, snippets=snippets, pixels=pixels)
 
     @property
     def cost(self) -> int:
@@ -63,15 +61,12 @@ class Schedule:
     def at(self, epoch: int, iteration: int) -> Fidelity:
         """The fidelity of a step; both numbers count from 0.
 
-        `iteration` counts over the whole stage: it is not reset at epoch ends, so a short cycle
-        goes on where the last epoch stopped.
+        `iteration` counts over the whole stage: a short cycle goes on across epoch ends.
         """
         if epoch < 0 or iteration < 0:
             raise ValueError(f"epoch and iteration start at 0, got {epoch} and {iteration}")
-        if self.period_iterations:
-            turn = iteration // self.period_iterations
-        else:
-            turn = epoch // self.period_epochs
+        short, long = self.period_iterations, self.period_epochs
+        turn = iteration // short if short else epoch // long
         return self.fidelities[turn % len(self.fidelities)]
 
 
@@ -96,5 +91,4 @@ def schedule(
         return Schedule(name, cycle, period_epochs=period_epochs)
     if name == "short":
         return Schedule(name, cycle, period_iterations=period_iterations)
-    known = ", ".join([*single, "short", "long"])
-    raise ValueError(f"unknown schedule {name!r}; known: {known}")
+    raise ValueError(f"unknown schedule {name!r}; known: {', '.join(single)}, short, long")

@@ -63,8 +63,8 @@ def write_features(path: str | Path, features: Tensor, header: FeatureHeader) ->
         ValueError: T is not `header.snippets`, or values are not finite.
     """
     if features.ndim != 2 or features.shape[1] != header.snippets:
-        found = f"got {tuple(features.shape)}"
-        raise ValueError(f"{path}: features must be (C, {header.snippets}), {found}")
+        wanted = f"features must be (C, {header.snippets}), got {tuple(features.shape)}"
+        raise ValueError(f"{path}: {wanted}")
     data = features.detach().to("cpu", torch.float32).contiguous()
     if not torch.isfinite(data).all():
         raise ValueError(f"{path}: features hold NaN or infinity; check the encoder's weights")
@@ -101,11 +101,10 @@ def read_features(
     kinds = {"int | None": int, "float | None": float, "str | None": str}
     known = [field for field in fields(FeatureHeader) if field.name in metadata]
     header = FeatureHeader(**{f.name: kinds[str(f.type)](metadata[f.name]) for f in known})
-    pairs = [(name, value, getattr(expect, name, None)) for name, value in vars(header).items()]
     differing = [
         f"{name} is {value}, expected {wanted}"
-        for name, value, wanted in pairs
-        if wanted is not None and value != wanted
+        for name, value in vars(header).items()
+        if (wanted := getattr(expect, name, None)) not in (None, value)
     ]
     if differing:
         raise ValueError(f"{path}: made with other settings ({'; '.join(differing)}); {AGAIN}")
