@@ -176,9 +176,8 @@ class PostProcessing:
                 unknown = f"score {self.score!r}: unknown term {term.strip()!r}"
                 raise ValueError(f"{unknown}; use cls, reg, start, end")
         if not self.sigma > 0 or self.top_k < 1 or self.classes_per_video < 1:
-            found = f"sigma {self.sigma}, top_k {self.top_k}"
-            found += f", classes_per_video {self.classes_per_video}"
-            raise ValueError(f"{found}; expected all > 0")
+            found = f"top_k {self.top_k}, classes_per_video {self.classes_per_video}"
+            raise ValueError(f"sigma {self.sigma}, {found}; expected all > 0")
 
     @staticmethod
     def bmn() -> "PostProcessing":
@@ -192,17 +191,14 @@ class PostProcessing:
 
     def to_json(self) -> dict[str, Any]:
         """What changes a number, for files and reports."""
-        record = dataclasses.asdict(self)
-        del record["shared_classes"]
-        return record
+        return {k: v for k, v in dataclasses.asdict(self).items() if k != "shared_classes"}
 
     def __str__(self) -> str:
         end = ", video end allowed" if self.include_video_end else ""
-        return (
-            f"{self.rule} proposals scored {self.score}{end}; {self.suppression} soft-NMS "
-            f"{self.sigma:g}, top {self.top_k}; classes {self.class_rule} x "
-            f"{1 if self.class_rule == 'hacs' else self.classes_per_video}"
-        )
+        count = 1 if self.class_rule == "hacs" else self.classes_per_video
+        nms = f"{self.suppression} soft-NMS {self.sigma:g}, top {self.top_k}"
+        proposals = f"{self.rule} proposals scored {self.score}{end}"
+        return f"{proposals}; {nms}; classes {self.class_rule} x {count}"
 
 
 @dataclass(frozen=True)
@@ -240,8 +236,7 @@ def to_dict(config: Any) -> dict[str, Any]:
 def from_dict(cls: type, values: dict[str, Any], where: str = "config", base: Any = None) -> Any:
     """A config dataclass from a plain dictionary; the rest is taken from `base`, or the defaults.
 
-    Raises:
-        ValueError: an unknown key or a value of the wrong type; `where` names the place.
+    ValueError for an unknown key or a value of the wrong type; `where` names the place.
     """
     if not isinstance(values, dict):
         raise ValueError(f"{where}: expected an object with settings, got {values!r}")
@@ -304,10 +299,8 @@ def load(path: str | Path) -> Config:
 def layered(preset_name: str = "", path: str | Path = "") -> Config:
     """A preset ("" = the file's own, or "tiny"), and over it the settings of a file ("" = none).
 
-    The file is JSON, whole (the config.json of a run) or partial.
-
-    Raises:
-        ValueError: the file names another preset, unknown settings or values of a wrong type.
+    The file is JSON, whole (the config.json of a run) or partial; a ValueError when it names
+    another preset, unknown settings or values of a wrong type.
     """
     values = read_json(path, "a saved configuration") if path else {}
     if not isinstance(values, dict):

@@ -25,8 +25,7 @@ class Fidelity:
     def reduced(self, time: float = 1.0, space: float = 1.0) -> "Fidelity":
         """Divide L by `time` (r_t) and S by `space` (r_s, each side); rounds half away from zero.
 
-        Raises:
-            ValueError: a factor below 1 (LoFi only ever reduces).
+        ValueError for a factor below 1 (LoFi only ever reduces).
         """
         for name, factor in (("time", time), ("space", space)):
             if not factor >= 1:
@@ -73,15 +72,11 @@ class Schedule:
 def schedule(
     name: str, full: Fidelity, *, period_epochs: int = 1, period_iterations: int = 16
 ) -> Schedule:
-    """The paper's configurations by name.
+    """The paper's configurations by name; ValueError for an unknown one.
 
-    Args:
-        name: "s", "t" or "st" (one fidelity throughout), "short" (switch every
-            `period_iterations` batches), "long" (every `period_epochs` epochs; the paper's
-            default), "low" (supplement B), or "full" (no reduction; not part of LoFi).
-        full: the full fidelity that is reduced.
-    Raises:
-        ValueError: unknown name.
+    "s", "t" or "st" (one fidelity throughout), "short" (switch every `period_iterations` batches),
+    "long" (every `period_epochs` epochs; the paper's default), "low" (supplement B), or "full" (no
+    reduction; not part of LoFi).
     """
     single = {**REDUCTIONS, "low": LOW_BUDGET, "full": (1.0, 1.0)}
     if name in single:

@@ -1,8 +1,4 @@
-"""Ready-made configurations: the paper's, and two sizes of the toy world.
-
-Values marked [spec] follow the released code of G-TAD or TSM, [paper] the LoFi paper, [ours] are
-our choices where both are silent.
-"""
+"""Ready-made configurations: the paper's, and two sizes of the toy world; marks as in `config`."""
 
 import types
 from dataclasses import replace
@@ -62,10 +58,7 @@ _TOY = Config(
         augment="colour",
     ),
     lofi=LoFiConfig(training=Optimisation(batch=4, schedule="cosine", warmup=10, clip=5.0)),
-    head=GTADConfig(
-        hidden=64, paths=8, map_hidden=(64, 32), resolution=8, context_resolution=4,
-        best_anchor=True,
-    ),
+    head=GTADConfig(hidden=64, paths=8, map_hidden=(64, 32), resolution=8, best_anchor=True),
     head_training=Optimisation(
         epochs=10, batch=16, optimizer="adam", lr=0.002, decay_every=7, decay=0.1, augment="none"
     ),

@@ -255,8 +255,8 @@ def _read_table(path: Path, text: str, thumos: bool, keep_ambiguous: bool) -> li
         label = row[text_of]
         given = label or any(row[n] for n in times)  # else a video without any action
         if given and not label:
-            cure = "fill it in, or empty start_s and end_s as well"
-            raise ValueError(f"{row.where}: no label; {cure}")
+            found = f"{row.where}: no label"
+            raise ValueError(f"{found}; fill it in, or empty start_s and end_s as well")
         if given and (keep_ambiguous or not (thumos and label == "Ambiguous")):
             start, end = map(row.number, times)
             if start > end and not thumos:
@@ -324,7 +324,6 @@ def check_video_id(video_id: str, where: str) -> str:
     if not video_id:
         raise ValueError(f"{where}: empty video id; fill it in or remove the entry")
     if any(bad in video_id for bad in ("/", "\\", "..", "\0")):
-        found = f"video id {video_id!r} contains a path separator or '..'"
-        cure = "ids are plain names, files are looked for in the video folder"
-        raise ValueError(f"{where}: {found}; {cure}")
+        found = f"{where}: video id {video_id!r} contains a path separator or '..'"
+        raise ValueError(f"{found}; ids are plain names, files are looked for in the video folder")
     return video_id

@@ -92,10 +92,8 @@ class DatasetReport:
     def summary(self, examples: int = 2) -> str:
         """A table for the terminal: each kind of problem, how often, and the first ones."""
         good = sum(result.problem is None for result in self.files.values())
-        lines = [
-            f"{self.num_videos:,} videos, {self.num_segments:,} segments; "
-            f"{len(self.files):,} files decoded, {good:,} of them completely"
-        ]
+        counts = f"{self.num_videos:,} videos, {self.num_segments:,} segments"
+        lines = [f"{counts}; {len(self.files):,} files decoded, {good:,} of them completely"]
         for kind, meaning in KINDS.items():
             found = self.of(kind)
             lines.append(f"{len(found):>7,}  {kind:<13}{meaning}")
@@ -279,15 +277,15 @@ def _decode(
                 info = VideoInfo(*cells) if cells else None
                 results[name] = FileResult(int(num_bytes), info, detail or None)
         write_csv(report, [COLUMNS, *(result.row(name) for name, result in results.items())])
-    todo = [video_id for video_id in present if video_id not in results]
-    calls = [(str(present[video_id]),) for video_id in todo]
+    todo = [item for item in present.items() if item[0] not in results]
+    calls = [(str(path),) for _, path in todo]
     for i, found in run_isolated(_inspect, calls, workers, limit_s):
-        path = present[todo[i]]
+        name, path = todo[i]
         info, problem = (None, str(found)) if isinstance(found, Exception) else found
         size = path.stat().st_size if path.is_file() else 0
-        results[todo[i]] = FileResult(size, info, problem)
+        results[name] = FileResult(size, info, problem)
         if report is not None:
-            append_csv(report, results[todo[i]].row(todo[i]))
+            append_csv(report, results[name].row(name))
         if progress is not None:
             progress(len(results), len(present))
     return {video_id: results[video_id] for video_id in present}

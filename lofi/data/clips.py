@@ -21,8 +21,7 @@ def read_clip_list(path: str | Path) -> list[TrimmedClip]:
     """
     path = Path(path)
     if path.is_dir():
-        files = _in_folders(path)
-        if not files:
+        if not (files := _in_folders(path)):
             raise ValueError(f"{path}: no videos in sub-folders (expected one folder a class)")
         return [TrimmedClip(file, file.parent.name) for file in files]
     text = read_text(path)

@@ -45,7 +45,6 @@ def write_video(
 
     Args:
         frames: (N, height, width, 3) uint8 RGB with N >= 1, both sides even.
-        fps: frames a second.
         crf, preset: x264 quality, 0 (lossless) to 51, and speed.
         keyframe_interval: most frames between key frames.
     Raises:
@@ -53,10 +52,8 @@ def write_video(
     """
     frames = np.asarray(frames)
     if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype != np.uint8 or not len(frames):
-        raise ValueError(
-            f"{path}: frames must be (N, height, width, 3) uint8 with N >= 1, "
-            f"got shape {tuple(frames.shape)} {frames.dtype}"
-        )
+        wanted = "frames must be (N, height, width, 3) uint8 with N >= 1"
+        raise ValueError(f"{path}: {wanted}, got shape {tuple(frames.shape)} {frames.dtype}")
     height, width = frames.shape[1:3]
     if height % 2 or width % 2:
         sides = f"even sides, got {height}x{width}; crop or pad"
@@ -100,7 +97,7 @@ def small_size(height: int, width: int, short_side: int) -> tuple[int, int]:
 def reencode(
     path: str | Path, out: str | Path, short_side: int = 256, fps: float = 0.0, crf: int = 20
 ) -> VideoInfo:
-    """Copy a video at low resolution in one pass, frame by frame; sound is dropped.
+    """Copy a video at low resolution in one pass, without sound; what decoding the copy gives.
 
     The copy has the frames, in number and order, and the frame rate that `path` decodes to (damage
     is passed over, as in `probe`), so that annotations and snippets fit as they did.
@@ -108,9 +105,6 @@ def reencode(
     Args:
         short_side: pixels of the shorter side; smaller videos keep their size.
         fps: frame rate of the copy, see `resampled_frames`; 0 keeps every frame.
-        crf: x264 quality.
-    Returns:
-        what decoding the copy gives.
     Raises:
         VideoError: see `probe`; or the copy does not have the frames that it should have.
     """
@@ -124,10 +118,9 @@ def reencode(
         _encode(temporary, frames, size, fps or info.fps, options)
         found = probe(temporary)
         if found.num_frames != len(kept):
-            raise VideoError(
-                f"{path}: {found.num_frames} frames were written (expected {len(kept)}); "
-                "run `lofi check` on it, download it again or leave it out"
-            )
+            wrong = f"{found.num_frames} frames were written (expected {len(kept)})"
+            cure = "run `lofi check` on it, download it again or leave it out"
+            raise VideoError(f"{path}: {wrong}; {cure}")
     return found
 
 
@@ -204,14 +197,11 @@ def cache_videos(
     """
     video_dir, out = Path(os.path.abspath(video_dir)), Path(out)
     if short_side < 2 or fps < 0 or not 0 <= crf <= 51:
-        raise ValueError(
-            f"short_side {short_side}, fps {fps:g}, crf {crf}: expected >= 2, >= 0, 0-51"
-        )
+        given = f"short_side {short_side}, fps {fps:g}, crf {crf}"
+        raise ValueError(f"{given}: expected >= 2, >= 0, 0-51")
     if video_dir.resolve() in (out.resolve(), *out.resolve().parents):
-        raise ValueError(
-            f"{out}: lies in the folder of the videos, which would then hold each video twice; "
-            "choose a folder beside it"
-        )
+        found = "lies in the folder of the videos, which would then hold each video twice"
+        raise ValueError(f"{out}: {found}; choose a folder beside it")
     settings = f"short_side={short_side} fps={fps:g} crf={crf}"
     manifest, done, todo = out / MANIFEST, {}, {}
     rows = read_csv(manifest, Copy._fields, "not a list of copies; choose another folder for them")

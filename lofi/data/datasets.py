@@ -44,11 +44,7 @@ class Datasets:
         return tuple(segments_as_clips(self.train))
 
     def with_files(self, videos: Sequence[Video]) -> list[Video]:
-        """Those of the videos that have a media file; the others are counted.
-
-        Raises:
-            ValueError: none has one.
-        """
+        """The videos that have a media file (ValueError: none has); the others are counted."""
         found = [video for video in videos if video.path is not None]
         if not found:
             where = f" in {self.videos}" if self.videos else ""
@@ -64,8 +60,7 @@ class Datasets:
 def open_datasets(data: DataConfig, seed: int, run_dir: str | Path) -> Datasets:
     """Read (or, for a toy world, first render) the data of a run.
 
-    Raises:
-        ValueError, FileNotFoundError: a path is missing, a file unreadable, or settings contradict.
+    ValueError, FileNotFoundError: a path is missing, a file unreadable, or settings contradict.
     """
     data = _with_world(data, seed, Path(run_dir))
     folder = data.videos if data.videos and Path(data.videos).is_dir() else None
@@ -82,19 +77,14 @@ def open_datasets(data: DataConfig, seed: int, run_dir: str | Path) -> Datasets:
         cure = "Set data.train_subset and data.test_subset"
         raise ValueError(f"{data.annotations}: no video in subset {wanted}; found: {found}. {cure}")
     train = tuple(v for v in used if v.subset == data.train_subset and v.segments)
-    clips: Sequence[TrimmedClip] = ()
-    if data.source:
-        own = data.source == "segments"
-        clips = segments_as_clips(train) if own else read_clip_list(data.source)
-    return Datasets(
-        train=train,
-        test=tuple(v for v in used if v.subset == data.test_subset),
-        missing=tuple(v.id for v in used if v.path is None),
-        clips=tuple(clips),
-        annotations=Path(data.annotations),
-        classes=tuple(class_names(used)),
-        videos=data.videos,
-    )
+    if data.source == "segments":
+        clips = segments_as_clips(train)
+    else:
+        clips = read_clip_list(data.source) if data.source else []
+    test = tuple(v for v in used if v.subset == data.test_subset)
+    missing = tuple(v.id for v in used if v.path is None)
+    paths = {"annotations": Path(data.annotations), "videos": data.videos}
+    return Datasets(train, test, missing, tuple(clips), classes=tuple(class_names(used)), **paths)
 
 
 def _with_world(data: DataConfig, seed: int, run_dir: Path) -> DataConfig:

@@ -59,8 +59,7 @@ class FeatureHeader:
 def write_features(path: str | Path, features: Tensor, header: FeatureHeader) -> None:
     """Write the features of one video, (C, T), atomically as float32.
 
-    Raises:
-        ValueError: T is not `header.snippets`, or values are not finite.
+    ValueError when T is not `header.snippets`, or values are not finite.
     """
     if features.ndim != 2 or features.shape[1] != header.snippets:
         wanted = f"features must be (C, {header.snippets}), got {tuple(features.shape)}"
@@ -146,8 +145,7 @@ class FeatureStore:
     def require(self, videos: Iterable[Video]) -> list[Video]:
         """The videos that have features; those that cannot have any are counted and left out.
 
-        Raises:
-            FileNotFoundError: the set is incomplete, or of other videos; says what is missing.
+        Raises FileNotFoundError: the set is incomplete, or of other videos; says what is missing.
         """
         videos = list(videos)
         wanted = [video for video in videos if video.id not in self.absent]
@@ -166,10 +164,8 @@ class FeatureStore:
     def extracted(folder: str | Path, expect: FeatureHeader, cure: str) -> "FeatureStore":
         """What `lofi train features` left in a folder; `cure` is the command that makes it.
 
-        `expect` is checked file by file, when it is read.
-
-        Raises:
-            FileNotFoundError: nothing there. ValueError: the extraction was not finished.
+        `expect` is checked file by file, when it is read. Raises FileNotFoundError: nothing there;
+        ValueError: the extraction was not finished.
         """
         folder = Path(folder)
         if not folder.is_dir():
@@ -194,10 +190,8 @@ class FeatureStore:
     def published(setting: PublishedFeatures, videos: Sequence[Video]) -> "FeatureStore":
         """A folder (or .h5 file) of features that others extracted; see `PublishedFeatures`.
 
-        The annotated videos give durations, and frame rates where `setting.fps` is 0.
-
-        Raises:
-            FileNotFoundError: no such folder. ValueError: nothing usable in it.
+        The annotated videos give durations, and frame rates where `setting.fps` is 0. Raises
+        FileNotFoundError: no such folder; ValueError: nothing usable in it.
         """
         from lofi.data.published import published_files, published_grid, read_published
 
@@ -222,12 +216,6 @@ class FeatureStore:
 
         return FeatureStore(folder, identity, known, absent, cure, read)
 
-    @staticmethod
-    def frames(folder: str | Path, videos: Sequence[Video], stride: int = 1, **options: Any):
-        """Features of single frames, every `stride` frames, as image and text encoders give."""
-        setting = PublishedFeatures(str(folder), stride=stride, window=1, **options)
-        return FeatureStore.published(setting, videos)
-
 
 def _hash(values: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
@@ -236,8 +224,7 @@ def _hash(values: Mapping[str, Any]) -> str:
 def head_inputs(features: Features, steps: int, stride: int) -> list[Features]:
     """What a head sees of one video: windows of it, or (`stride` 0) the whole, resized to `steps`.
 
-    Raises:
-        ValueError: `stride` is not the distance of these features' steps.
+    ValueError when `stride` is not the distance of these features' steps.
     """
     values, grid = features
     if not stride:

@@ -44,10 +44,8 @@ class Children:
     def call(self, function: Callable, arguments: tuple, limit_s: float) -> Any:
         """`function(*arguments)` in an idle child, a function of a module that it can import.
 
-        Raises:
-            VideoError: the child crashed or gave no result in time.
-            StartError: no child starts.
-            Exception: whatever the function raised.
+        Raises what the function raised; VideoError: the child crashed or gave no result in time;
+        StartError: no child starts.
         """
         child = self._idle.get()
         try:
@@ -93,10 +91,8 @@ class Children:
         except (EOFError, OSError):
             ready = False
         if not ready:
-            raise StartError(
-                f"a child process for decoding did not start (exit status {self._end(process)}); "
-                f"try `{sys.executable} -c 'import lofi.data'`"
-            )
+            found = f"a child process for decoding did not start (exit status {self._end(process)})"
+            raise StartError(f"{found}; try `{sys.executable} -c 'import lofi.data'`")
         return process, pipe
 
 
@@ -120,11 +116,8 @@ def run_isolated(
 ) -> Iterator[tuple[int, Any]]:
     """Call `function(*call)` for every call in child processes, as they finish.
 
-    Yields:
-        (position in `calls`, result, or the exception: that of the function, or a VideoError for
-        a child that crashed or took longer than `limit_s` seconds).
-    Raises:
-        RuntimeError: a child cannot be started at all.
+    Yields (position in `calls`, result, or the exception: that of the function, or a VideoError
+    for a child that crashed or took longer than `limit_s` seconds). StartError when none starts.
     """
     workers = max(1, min(workers, len(calls)))
     children = Children(workers)

@@ -31,8 +31,7 @@ def published_files(folder: Path, setting: PublishedFeatures) -> dict[str, Path]
 def published_grid(rows: int, setting: PublishedFeatures, video: Video) -> Grid:
     """Where T rows lie: row i is centred at (i · stride + window / 2) / fps seconds.
 
-    Raises:
-        ValueError: no frame rate or duration is known, or the rows end elsewhere than the video.
+    ValueError: no frame rate or duration is known, or the rows end elsewhere than the video.
     """
     stride, window, fps = setting.stride, setting.window, setting.fps or video.fps
     if not stride:  # rows divide the video evenly, whatever its rate

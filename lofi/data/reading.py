@@ -87,11 +87,7 @@ class ClipRequest(NamedTuple):
         return size.snippets, size.frames, 3, size.pixels, size.pixels
 
     def read(self, cache: FrameCache | None = None) -> torch.Tensor:
-        """uint8 (L, F, 3, S, S), RGB; frames that several snippets share are decoded once.
-
-        Raises:
-            VideoError: the video does not decode.
-        """
+        """uint8 (L, F, 3, S, S), RGB; shared frames are decoded once. VideoError: undecodable."""
         info = probe(self.path)
         shown = resampled_frames(info.num_frames, info.fps, self.resample_fps)
         jitter = self.augmentation.jitter if self.augmentation else None
@@ -127,11 +123,7 @@ class TrimmedRequest(NamedTuple):
         return self.frames, 3, self.pixels, self.pixels
 
     def read(self, cache: FrameCache | None = None) -> torch.Tensor:
-        """uint8 (F, 3, S, S), RGB.
-
-        Raises:
-            VideoError: the video does not decode, or the clip lies outside of it.
-        """
+        """uint8 (F, 3, S, S), RGB; VideoError: it does not decode, or the clip lies outside it."""
         info = probe(self.path)
         shown = resampled_frames(info.num_frames, info.fps, self.resample_fps)
         fps = len(shown) / info.duration_s if self.resample_fps else info.fps
@@ -214,8 +206,7 @@ class ClipReader(AbstractContextManager):
     def read(self, requests: Sequence[Request]) -> list[torch.Tensor | VideoError]:
         """The clips in the order of the requests, uint8; a `VideoError` for one that fails.
 
-        Raises:
-            ValueError: a request that no file can fulfil (unknown rule, ...).
+        ValueError for a request that no file can fulfil (unknown rule, ...).
         """
         one = self._read_isolated if self._children else self._read_here
         return list((self._threads.map if self._threads else map)(one, requests))

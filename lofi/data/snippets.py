@@ -216,10 +216,7 @@ def windows(
     """Windows of one video, in order; at least one.
 
     With segments, (N, 2) start < end in frames of the video, only the windows that hold more than
-    90 % of some segment, with every segment that they touch.
-
-    Raises:
-        ValueError: a number below 1.
+    90 % of some segment, with every segment that they touch. ValueError for a number below 1.
     """
     if min(num_frames, snippets, stride) < 1:
         found = f"windows of {snippets} snippets, {stride} frames apart, in {num_frames} frames"

@@ -194,8 +194,7 @@ def pick_colours(rng: np.random.Generator, mean_luma: float, distance: float) ->
         first, other = rng.uniform(10, 245, (2, 3)).astype(np.float32)
         luma = first @ LUMA
         other += luma - other @ LUMA
-        visible = abs(luma - mean_luma) > distance
-        distinct = np.abs(first - other).max() > 40
+        visible, distinct = abs(luma - mean_luma) > distance, np.abs(first - other).max() > 40
         if visible and distinct and other.min() >= 0 and other.max() <= 255:
             return np.stack([first, other])
 

@@ -196,10 +196,8 @@ def write_world(
 
     The bytes depend on `world` and `seed` alone (and on the version of the encoder library). A
     killed call is continued by the next; files that were deleted since are rendered again.
-
-    Raises:
-        ValueError: the folder holds another world (names the differing settings), or files were
-            changed since they were written.
+    ValueError: the folder holds another world (names the differing settings), or files were changed
+    since they were written.
     """
     folder = Path(folder)
     names = ("source", "source.csv", "videos", "annotations.json", "events.json", "manifest.json")

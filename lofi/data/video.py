@@ -66,19 +66,13 @@ def probe(path: str | Path) -> VideoInfo:
 
     The whole file is decoded only where packets and frames may differ. A file cut short reports the
     frames before the cut and logs a warning. Remembered until size or modification time change.
-
-    Raises:
-        VideoError: missing, empty, not a video, or no frame decodes.
+    VideoError: missing, empty, not a video, or no frame decodes.
     """
     return _scan(*file_identity(path)).info
 
 
 def verify(path: str | Path) -> str | None:
-    """Decode a whole video and say what is wrong with it, None when all of it decodes.
-
-    Raises:
-        VideoError: see `probe`.
-    """
+    """Decode a whole video: what is wrong with it, or None. VideoError: see `probe`."""
     scan = _scan(*file_identity(path))
     errors: list[Exception] = []
     corrupt = [frame.is_corrupt for frame in frames_in_order(path, errors)]
@@ -92,14 +86,12 @@ def verify(path: str | Path) -> str | None:
 def decode_frames(
     path: str | Path, indices: Sequence[int] | np.ndarray, size: tuple[int, int] | None = None
 ) -> np.ndarray:
-    """Decode chosen frames, each once, in one pass and one thread (fastest for small videos).
+    """Chosen frames, (N, height, width, 3) uint8, each decoded once, in one pass and one thread.
 
     Args:
         indices: N of them in [0, num_frames), in any order, repeats allowed.
         size: (height, width) of the result, None for the video's own; scaled (bicubic) before the
             frames leave the decoder.
-    Returns:
-        (N, height, width, 3) uint8.
     Raises:
         VideoError: see `probe`; or frames that should be there do not decode.
         ValueError: an index outside the video, or a size below 1.

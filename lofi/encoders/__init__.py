@@ -30,12 +30,8 @@ def build_encoder(
 ) -> Encoder:
     """A new encoder with random weights (He et al. 2015, fan out, as torchvision starts them).
 
-    Args:
-        name: one of `ENCODERS`.
-        seed: makes the weights a function of the name and this number alone.
-        generator: (CPU) used instead of a seed; with neither, torch's global one is used.
-    Raises:
-        ValueError: unknown name; lists the known ones.
+    `seed` makes the weights a function of the name and this number alone; a (CPU) `generator` is
+    used instead of it; with neither, torch's global one. ValueError for names not in `ENCODERS`.
     """
     if name not in ENCODERS:
         raise ValueError(f"unknown encoder {name!r}; known: {', '.join(ENCODERS)}")

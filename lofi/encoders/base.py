@@ -12,9 +12,6 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
-
 
 class Encoder(nn.Module):
     """Base of the encoders: (N, F, 3, S, S) normalised frames to (N, C) snippet features.
@@ -33,8 +30,8 @@ class Encoder(nn.Module):
     name: str
     channels: int
     stages: tuple[str, ...]
-    mean: tuple[float, float, float] = IMAGENET_MEAN
-    std: tuple[float, float, float] = IMAGENET_STD
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)  # of ImageNet, as `std`
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
     recompute: bool = False
     origin: Mapping[str, str] = {}
     frozen_stage: str | None = None
@@ -139,10 +136,8 @@ def unfreeze_batch_norm(encoder: Encoder) -> None:
 def freeze_until(encoder: Encoder, stage: str | None) -> None:
     """Freeze the encoder's first part, batch statistics included; no graph is kept for it.
 
-    Args:
-        stage: last frozen one of `encoder.stages` (inclusive); None trains everything again.
-    Raises:
-        ValueError: no such stage.
+    `stage` is the last frozen one of `encoder.stages` (inclusive), else a ValueError; None trains
+    everything again.
     """
     _freeze(encoder, frozen_stage=stage)
 

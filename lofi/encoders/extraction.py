@@ -29,11 +29,8 @@ def encode(encoder: nn.Module, clips: Tensor) -> Tensor:
 def full_requests(config: Config, path: str | Path) -> list[ClipRequest]:
     """The clips that make up one video at full fidelity: one, or with windows several.
 
-    With `data.window_stride` a snippet stands every so many frames up to the end of the video; at
-    most `full.snippets` of them are held in memory at a time.
-
-    Raises:
-        VideoError: the frames of a video to be cut into windows cannot be counted.
+    With `data.window_stride` a snippet stands every so many frames up to the end of the video
+    (VideoError if they cannot be counted); at most `full.snippets` are in memory at a time.
     """
     data, full = config.data, config.full
     if not data.window_stride:

@@ -52,7 +52,6 @@ class ResNet(Encoder):
         self.stages = ("stem", *(f"layer{index + 1}" for index in range(len(blocks))))
 
     def stage_modules(self, stage: str) -> list[nn.Module]:
-        """The modules that make up one of `stages`."""
         return [self.conv1, self.bn1] if stage == "stem" else super().stage_modules(stage)
 
     def frame_maps(self, frames: Tensor) -> Tensor:
@@ -120,12 +119,8 @@ def temporal_shift(x: Tensor, num_frames: int, fold: int) -> Tensor:
 
     The first C // fold channels of frame t come from frame t + 1, the next C // fold from frame
     t - 1, the rest from t itself; what lies outside the snippet is 0. Source: TSM, section 3.
-
-    Args:
-        x: (N·num_frames, C, H, W), the frames of a snippet next to each other.
-        fold: 0 returns `x` itself.
-    Returns:
-        a new tensor like `x`, memory format included.
+    `x` is (N·num_frames, C, H, W), the frames of a snippet next to each other; the result a new
+    tensor like it, memory format included, or with `fold` 0 `x` itself.
     """
     if fold == 0:
         return x

@@ -41,9 +41,8 @@ class LoadReport(NamedTuple):
 def save_encoder(encoder: Encoder, path: str | Path, extra: Mapping[str, str] = {}) -> str:
     """Write the weights (safetensors, atomically) and return their `encoder_hash`.
 
-    Args:
-        extra: further metadata, such as where the weights come from; names used by the format
-            itself ("format", "format_version", "encoder", "sha256") are refused.
+    `extra` is further metadata, such as where the weights come from; a ValueError when it has a
+    name of the format itself ("format", "format_version", "encoder", "sha256").
     """
     digest = encoder_hash(encoder)
     own = {"format": FORMAT, "format_version": FORMAT_VERSION}
@@ -65,11 +64,10 @@ def encoder_hash(encoder: Encoder) -> str:
 def _digest(name: str, tensors: Mapping[str, Tensor]) -> str:
     digest = hashlib.sha256(name.encode())
     for key, value in sorted(tensors.items()):
-        if key.endswith("num_batches_tracked"):
-            continue
-        digest.update(f"\0{key}\0{value.dtype}\0{tuple(value.shape)}\0".encode())
-        content = value.detach().cpu().contiguous().flatten().view(torch.uint8)
-        digest.update(memoryview(content.numpy()))
+        if not key.endswith("num_batches_tracked"):
+            digest.update(f"\0{key}\0{value.dtype}\0{tuple(value.shape)}\0".encode())
+            content = value.detach().cpu().contiguous().flatten().view(torch.uint8)
+            digest.update(memoryview(content.numpy()))
     return digest.hexdigest()
 
 
@@ -140,10 +138,8 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 def _reason(error: Exception) -> str:
     if found := re.search(r"(?i)unsupported (?:global|class)\W+(?:GLOBAL )?([\w.]+)", str(error)):
-        return (
-            f"holds Python objects ({found[1]}), and only tensors are loaded; "
-            "save its state_dict alone with the program that wrote it"
-        )
+        cure = "save its state_dict alone with the program that wrote it"
+        return f"holds Python objects ({found[1]}), and only tensors are loaded; {cure}"
     lines = str(error).split("WeightsUnpickler error: ")[-1].strip().splitlines() or [""]
     cause = f"{type(error).__name__}: {lines[0][:100]}"
     return f"cannot be read as weights ({cause}); damaged or of another kind: get it again"
@@ -230,7 +226,5 @@ def _raise_other(encoder: Encoder, path: Path, other: str, found: Mapping[str, T
         if ours != theirs and not (theirs == "none" and name.endswith("num_batches_tracked")):
             where = f"first difference {name}: {theirs} in the file, {ours} in the encoder"
             break
-    raise ValueError(
-        f"{path}: weights of {other}, wanted {encoder.name} ({where}); "
-        "build the encoder of the file, or pass strict=False for what fits"
-    )
+    cure = "build the encoder of the file, or pass strict=False for what fits"
+    raise ValueError(f"{path}: weights of {other}, wanted {encoder.name} ({where}); {cure}")
