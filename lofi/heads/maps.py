@@ -72,17 +72,11 @@ class LossStatistics(NamedTuple):
 
 
 class MapHead(Head):
-    """A head whose outputs are `Maps`; a new one adds its networks and these attributes.
+    """A head whose outputs are `Maps`; a new one adds its networks and these attributes."""
 
-    Attributes:
-        durations: rows D of the map, at most L; None means L.
-        label_rule, loss_rule: of `targets` and `loss`.
-        best_anchor: of `loss`.
-    """
-
-    durations: int | None = None
-    label_rule: str = "anet"
-    loss_rule: str = "anet"
+    durations: int | None = None  # rows D of the map, at most L; None means L
+    label_rule: str = "anet"  # of `targets`
+    loss_rule: str = "anet"  # of `loss`
     best_anchor: bool = False
 
     def targets(self, video: Video, grid: Grid) -> Targets:

@@ -39,18 +39,10 @@ from lofi.training.run_folder import RunFolder
 log = logging.getLogger(__name__)
 
 
-# ------------------------------------------------------------------------------- features of videos
-
-
 def extract_features(
-    config: Config,
-    run_dir: str | Path,
-    method: str = "",
-    *,
-    resume: bool = True,
-    on_step: OnStep | None = None,
-    device: str = "cpu",
-) -> dict[str, Any]:
+    config: Config, run_dir: str | Path, method: str = "", *, resume: bool = True,
+    on_step: OnStep | None = None, device: str = "cpu",
+) -> dict[str, Any]:  # fmt: skip
     """Features of every training and test video at full fidelity, one file a video.
 
     Files that an interrupted run left are kept; `resume=False` computes all of them again. Videos
@@ -121,23 +113,13 @@ def _extract(config, encoder, header, videos, run: RunFolder, reader: ClipReader
             on_step(i, len(videos), {})
 
 
-# ------------------------------------------------------------------------------------------ stage 3
-
-
 def train_head(
-    config: Config,
-    run_dir: str | Path,
-    method: str = "",
-    *,
-    variant: str = "",
-    resume: bool = True,
-    on_step: OnStep | None = None,
-    device: str = "cpu",
-) -> dict[str, Any]:
+    config: Config, run_dir: str | Path, method: str = "", *, variant: str = "",
+    resume: bool = True, on_step: OnStep | None = None, device: str = "cpu",
+) -> dict[str, Any]:  # fmt: skip
     """Stage 3: a head from scratch on the frozen encoder's full-fidelity features.
 
-    Args:
-        variant: changes for this head alone, see `head_variant`; "" = as configured.
+    `variant` lists changes for this head alone, see `head_variant`.
     """
     method = method or default_method(config)
     data = run_data(config, run_dir)

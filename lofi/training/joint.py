@@ -45,13 +45,9 @@ STATISTICS_STEPS = 8  # mini-batches whose features give the input statistics of
 
 
 def train_lofi(
-    config: Config,
-    run_dir: str | Path,
-    *,
-    resume: bool = True,
-    on_step: OnStep | None = None,
-    device: str = "cpu",
-) -> dict[str, Any]:
+    config: Config, run_dir: str | Path, *, resume: bool = True,
+    on_step: OnStep | None = None, device: str = "cpu",
+) -> dict[str, Any]:  # fmt: skip
     """Train encoder and head jointly on low-fidelity mini-batches (paper section 3.2).
 
     The head is kept beside the encoder for study only; stage 3 trains a new one.
@@ -104,36 +100,22 @@ def joint_items(config: Config, videos: Sequence[Video]) -> list[tuple[Video, Gr
 
 
 class Batch(NamedTuple):
-    """This process's share of a logical batch; b of its videos could be read.
+    """This process's share of a logical batch; b of its videos could be read."""
 
-    Attributes:
-        clips: (b, L, F, 3, S, S) uint8.
-        targets: collated ones of these videos, see `Head.targets`.
-        places: their positions in the logical batch.
-        videos: B, videos of the logical batch, readable or not.
-        mask: (b, L) False for snippets behind the end of their video.
-    """
-
-    clips: Tensor
-    targets: tuple
-    places: list[int]
-    videos: int
-    mask: Tensor
+    clips: Tensor  # (b, L, F, 3, S, S) uint8
+    targets: tuple  # collated ones of these videos, see `Head.targets`
+    places: list[int]  # their positions in the logical batch
+    videos: int  # B, videos of the logical batch, readable or not
+    mask: Tensor  # (b, L) False for snippets behind the end of their video
 
 
 class JointTraining:
     """What is trained together, how its batches are read, and one step of it."""
 
     def __init__(
-        self,
-        config: Config,
-        encoder: Encoder,
-        items: Sequence[tuple[Video, Grid | None]],
-        classes: int,
-        reader: ClipReader,
-        run: RunFolder,
-        device: str = "cpu",
-    ):
+        self, config: Config, encoder: Encoder, items: Sequence[tuple[Video, Grid | None]],
+        classes: int, reader: ClipReader, run: RunFolder, device: str = "cpu",
+    ):  # fmt: skip
         self.config, self.encoder, self.items = config, encoder, items
         self.reader, self.run, self.device = reader, run, device
         lofi = config.lofi
@@ -182,11 +164,10 @@ class JointTraining:
         views = [draw_geometry(augment, draws, jitter) for _ in items]  # one for all its snippets
         colours = [draw_colour(draws) for _ in items] if augment == "colour" else None
         mine = share(len(items))
-        requests = [
-            video_request(data, items[i][0].path, fidelity, views[i], items[i][1]) for i in mine
-        ]
+        requests = [(items[i][0].path, fidelity, views[i], items[i][1]) for i in mine]
+        read = self.reader.read([video_request(data, *request) for request in requests])
         clips, targets, places, masks = [], [], [], []
-        for i, clip in zip(mine, self.reader.read(requests)):
+        for i, clip in zip(mine, read):
             video, grid = items[i]
             if isinstance(clip, Exception):
                 self.run.skip(video.id, clip)
@@ -235,9 +216,8 @@ class JointTraining:
             found = head.losses(outputs, part_of(targets, part), statistics, draws[part])
             if lofi.class_loss:
                 classes = self._class_loss(features, batch, step, part) / readable.to(self.device)
-                found = {"loss": found["loss"] + lofi.class_loss * classes, "class": classes} | {
-                    name: value for name, value in found.items() if name != "loss"
-                }
+                total = found.pop("loss") + lofi.class_loss * classes
+                found = {"loss": total, "class": classes, **found}
             return found
 
         sampled = None
@@ -263,7 +243,7 @@ class JointTraining:
     def fit_statistics(self) -> None:
         """Fit the head's input statistics to the features of the first mini-batches."""
         self.encoder.eval()
-        features: list[tuple[tuple[int, int], Tensor]] = []
+        features = []
         with torch.no_grad():
             for step in range(min(STATISTICS_STEPS, self.batches.steps)):
                 batch = self.load(step)

@@ -166,10 +166,8 @@ def start_encoder(config: Config, name: str = "") -> Encoder:
     """The encoder that stage 1 starts from: `config.weights`, or random weights from the seed.
 
     `origin` on the encoder says where its weights come from; it is logged, and every later file
-    made from them carries it (lofi.md question 30).
+    made from them carries it (lofi.md question 30). `name` is the architecture, "" = configured.
 
-    Args:
-        name: the architecture, "" = the configured one.
     Raises:
         FileNotFoundError, ValueError: no such file, or weights of another encoder.
     """
@@ -191,10 +189,9 @@ def start_encoder(config: Config, name: str = "") -> Encoder:
 class Concatenated(Encoder):
     """Two separate encoders on the same frames, features one after the other: (N, C1 + C2).
 
-    Source: LoFi table 7, "ACP+Arrow" and "ACP+Speed", which cost twice the encoding.
+    Source: LoFi table 7, "ACP+Arrow" and "ACP+Speed", which cost twice the encoding. With `l2` each
+    half is scaled to length 1, so that neither outweighs the other.
 
-    Args:
-        l2: scale each half to length 1, so that neither outweighs the other.
     Raises:
         ValueError: the encoders want frames normalised differently.
     """

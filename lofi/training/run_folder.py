@@ -136,10 +136,6 @@ class RunFolder:
         with open(self.folder / "metrics.jsonl", "a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
 
-    def metrics(self) -> list[dict[str, Any]]:
-        """The lines of metrics.jsonl; a half-written last line is left out."""
-        return read_metrics(self.folder)
-
     def keep_metrics_before(self, step: int) -> None:
         """Drop the lines of steps that a resumed run will do again."""
         path = self.folder / "metrics.jsonl"
@@ -169,7 +165,7 @@ class RunFolder:
 
 
 def read_metrics(folder: str | Path) -> list[dict[str, Any]]:
-    """What a stage's run logged, one dictionary a step; [] when there is nothing."""
+    """Lines of metrics.jsonl, [] when there is nothing; a half-written last one is left out."""
     return list(_whole_lines(Path(folder) / "metrics.jsonl"))
 
 
