@@ -199,14 +199,9 @@ def write_results(
     barrier()
     reports = [row.pop("report") for row in rows]
     about = ("protocol", "subset", "tious", "videos", "instances")
-    results = {
-        "rows": rows,
-        "seconds": round(seconds, 1),
-        "preset": config.preset,
-        "seeds": [config.seed],
-        **{key: reports[0][key] for key in about},
-        "classes": list(CLASSES),
-    }
+    results = {"rows": rows, "seconds": round(seconds, 1), "preset": config.preset}
+    results |= {"seeds": [config.seed], **{key: reports[0][key] for key in about}}
+    results["classes"] = list(CLASSES)
     if is_first():
         write_json(Path(run_dir) / "results.json", results)
     return results

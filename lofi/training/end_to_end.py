@@ -151,7 +151,8 @@ class EndToEnd:
         for i, chosen in self.watch.chunks(list(enumerate(rows.split(self.chunk)))):
             frames = self._frames(snippets[chosen])
             self.watch.begin()
-            with _random_state(states[i] if states else None), self._autocast():
+            replay = _random_state(*states[i]) if states else contextlib.nullcontext()
+            with replay, self._autocast():
                 again = _at_least_float32(self.encoder(frames))
             self.watch.end()
             again.backward(gradient[chosen.to(gradient.device)])
@@ -273,12 +274,8 @@ def _live_norms(encoder: nn.Module) -> list[str]:
 
 
 @contextlib.contextmanager
-def _random_state(state: tuple[Tensor, Tensor | None] | None):
-    """Repeat the random numbers that were drawn from `state` on; leaves the generators alone."""
-    if state is None:
-        yield
-        return
-    cpu, cuda = state
+def _random_state(cpu: Tensor, cuda: Tensor | None):
+    """Repeat the random numbers that were drawn from a state on; leaves the generators alone."""
     with torch.random.fork_rng():
         torch.set_rng_state(cpu)
         if cuda is not None:

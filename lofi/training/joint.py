@@ -24,17 +24,11 @@ from lofi.encoders.extraction import encode
 from lofi.fidelity import schedule
 from lofi.heads import part_of, to_device
 from lofi.heads.scaled import ScaledHead
+from lofi.training import methods
 from lofi.training.augmentation import draw_colour, draw_geometry, recolour
 from lofi.training.distributed import gather, is_first, reduce_sum, share
 from lofi.training.end_to_end import EndToEnd, sampled_snippets, verify_exact
 from lofi.training.loop import Batches, OnStep, Training, fit, generator_for
-from lofi.training.methods import (
-    load_encoder,
-    lofi_method,
-    run_data,
-    save_stage_encoder,
-    video_settings,
-)
 from lofi.training.run_folder import RunFolder
 
 log = logging.getLogger(__name__)
@@ -52,14 +46,14 @@ def train_lofi(
 
     The head is kept beside the encoder for study only; stage 3 trains a new one.
     """
-    data = run_data(config, run_dir)
-    method = lofi_method(config)
-    encoder, start = load_encoder(config, run_dir, config.lofi.start)
+    data = methods.run_data(config, run_dir)
+    method = methods.lofi_method(config)
+    encoder, start = methods.load_encoder(config, run_dir, config.lofi.start)
     items = joint_items(config, data.with_files(data.train))
     lofi = {key: value for key, value in asdict(config.lofi).items() if key not in FREE}
     lofi["mode"] = {k: v for k, v in lofi["mode"].items() if k not in FREE_OF_MODE}
     settings = {"stage": "lofi", "start": start, "videos": fingerprint([v for v, _ in items])}
-    settings |= video_settings(config) | {"lofi": lofi, "head": asdict(config.head)}
+    settings |= methods.video_settings(config) | {"lofi": lofi, "head": asdict(config.head)}
     settings |= {"standardise": config.standardise, "jitter": config.data.jitter}
     run = RunFolder(Path(run_dir) / method / "encoder", settings, resume)
     if (done := run.result()) is not None:
@@ -72,15 +66,14 @@ def train_lofi(
         fit(training, run, on_step)
     if is_first():
         joint.head.save(run.folder / "head.safetensors")
-    result = save_stage_encoder(config, run, encoder, method)
+    result = methods.save_stage_encoder(config, run, encoder, method)
     return run.finish(result | {"skipped": run.skipped()})
 
 
 def joint_items(config: Config, videos: Sequence[Video]) -> list[tuple[Video, Grid | None]]:
     """What is trained on: videos (None: their grid follows when they are read) or windows of them.
 
-    Raises:
-        ValueError: no window is left.
+    ValueError when no window is left.
     """
     if not config.data.window_stride:
         return [(video, None) for video in videos]

@@ -22,15 +22,7 @@ from lofi.config import Config, Optimisation
 from lofi.data import TrimmedClip, VideoError
 from lofi.data.datasets import fingerprint
 from lofi.data.snippets import resampled_frames, window_indices
-from lofi.training.augmentation import (
-    Square,
-    draw_colour,
-    draw_geometry,
-    hide_origin,
-    inside_borders,
-    is_steady,
-    recolour,
-)
+from lofi.training import augmentation
 from lofi.training.distributed import share
 from lofi.training.loop import generator_for
 from lofi.training.methods import start_encoder
@@ -85,25 +77,25 @@ def _read_pairs(pairs, frames: int, source, clips, address: tuple, augment: str)
         step, low, high = SIZES if pixels >= 112 else SMALL_SIZES
         sizes = [n for n in range(step, int(high * pixels) + 1, step) if n >= low * pixels]
         draw = torch.randint(len(sizes), (), generator=generator_for(*address, "size"))
-        pixels, whole = sizes[int(draw)], Square(0, 0, source.pixels)
+        pixels, whole = sizes[int(draw)], augmentation.Square(0, 0, source.pixels)
         found = [whole.cut(pair.flatten(0, 1), pixels).unflatten(0, (2, frames)) for pair in found]
     return torch.cat(found), torch.tensor([0, 1]).repeat(len(found))
 
 
 def _arrow_pairs(source, clips, draws, frames: int, augment: str) -> Iterator[Tensor]:
     """(2, frames, 3, S, S) of every clip that can be read and moves steadily."""
-    views = [draw_geometry(augment, generator) for generator in draws]
+    views = [augmentation.draw_geometry(augment, generator) for generator in draws]
     for clip, generator in zip(source.read(clips, views, frames), draws):
-        if clip is None or not is_steady(clip):
+        if clip is None or not augmentation.is_steady(clip):
             continue
-        square = inside_borders(clip)
+        square = augmentation.inside_borders(clip)
         if augment != "none":
             square = square.random_part(generator)
         clip = square.cut(clip, source.pixels)
         if augment == "colour":
-            clip = recolour(clip, draw_colour(generator))
+            clip = augmentation.recolour(clip, augmentation.draw_colour(generator))
         if augment != "none":
-            clip = hide_origin(clip, generator)
+            clip = augmentation.hide_origin(clip, generator)
         yield torch.stack([clip, clip.flip(0)])
 
 
@@ -111,7 +103,7 @@ def _speed_pairs(source, clips, draws, frames: int, augment: str) -> Iterator[Te
     """(2, frames, 3, S, S) of every clip that can be read and is long enough."""
     stride = max(1, source.data.frame_stride // 2)  # so that twice as fast is a snippet's stride
     for clip, generator in zip(clips, draws):
-        view = draw_geometry(augment, generator)
+        view = augmentation.draw_geometry(augment, generator)
         try:
             run = min(3 * frames, clip_length(source, clip) // stride)
             picked = normal_and_fast(run, frames, generator)
@@ -122,7 +114,7 @@ def _speed_pairs(source, clips, draws, frames: int, augment: str) -> Iterator[Te
         if steps is not None:
             pair = steps[picked.flatten()]
             if augment == "colour":
-                pair = recolour(pair, draw_colour(generator))
+                pair = augmentation.recolour(pair, augmentation.draw_colour(generator))
             yield pair.unflatten(0, (2, frames))
 
 
@@ -141,9 +133,7 @@ def normal_and_fast(available: int, frames: int, generator: torch.Generator) -> 
     end is drawn again (never padded: repeated frames would give the class away), which in clips
     shorter than about 3 `frames` makes the fast copy slower than its factor says (1.95 on average;
     measured 1.92 with 24 frames for 8, and 1.63 in the toy worlds' clips, 8 frames for 4).
-
-    Raises:
-        VideoError: fewer than 2 `frames` are available.
+    VideoError where fewer than 2 `frames` are available.
     """
     if available < 2 * frames:
         raise VideoError(f"{available} frames in the clip, 2 speeds need at least {2 * frames}")
@@ -175,8 +165,7 @@ def keep_frames(frames: int, factor: float, generator: torch.Generator) -> Tenso
 class ArrowHead(nn.Module):
     """T-CAM: the maps of the two halves of the frames side by side, so that order is visible.
 
-    Args:
-        channels: C; the two convolutions have 2 C, the halves one after the other.
+    Both convolutions have 2 C channels, the halves one after the other.
     """
 
     def __init__(self, channels: int):
@@ -193,8 +182,7 @@ class ArrowHead(nn.Module):
     def heat(self, maps: Tensor) -> Tensor:
         """Where the picture looks reversed: (N, F, C, h, w) → (N, h, w), whose mean is the logit.
 
-        Raises:
-            ValueError: one frame, which has no direction.
+        ValueError for one frame, which has no direction.
         """
         frames = maps.shape[1]
         if frames < 2:

@@ -24,17 +24,10 @@ from lofi.data import TrimmedClip, TrimmedRequest, VideoError
 from lofi.data.datasets import fingerprint, open_reader
 from lofi.encoders import encoder_hash, normalise
 from lofi.encoders.base import Encoder
+from lofi.training import methods
 from lofi.training.augmentation import draw_colour, draw_geometry, recolour
 from lofi.training.distributed import rank, reduce_sum, share, size
 from lofi.training.loop import Batches, OnStep, Training, backward, fit, generator_for
-from lofi.training.methods import (
-    clip_settings,
-    load_encoder,
-    run_data,
-    save_stage_encoder,
-    start_encoder,
-    unshifted,
-)
 from lofi.training.run_folder import RunFolder
 
 # (uint8 clips (n, F, 3, S, S), labels (n,)) of this process's share, or None when it is empty.
@@ -80,15 +73,15 @@ def train_acp(config: Config, run_dir: str | Path) -> Task:
         {"encoder": path, "accuracy": on held-out source clips, "sha256", "weights": where it
         started, …}; also in result.json.
     """
-    clips, encoder = source_clips(config, run_dir, "acp"), start_encoder(config)
+    clips, encoder = source_clips(config, run_dir, "acp"), methods.start_encoder(config)
     return _classification(config, "acp", encoder, clips, split_clips(clips), config.acp)
 
 
 @trains
 def train_acp_plus(config: Config, run_dir: str | Path) -> Task:
     """ACP+: go on with classification, on the trimmed segments of the target training videos."""
-    segments = run_data(config, run_dir).segments
-    encoder, start = load_encoder(config, run_dir, config.acp_plus_start)
+    segments = methods.run_data(config, run_dir).segments
+    encoder, start = methods.load_encoder(config, run_dir, config.acp_plus_start)
     task = _classification(config, "acp+", encoder, segments, (segments, []), config.acp_plus)
     task.settings["start"] = start
     return task
@@ -107,11 +100,11 @@ def train_icp(
     Raises:
         ValueError: real data without `config.weights`; an encoder without an image form.
     """
-    encoder = start_encoder(config, unshifted(config.encoder))
+    encoder = methods.start_encoder(config, methods.unshifted(config.encoder))
     if config.weights:
         settings = {"stage": "icp", "start": encoder_hash(encoder)}
         run = RunFolder(Path(run_dir) / "icp" / "encoder", settings, resume)
-        return run.result() or run.finish(save_stage_encoder(config, run, encoder, "icp"))
+        return run.result() or run.finish(methods.save_stage_encoder(config, run, encoder, "icp"))
     if not config.data.preset:
         raise ValueError(
             "stage icp takes published ImageNet weights: set weights to such a file (torchvision's "
@@ -124,7 +117,7 @@ def train_icp(
 
 def source_clips(config: Config, run_dir: str | Path, stage: str) -> tuple[TrimmedClip, ...]:
     """The trimmed clips of `data.source`; ValueError when there are none."""
-    clips = run_data(config, run_dir).clips
+    clips = methods.run_data(config, run_dir).clips
     if not clips:
         raise ValueError(
             f"stage {stage} needs trimmed source clips: set data.source to a list of clips, or to "
@@ -174,7 +167,7 @@ def pretrain(config: Config, run_dir, task: Task, resume: bool, on_step, device:
     """
     stage, encoder = task.stage, task.encoder
     published = {"start": encoder_hash(encoder)} if config.weights else {}
-    settings = {"stage": stage, **published, **task.settings, **clip_settings(config)}
+    settings = {"stage": stage, **published, **task.settings, **methods.clip_settings(config)}
     settings |= {"training": asdict(task.setting)}
     run = RunFolder(Path(run_dir) / stage / "encoder", settings, resume)
     if (done := run.result()) is not None:
@@ -188,7 +181,7 @@ def pretrain(config: Config, run_dir, task: Task, resume: bool, on_step, device:
                 if buffer.is_floating_point():
                     buffer.copy_(reduce_sum(buffer) / size())
         accuracy = _accuracy(config, task, source, device) if task.held else None
-    result = save_stage_encoder(config, run, encoder, stage)
+    result = methods.save_stage_encoder(config, run, encoder, stage)
     return run.finish(result | {"accuracy": accuracy, "skipped": run.skipped()} | task.result)
 
 

@@ -45,7 +45,9 @@ class RunFolder:
             if is_first():
                 self._refuse_other_settings(() if resume else INPUTS)
                 if not resume:
-                    self._forget()
+                    shutil.rmtree(self.folder / "checkpoints", ignore_errors=True)
+                    for name in ("config.json", "result.json", "metrics.jsonl", "skipped.jsonl"):
+                        (self.folder / name).unlink(missing_ok=True)
                 self.folder.mkdir(parents=True, exist_ok=True)
                 if not (self.folder / "config.json").exists():
                     write_json(self.folder / "config.json", self.settings)
@@ -70,11 +72,6 @@ class RunFolder:
             if all(line.split(":")[0] in INPUTS for line in lines):
                 cure = "What it was made from has changed since: --no-resume makes it anew"
             raise ValueError(f"{self.folder}: holds a run with other settings: {shown}. {cure}")
-
-    def _forget(self) -> None:
-        shutil.rmtree(self.folder / "checkpoints", ignore_errors=True)
-        for name in ("config.json", "result.json", "metrics.jsonl", "skipped.jsonl"):
-            (self.folder / name).unlink(missing_ok=True)
 
     @contextlib.contextmanager
     def logging(self) -> Iterator[None]:
