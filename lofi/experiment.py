@@ -47,9 +47,8 @@ def evaluate_stage(
     """
     method = method or default_method(config)
     rows = evaluate_method(config, run_dir, method, variant)
-    first = rows[0]["report"]
     found = {row["classes"]: round(row["average_map"], 4) for row in rows}
-    return found | {key: first[key] for key in ("protocol", "tious", "videos")}
+    return found | {key: rows[0]["report"][key] for key in ("protocol", "tious", "videos")}
 
 
 class Stage(NamedTuple):
@@ -92,14 +91,9 @@ def train_encoder(config: Config, run_dir: str | Path, method: str, **options: A
 
 
 def localize(
-    config: Config,
-    run_dir: str | Path,
-    method: str,
-    *,
-    resume: bool = True,
-    on_step: OnStep | None = None,
-    device: str = "cpu",
-) -> None:
+    config: Config, run_dir: str | Path, method: str, *, resume: bool = True,
+    on_step: OnStep | None = None, device: str = "cpu",
+) -> None:  # fmt: skip
     """Features and stage 3 of one method whose encoder is trained."""
     if method != "published":
         extract_features(config, run_dir, method, resume=resume, device=device)
@@ -157,12 +151,9 @@ def _known_classes(path: Path, data: Datasets):
 
 
 def run_procedure(
-    config: Config,
-    run_dir: str | Path,
-    methods: Sequence[str] = METHODS,
-    on_step: OnStep | None = None,
-    device: str = "cpu",
-) -> dict[str, Any]:
+    config: Config, run_dir: str | Path, methods: Sequence[str] = METHODS,
+    on_step: OnStep | None = None, device: str = "cpu",
+) -> dict[str, Any]:  # fmt: skip
     """Everything for every method; writes and returns results.json."""
     began = time.perf_counter()
     for method in methods:
@@ -176,23 +167,17 @@ def run_procedure(
 
 
 def compare_seeds(
-    config: Config,
-    out: str | Path,
-    seeds: Sequence[int],
-    methods: Sequence[str] = METHODS,
-    on_step: OnStep | None = None,
-    device: str = "cpu",
-) -> dict[str, Any]:
+    config: Config, out: str | Path, seeds: Sequence[int], methods: Sequence[str] = METHODS,
+    on_step: OnStep | None = None, device: str = "cpu",
+) -> dict[str, Any]:  # fmt: skip
     """`run_procedure` for every seed in <out>/seed-N; results.json in `out` holds all rows.
 
     A seed makes the toy world, the initial weights and every random draw.
     """
-    parts = [
-        run_procedure(
-            replace(config, seed=seed), Path(out) / f"seed-{seed}", methods, on_step, device
-        )
-        for seed in seeds
-    ]
+    parts = []
+    for seed in seeds:
+        own, folder = replace(config, seed=seed), Path(out) / f"seed-{seed}"
+        parts.append(run_procedure(own, folder, methods, on_step, device))
     results = parts[0] | {
         "rows": [row for part in parts for row in part["rows"]],
         "seconds": sum(part["seconds"] for part in parts),
@@ -214,14 +199,9 @@ def write_results(
     barrier()
     reports = [row.pop("report") for row in rows]
     about = ("protocol", "subset", "tious", "videos", "instances")
-    results = {
-        "rows": rows,
-        "seconds": round(seconds, 1),
-        "preset": config.preset,
-        "seeds": [config.seed],
-        **{key: reports[0][key] for key in about},
-        "classes": list(CLASSES),
-    }
+    results = {"rows": rows, "seconds": round(seconds, 1), "preset": config.preset}
+    results |= {"seeds": [config.seed], **{key: reports[0][key] for key in about}}
+    results["classes"] = list(CLASSES)
     if is_first():
         write_json(Path(run_dir) / "results.json", results)
     return results

@@ -33,12 +33,9 @@ def launched() -> bool:
 
 
 def run(
-    words: Sequence[str],
-    processes: int,
-    *,
-    restarts: int = 2,
+    words: Sequence[str], processes: int, *, restarts: int = 2,
     echo: Callable[[str], None] | None = None,
-) -> None:
+) -> None:  # fmt: skip
     """Run `lofi WORDS…` in several processes of this machine that train together.
 
     Args:

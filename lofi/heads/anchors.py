@@ -286,15 +286,8 @@ def _once(like: Tensor, make: Callable, source: tuple, *place: Any) -> Any:
 
 
 def plan_for(sampler: tuple, like: Tensor) -> Plan:
-    """Plan for the device and dtype of `like`.
-
-    Args:
-        sampler: a function that lists `Entries`, and its arguments.
-    """
+    """Plan of (a function that lists `Entries`, *its arguments), for a device and dtype `like`."""
     return _once(like, make_plan, sampler, like.device, like.dtype)
-
-
-# ------------------------------------------------------------------------------------------- layers
 
 
 class SampledLinear(nn.Module):
@@ -302,10 +295,8 @@ class SampledLinear(nn.Module):
 
     The weight is held position-major, (C, R, H), inner positions before context positions; released
     checkpoints are channel-major, in the shape of the convolution that the authors wrote:
-    `released` is that shape, (H, C * R, 1, 1) or (H, C, R, 1, 1).
-
-    Args:
-        inner: positions that sample the features themselves; the others sample the context.
+    `released` is that shape, (H, C * R, 1, 1) or (H, C, R, 1, 1). The `inner` positions sample the
+    features themselves, the others the context.
     """
 
     def __init__(
@@ -400,9 +391,8 @@ class _SampledLayers(torch.autograd.Function):
         rows = weight.new_empty(keep, len(plan.forward.offsets) - 1, hidden)
         out = weight.new_empty(videos, rows.shape[1], len(then_weight))
         for part in ctx.parts:
-            table = weight.new_empty(
-                (part.stop - part.start) * snippets, lines // snippets * hidden
-            )
+            height = (part.stop - part.start) * snippets
+            table = weight.new_empty(height, lines // snippets * hidden)
             for i, (source, (column, place)) in enumerate(zip(inputs, ctx.uses)):
                 features = source[part].flatten(0, 1)
                 if i and shared:

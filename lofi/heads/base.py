@@ -5,7 +5,7 @@ what stands here, so a new kind of head is one module and one branch in `build_h
 B videos, C channels, T steps of a feature sequence, N proposals, K classes.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -38,15 +38,10 @@ class Head(nn.Module):
     Targets and outputs are NamedTuples of tensors, with a leading batch dimension after `collate`
     and `forward`. Losses of parts of a batch add up to those of the whole: every count that they
     divide by is in `statistics`, which is summed over all processes first.
-
-    Attributes:
-        channels: C.
-        resizes: True where whole videos are resized to a fixed number of steps; False where the
-            head takes sequences of any length, padded and masked.
     """
 
-    channels: int
-    resizes: bool = True
+    channels: int  # C
+    resizes: bool = True  # whole videos, to a fixed number of steps; else any length, masked
 
     def forward(self, features: Tensor, mask: Tensor | None = None) -> tuple:
         """(B, C, T) features, (B, T) bool mask of real steps (None: all) → outputs."""
@@ -63,19 +58,16 @@ class Head(nn.Module):
     def draws(self, videos: int, targets: tuple, generator: torch.Generator) -> Tensor:
         """(videos, …) random numbers that the losses of a whole batch use; the default has none.
 
-        Args:
-            videos: of the logical batch, of which `targets` are collated ones of any part.
+        `videos` are those of the logical batch, `targets` the collated ones of any part of it.
         """
         return torch.zeros(videos, 0)
 
     def statistics(
         self, targets: tuple, draws: Tensor, reduce: Callable[[Tensor], Tensor] | None = None
     ) -> tuple:
-        """Sums over a logical batch that `losses` divide by.
+        """Sums over a logical batch that `losses` divide by; `targets`, `draws`: of a share of it.
 
-        Args:
-            targets, draws: of this process's share.
-            reduce: sums a tensor over all processes; every process has to make the same calls.
+        `reduce` sums a tensor over all processes; every process has to make the same calls.
         """
         raise NotImplementedError
 
@@ -88,8 +80,7 @@ class Head(nn.Module):
     def decode(self, outputs: tuple, grid: Grid, post: PostProcessing) -> Proposals:
         """Candidate segments of one video (a batch of one), before any suppression.
 
-        Args:
-            grid: of the features that gave the outputs; proposals are in seconds of its video.
+        In seconds of the video that `grid`, of the features that gave the outputs, belongs to.
         """
         raise NotImplementedError
 
@@ -124,3 +115,39 @@ def part_of(batch: tuple, part: Any) -> tuple:
 def to_device(batch: tuple, device: torch.device | str) -> tuple:
     """Collated targets or statistics on a device."""
     return type(batch)(*(tensor.to(device) for tensor in batch))
+
+
+def load_published(head: Head, state_dict: Mapping[str, Any]) -> None:
+    """Load a released checkpoint into a head of the same sizes.
+
+    Names may have the data-parallel prefix "module."; {"epoch", "state_dict"} is accepted too.
+
+    Raises:
+        ValueError: names are missing or unexpected, or shapes differ; the head is left unchanged.
+    """
+    if isinstance(state_dict.get("state_dict"), Mapping):
+        state_dict = state_dict["state_dict"]
+    given = {name.removeprefix("module."): tensor for name, tensor in state_dict.items()}
+    given, own, wanted = head.published(given), head.state_dict(), head.to_published()
+    wrong = [
+        f"{name} {tuple(given[name].shape)} (expected {tuple(wanted.get(name, own[name]).shape)})"
+        for name in own
+        if name in given and given[name].shape != own[name].shape
+    ]
+    problems = {
+        "missing": [name for name in own if name not in given],
+        "unexpected": [name for name in given if name not in own],
+        "wrong shape": wrong,
+    }
+    found = [f"{what} {', '.join(names)}" for what, names in problems.items() if names]
+    if found:
+        raise ValueError(
+            f"checkpoint does not fit {type(head).__name__}: {'; '.join(found)}. "
+            "Build the head with the sizes and options that the checkpoint was trained with."
+        )
+    head.load_state_dict(given)
+
+
+def published_state_dict(head: Head) -> dict[str, Tensor]:
+    """Parameters of a head under the released names and in the released layouts."""
+    return head.to_published()

@@ -43,13 +43,11 @@ class BMN(MapHead):
         if channels % 4:
             raise ValueError(f"channels is {channels}, expected a multiple of 4")
         if samples < 1 or samples_per_bin < 1:
-            raise ValueError(
-                f"samples and samples_per_bin are {samples}, {samples_per_bin}, expected at least 1"
-            )
+            given = f"samples and samples_per_bin are {samples}, {samples_per_bin}"
+            raise ValueError(f"{given}, expected at least 1")
         if variant not in anchors.BMN_VARIANTS:
-            raise ValueError(
-                f"variant is {variant!r}, expected {' or '.join(anchors.BMN_VARIANTS)}"
-            )
+            known = " or ".join(anchors.BMN_VARIANTS)
+            raise ValueError(f"variant is {variant!r}, expected {known}")
         anchors.num_durations(snippets, durations)
         self.channels, self.snippets, self.durations = channels, snippets, durations
         self.variant, self.best_anchor = variant, best_anchor
@@ -78,10 +76,9 @@ class BMN(MapHead):
         """(B, C, L) float -> maps of L columns and min(durations, L) rows; the mask is not used."""
         anchors.check_features(features, self.channels)
         base = F.relu_(self.x_1d_b[2](F.relu_(self.x_1d_b[0](features))))
-        start, end = (
-            anchors.probabilities(head[2](F.relu_(head[0](base))))[:, 0]
-            for head in (self.x_1d_s, self.x_1d_e)
-        )
+        heads = self.x_1d_s, self.x_1d_e
+        logits = (head[2](F.relu_(head[0](base)))[:, 0] for head in heads)
+        start, end = map(anchors.probabilities, logits)
         x = F.relu_(self.x_1d_p[0](base)).transpose(1, 2)
         snippets, layers = x.shape[1], [self.x_3d_p[0], *self.x_2d_p[:-1:2]]
         sampler = anchors.bmn_entries, snippets, *self.sampling

@@ -72,17 +72,11 @@ class LossStatistics(NamedTuple):
 
 
 class MapHead(Head):
-    """A head whose outputs are `Maps`; a new one adds its networks and these attributes.
+    """A head whose outputs are `Maps`; a new one adds its networks and these attributes."""
 
-    Attributes:
-        durations: rows D of the map, at most L; None means L.
-        label_rule, loss_rule: of `targets` and `loss`.
-        best_anchor: of `loss`.
-    """
-
-    durations: int | None = None
-    label_rule: str = "anet"
-    loss_rule: str = "anet"
+    durations: int | None = None  # rows D of the map, at most L; None means L
+    label_rule: str = "anet"  # of `targets`
+    loss_rule: str = "anet"  # of `loss`
     best_anchor: bool = False
 
     def targets(self, video: Video, grid: Grid) -> Targets:
@@ -185,14 +179,12 @@ def targets(
     times = np.asarray(segments, np.float64)
     times = times if times.size else np.zeros((0, 2))
     if times.ndim != 2 or times.shape[1] != 2:
-        raise ValueError(
-            f"segments have shape {times.shape}, expected (N, 2): start and end in seconds"
-        )
+        found = f"segments have shape {times.shape}"
+        raise ValueError(f"{found}, expected (N, 2): start and end in seconds")
     wrong = ~(times[:, 0] <= times[:, 1])  # also true for values that are not numbers
     if wrong.any():
-        raise ValueError(
-            f"segment {times[wrong][0].tolist()} has no start <= end; correct the annotation"
-        )
+        first = times[wrong][0].tolist()
+        raise ValueError(f"segment {first} has no start <= end; correct the annotation")
     edges = times / duration_s if rule == "thumos" else (times / duration_s).clip(0, 1)
     low, high = ((np.arange(snippets) + offset) / snippets for offset in WINDOWS[rule])
     low, high, region = low[:, None, None], high[:, None, None], REGION / snippets
@@ -224,8 +216,7 @@ def valid_mask(snippets: int, durations: int | None = None) -> Tensor:
 def draw(targets: Targets, generator: torch.Generator | None = None) -> Tensor:
     """(B, 2, D, L) uniform numbers: which middle and low cells the regression term keeps.
 
-    Made on the generator's device, so that the same seed gives the same numbers wherever the model
-    runs.
+    Made on the generator's device: a seed gives the same numbers wherever the model runs.
     """
     videos, *cells = targets.iou.shape
     device = torch.device("cpu") if generator is None else generator.device
@@ -239,11 +230,8 @@ def loss_statistics(
 ) -> LossStatistics:  # fmt: skip
     """Counts over a logical batch.
 
-    Args:
-        targets: of all videos of the batch (of this worker's share when `reduce` is given).
-        draws: (B, 2, D, L) from `draw`.
-        reduce: sums a tensor over all workers; called twice, because what is kept depends on the
-            global counts.
+    `targets` and `draws`, from `draw`, are of this worker's share when `reduce` is given: it sums a
+    tensor over all workers, and is called twice, as what is kept depends on the global counts.
     """
     reduce = reduce or (lambda counts: counts)
     found = *_bands(targets), *_classes(targets, best_anchor)
@@ -267,8 +255,7 @@ def loss(
     gradients then add up to those of the whole batch.
 
     Args:
-        maps: predictions of a head for B videos.
-        targets: collated targets of the same B videos, L snippets and D durations.
+        maps, targets: predictions of a head for B videos, and their collated targets.
         rule: "anet" (also BMN): node + 10 regression + classification; "thumos": the weight sits on
             the classification term, and its counts are padded, as released for THUMOS14.
         safe: leave out terms that have no positive, and keep sub-sampling within its own cells,
@@ -294,10 +281,8 @@ def loss(
                 "statistics were given without draws; pass the draws that they were made from"
             )
         draws = draw(targets, generator)
-    if statistics is None:
-        statistics = loss_statistics(targets, draws, safe=safe, best_anchor=best_anchor)
+    count = statistics or loss_statistics(targets, draws, safe=safe, best_anchor=best_anchor)
     confidence, start, end = (m if m.dtype == torch.float64 else m.float() for m in maps)
-    count = statistics
 
     started, ended = targets.start > 0.5, targets.end > 0.5
     node = _balanced(start, started, ~started, count.starts, count.nodes, safe)

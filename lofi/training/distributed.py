@@ -30,8 +30,8 @@ def restarted() -> bool:
 def joined(device: str = "cpu") -> Iterator[str]:
     """Join the other processes that torchrun started, if it did; yields this process's device.
 
-    Args:
-        device: "cuda" becomes the card of this process's local rank.
+    "cuda" becomes the card of this process's local rank.
+
     Raises:
         ValueError: more processes than cards on this machine.
     """

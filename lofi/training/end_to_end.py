@@ -60,15 +60,9 @@ class EndToEnd:
     """
 
     def __init__(
-        self,
-        encoder: Encoder,
-        mode: Mode,
-        parameters: Sequence[nn.Parameter] = (),
-        *,
-        amp: str = "fp32",
-        micro_batch: int = 0,
-        watch: Watch | None = None,
-    ):
+        self, encoder: Encoder, mode: Mode, parameters: Sequence[nn.Parameter] = (), *,
+        amp: str = "fp32", micro_batch: int = 0, watch: Watch | None = None,
+    ):  # fmt: skip
         if amp not in ("fp32", "bf16"):
             raise ValueError(f"unknown precision {amp!r}; known: fp32, bf16")
         self.encoder, self.mode, self.amp = encoder, mode, amp
@@ -76,24 +70,21 @@ class EndToEnd:
         self.parameters = list(parameters)
         self.watch = watch or Watch()
         encoder.recompute = mode.recompute
-        if mode.name == "partial":
-            freeze_until(encoder, mode.stage)
-        elif mode.name == "frozen":
-            freeze_until(encoder, encoder.stages[-1])
+        if mode.name in ("partial", "frozen"):
+            freeze_until(encoder, mode.stage if mode.name == "partial" else encoder.stages[-1])
         self.refuse_live_statistics()
 
     def refuse_live_statistics(self) -> None:
         """ValueError when batch statistics would make a chunked or micro-batched step inexact."""
         if not (self.mode.chunked or self.micro_batch):
             return
-        for name, module in self.encoder.named_modules():
-            if isinstance(module, _BatchNorm) and module.training:
-                what = f"mode {self.mode.name}" if self.mode.chunked else "a micro-batch"
-                raise ValueError(
-                    f"{what} needs frozen batch norm, but {name} of {self.encoder.name} follows "
-                    "the statistics of each chunk, which is another function; "
-                    "set lofi.frozen_bn or use mode full without micro-batches"
-                )
+        if live := _live_norms(self.encoder):
+            what = f"mode {self.mode.name}" if self.mode.chunked else "a micro-batch"
+            raise ValueError(
+                f"{what} needs frozen batch norm, but {live[0]} of {self.encoder.name} follows "
+                "the statistics of each chunk, which is another function; "
+                "set lofi.frozen_bn or use mode full without micro-batches"
+            )
 
     def backpropagate(
         self, clips: Tensor, losses_of: LossesOf, sampled: Tensor | None = None
@@ -151,11 +142,17 @@ class EndToEnd:
             return losses
         gradient = features.grad
         if self.mode.name == "sampled":
-            rows, gradient = self._sampled_rows(gradient, clips.shape[:2], sampled)
+            if sampled is None:
+                raise ValueError("mode sampled needs the snippets to sample; pass sampled=(B, k)")
+            length = clips.shape[1]
+            rows = (sampled + torch.arange(len(clips))[:, None] * length).flatten()
+            if self.mode.rescale:  # right on average: E[sum over sample] = k / L of the full sum
+                gradient = gradient * (length / sampled.shape[1])
         for i, chosen in self.watch.chunks(list(enumerate(rows.split(self.chunk)))):
             frames = self._frames(snippets[chosen])
             self.watch.begin()
-            with _random_state(states[i] if states else None), self._autocast():
+            replay = _random_state(*states[i]) if states else contextlib.nullcontext()
+            with replay, self._autocast():
                 again = _at_least_float32(self.encoder(frames))
             self.watch.end()
             again.backward(gradient[chosen.to(gradient.device)])
@@ -165,26 +162,19 @@ class EndToEnd:
     def _features(self, snippets: Tensor, rows: Tensor) -> tuple[Tensor, list]:
         """(N, C) float32 features without a graph, and the random state before each chunk."""
         found, states = None, []
-        replay = self.mode.name == "exact" and _is_random(self.encoder)
+        dropouts = [m for m in self.encoder.modules() if isinstance(m, _DropoutNd) and m.training]
+        replay = self.mode.name == "exact" and any(m.p > 0 for m in dropouts)
         device = next(self.encoder.parameters()).device
         for _, chosen in self.watch.chunks(list(enumerate(rows.split(self.chunk)))):
             if replay:
-                states.append(_get_random_state(device))
+                cuda = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+                states.append((torch.get_rng_state(), cuda))
             with torch.no_grad(), self._autocast():
                 part = _at_least_float32(self.encoder(self._frames(snippets[chosen])))
             if found is None:
                 found = part.new_zeros(len(rows), part.shape[1])
             found[chosen.to(device)] = part
         return found, states
-
-    def _sampled_rows(self, gradient, shape, sampled) -> tuple[Tensor, Tensor]:
-        if sampled is None:
-            raise ValueError("mode sampled needs the snippets to sample; pass sampled=(B, k)")
-        videos, snippets = shape
-        rows = (sampled + torch.arange(videos)[:, None] * snippets).flatten()
-        if self.mode.rescale:  # right on average: E[sum over the sample] = k / L of the full sum
-            gradient = gradient * (snippets / sampled.shape[1])
-        return rows, gradient
 
     def _frames(self, snippets: Tensor) -> Tensor:
         """(n, F, 3, S, S) normalised frames on the encoder's device."""
@@ -202,7 +192,7 @@ class EndToEnd:
         if self.mode.chunked and self.chunk > 1:
             self.chunk = (self.chunk + 1) // 2
             smaller = f"chunks of {self.chunk} snippets"
-        elif size > 1 and not any(m.training for m in _norms(self.encoder)):
+        elif size > 1 and not _live_norms(self.encoder):
             self.micro_batch = (size + 1) // 2
             smaller = f"micro-batches of {self.micro_batch} videos"
         else:
@@ -277,26 +267,15 @@ def _by_video(features: Tensor, videos: int) -> Tensor:
     return features.view(videos, -1, features.shape[1]).transpose(1, 2)
 
 
-def _norms(encoder: nn.Module) -> list[nn.Module]:
-    return [module for module in encoder.modules() if isinstance(module, _BatchNorm)]
-
-
-def _is_random(encoder: nn.Module) -> bool:
-    return any(isinstance(m, _DropoutNd) and m.training and m.p > 0 for m in encoder.modules())
-
-
-def _get_random_state(device: torch.device) -> tuple[Tensor, Tensor | None]:
-    cuda = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
-    return torch.get_rng_state(), cuda
+def _live_norms(encoder: nn.Module) -> list[str]:
+    """Names of the batch norms that follow the statistics of what passes."""
+    norms = (m for m in encoder.named_modules() if isinstance(m[1], _BatchNorm))
+    return [name for name, module in norms if module.training]
 
 
 @contextlib.contextmanager
-def _random_state(state: tuple[Tensor, Tensor | None] | None):
-    """Repeat the random numbers that were drawn from `state` on; leaves the generators alone."""
-    if state is None:
-        yield
-        return
-    cpu, cuda = state
+def _random_state(cpu: Tensor, cuda: Tensor | None):
+    """Repeat the random numbers that were drawn from a state on; leaves the generators alone."""
     with torch.random.fork_rng():
         torch.set_rng_state(cpu)
         if cuda is not None:

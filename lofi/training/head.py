@@ -21,48 +21,30 @@ from lofi.data.snippets import training_parts
 from lofi.encoders.extraction import clip_features, full_requests
 from lofi.heads import part_of, to_device
 from lofi.heads.scaled import ScaledHead
+from lofi.training import methods
 from lofi.training.distributed import barrier, first_alone, is_first, reduce_sum, restarted, share
 from lofi.training.loop import Batches, OnStep, Training, backward, fit, generator_for, prefetched
-from lofi.training.methods import (
-    default_method,
-    feature_header,
-    head_dir,
-    head_variant,
-    load_encoder,
-    open_features,
-    run_data,
-    standardises,
-    video_settings,
-)
 from lofi.training.run_folder import RunFolder
 
 log = logging.getLogger(__name__)
 
 
-# ------------------------------------------------------------------------------- features of videos
-
-
 def extract_features(
-    config: Config,
-    run_dir: str | Path,
-    method: str = "",
-    *,
-    resume: bool = True,
-    on_step: OnStep | None = None,
-    device: str = "cpu",
-) -> dict[str, Any]:
+    config: Config, run_dir: str | Path, method: str = "", *, resume: bool = True,
+    on_step: OnStep | None = None, device: str = "cpu",
+) -> dict[str, Any]:  # fmt: skip
     """Features of every training and test video at full fidelity, one file a video.
 
     Files that an interrupted run left are kept; `resume=False` computes all of them again. Videos
     that do not decode are in `skipped`; a later run tries them again.
     """
-    method = method or default_method(config)
+    method = method or methods.default_method(config)
     if method == "published":
         raise ValueError("published features (data.features.folder) need no extraction")
-    data = run_data(config, run_dir)
-    encoder, sha256 = load_encoder(config, run_dir, method)
+    data = methods.run_data(config, run_dir)
+    encoder, sha256 = methods.load_encoder(config, run_dir, method)
     encoder.to(device).eval()
-    settings = video_settings(config) | {"stage": "features", "encoder_sha256": sha256}
+    settings = methods.video_settings(config) | {"stage": "features", "encoder_sha256": sha256}
     run = RunFolder(Path(run_dir) / method / "features", settings, resume)
     with first_alone():
         if is_first():
@@ -72,7 +54,7 @@ def extract_features(
                 for path in run.folder.glob("*.safetensors"):
                     path.unlink()
     videos = [*data.train, *data.test]
-    header = feature_header(config, encoder.name, sha256)
+    header = methods.feature_header(config, encoder.name, sha256)
     mine = [videos[i] for i in share(len(videos))]
     with run.logging(), open_reader(config.data) as reader:
         _extract(config, encoder, header, mine, run, reader, on_step)
@@ -121,48 +103,32 @@ def _extract(config, encoder, header, videos, run: RunFolder, reader: ClipReader
             on_step(i, len(videos), {})
 
 
-# ------------------------------------------------------------------------------------------ stage 3
-
-
 def train_head(
-    config: Config,
-    run_dir: str | Path,
-    method: str = "",
-    *,
-    variant: str = "",
-    resume: bool = True,
-    on_step: OnStep | None = None,
-    device: str = "cpu",
-) -> dict[str, Any]:
+    config: Config, run_dir: str | Path, method: str = "", *, variant: str = "",
+    resume: bool = True, on_step: OnStep | None = None, device: str = "cpu",
+) -> dict[str, Any]:  # fmt: skip
     """Stage 3: a head from scratch on the frozen encoder's full-fidelity features.
 
-    Args:
-        variant: changes for this head alone, see `head_variant`; "" = as configured.
+    `variant` lists changes for this head alone, see `head_variant`.
     """
-    method = method or default_method(config)
-    data = run_data(config, run_dir)
-    store = open_features(config, run_dir, method, data)
-    config = head_variant(config, variant)
+    method = method or methods.default_method(config)
+    data = methods.run_data(config, run_dir)
+    store = methods.open_features(config, run_dir, method, data)
+    config = methods.head_variant(config, variant)
     setting = config.head_training
     features = {video.id: store[video.id] for video in store.require(data.train)}
     items = _training_items(config, data.train, features)
-    settings = {
-        "stage": "head",
-        "features": store.identity,
-        "videos": fingerprint([video for video, _ in items]),
-        "seed": config.seed,
-        "snippets": config.full.snippets,
-        "window_stride": config.data.window_stride,
-        "head": asdict(config.head),
-        "training": asdict(setting),
-        "standardise": standardises(config, method),
-    }
-    run = RunFolder(head_dir(run_dir, method, variant), settings, resume)
+    videos, standardise = [video for video, _ in items], methods.standardises(config, method)
+    settings = {"stage": "head", "features": store.identity, "videos": fingerprint(videos)}
+    settings |= {"seed": config.seed, "snippets": config.full.snippets}
+    settings |= {"window_stride": config.data.window_stride, "head": asdict(config.head)}
+    settings |= {"training": asdict(setting), "standardise": standardise}
+    run = RunFolder(methods.head_dir(run_dir, method, variant), settings, resume)
     if (done := run.result()) is not None:
         return done
     channels = next(iter(features.values())).values.shape[0]
     scaled = ScaledHead(config.head, channels, len(data.classes), config.seed)
-    if standardises(config, method):
+    if standardise:
         scaled.standardise.fit_to([found.values for found in features.values()])
     head = scaled.to(device).head
     labels = [head.targets(video, part.grid) for video, part in items]

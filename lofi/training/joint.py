@@ -24,17 +24,11 @@ from lofi.encoders.extraction import encode
 from lofi.fidelity import schedule
 from lofi.heads import part_of, to_device
 from lofi.heads.scaled import ScaledHead
+from lofi.training import methods
 from lofi.training.augmentation import draw_colour, draw_geometry, recolour
 from lofi.training.distributed import gather, is_first, reduce_sum, share
 from lofi.training.end_to_end import EndToEnd, sampled_snippets, verify_exact
 from lofi.training.loop import Batches, OnStep, Training, fit, generator_for
-from lofi.training.methods import (
-    load_encoder,
-    lofi_method,
-    run_data,
-    save_stage_encoder,
-    video_settings,
-)
 from lofi.training.run_folder import RunFolder
 
 log = logging.getLogger(__name__)
@@ -45,25 +39,21 @@ STATISTICS_STEPS = 8  # mini-batches whose features give the input statistics of
 
 
 def train_lofi(
-    config: Config,
-    run_dir: str | Path,
-    *,
-    resume: bool = True,
-    on_step: OnStep | None = None,
-    device: str = "cpu",
-) -> dict[str, Any]:
+    config: Config, run_dir: str | Path, *, resume: bool = True,
+    on_step: OnStep | None = None, device: str = "cpu",
+) -> dict[str, Any]:  # fmt: skip
     """Train encoder and head jointly on low-fidelity mini-batches (paper section 3.2).
 
     The head is kept beside the encoder for study only; stage 3 trains a new one.
     """
-    data = run_data(config, run_dir)
-    method = lofi_method(config)
-    encoder, start = load_encoder(config, run_dir, config.lofi.start)
+    data = methods.run_data(config, run_dir)
+    method = methods.lofi_method(config)
+    encoder, start = methods.load_encoder(config, run_dir, config.lofi.start)
     items = joint_items(config, data.with_files(data.train))
     lofi = {key: value for key, value in asdict(config.lofi).items() if key not in FREE}
     lofi["mode"] = {k: v for k, v in lofi["mode"].items() if k not in FREE_OF_MODE}
     settings = {"stage": "lofi", "start": start, "videos": fingerprint([v for v, _ in items])}
-    settings |= video_settings(config) | {"lofi": lofi, "head": asdict(config.head)}
+    settings |= methods.video_settings(config) | {"lofi": lofi, "head": asdict(config.head)}
     settings |= {"standardise": config.standardise, "jitter": config.data.jitter}
     run = RunFolder(Path(run_dir) / method / "encoder", settings, resume)
     if (done := run.result()) is not None:
@@ -76,15 +66,14 @@ def train_lofi(
         fit(training, run, on_step)
     if is_first():
         joint.head.save(run.folder / "head.safetensors")
-    result = save_stage_encoder(config, run, encoder, method)
+    result = methods.save_stage_encoder(config, run, encoder, method)
     return run.finish(result | {"skipped": run.skipped()})
 
 
 def joint_items(config: Config, videos: Sequence[Video]) -> list[tuple[Video, Grid | None]]:
     """What is trained on: videos (None: their grid follows when they are read) or windows of them.
 
-    Raises:
-        ValueError: no window is left.
+    ValueError when no window is left.
     """
     if not config.data.window_stride:
         return [(video, None) for video in videos]
@@ -104,36 +93,22 @@ def joint_items(config: Config, videos: Sequence[Video]) -> list[tuple[Video, Gr
 
 
 class Batch(NamedTuple):
-    """This process's share of a logical batch; b of its videos could be read.
+    """This process's share of a logical batch; b of its videos could be read."""
 
-    Attributes:
-        clips: (b, L, F, 3, S, S) uint8.
-        targets: collated ones of these videos, see `Head.targets`.
-        places: their positions in the logical batch.
-        videos: B, videos of the logical batch, readable or not.
-        mask: (b, L) False for snippets behind the end of their video.
-    """
-
-    clips: Tensor
-    targets: tuple
-    places: list[int]
-    videos: int
-    mask: Tensor
+    clips: Tensor  # (b, L, F, 3, S, S) uint8
+    targets: tuple  # collated ones of these videos, see `Head.targets`
+    places: list[int]  # their positions in the logical batch
+    videos: int  # B, videos of the logical batch, readable or not
+    mask: Tensor  # (b, L) False for snippets behind the end of their video
 
 
 class JointTraining:
     """What is trained together, how its batches are read, and one step of it."""
 
     def __init__(
-        self,
-        config: Config,
-        encoder: Encoder,
-        items: Sequence[tuple[Video, Grid | None]],
-        classes: int,
-        reader: ClipReader,
-        run: RunFolder,
-        device: str = "cpu",
-    ):
+        self, config: Config, encoder: Encoder, items: Sequence[tuple[Video, Grid | None]],
+        classes: int, reader: ClipReader, run: RunFolder, device: str = "cpu",
+    ):  # fmt: skip
         self.config, self.encoder, self.items = config, encoder, items
         self.reader, self.run, self.device = reader, run, device
         lofi = config.lofi
@@ -182,11 +157,10 @@ class JointTraining:
         views = [draw_geometry(augment, draws, jitter) for _ in items]  # one for all its snippets
         colours = [draw_colour(draws) for _ in items] if augment == "colour" else None
         mine = share(len(items))
-        requests = [
-            video_request(data, items[i][0].path, fidelity, views[i], items[i][1]) for i in mine
-        ]
+        requests = [(items[i][0].path, fidelity, views[i], items[i][1]) for i in mine]
+        read = self.reader.read([video_request(data, *request) for request in requests])
         clips, targets, places, masks = [], [], [], []
-        for i, clip in zip(mine, self.reader.read(requests)):
+        for i, clip in zip(mine, read):
             video, grid = items[i]
             if isinstance(clip, Exception):
                 self.run.skip(video.id, clip)
@@ -235,9 +209,8 @@ class JointTraining:
             found = head.losses(outputs, part_of(targets, part), statistics, draws[part])
             if lofi.class_loss:
                 classes = self._class_loss(features, batch, step, part) / readable.to(self.device)
-                found = {"loss": found["loss"] + lofi.class_loss * classes, "class": classes} | {
-                    name: value for name, value in found.items() if name != "loss"
-                }
+                total = found.pop("loss") + lofi.class_loss * classes
+                found = {"loss": total, "class": classes, **found}
             return found
 
         sampled = None
@@ -263,7 +236,7 @@ class JointTraining:
     def fit_statistics(self) -> None:
         """Fit the head's input statistics to the features of the first mini-batches."""
         self.encoder.eval()
-        features: list[tuple[tuple[int, int], Tensor]] = []
+        features = []
         with torch.no_grad():
             for step in range(min(STATISTICS_STEPS, self.batches.steps)):
                 batch = self.load(step)

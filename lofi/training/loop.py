@@ -35,19 +35,12 @@ def generator_for(*address: Any) -> torch.Generator:
 
 @dataclass(frozen=True)
 class Batches:
-    """Which items each step sees: a fresh permutation every epoch, the last batch may be smaller.
-
-    Args:
-        items: number of items.
-        batch: items a step.
-        epochs: how often every item is seen.
-        address: seed and stage; makes the order.
-    """
+    """Which items each step sees: a new permutation every epoch, the last batch may be smaller."""
 
     items: int
-    batch: int
+    batch: int  # items a step
     epochs: int
-    address: tuple[Any, ...]
+    address: tuple[Any, ...]  # seed and stage; makes the order
 
     def __post_init__(self) -> None:
         if self.items < 1:
@@ -72,12 +65,11 @@ class Batches:
 
 def learning_rate(setting: Optimisation, step: int, per_epoch: int) -> float:
     """Learning rate of a step: linear warm-up, then steps by epoch or a half cosine to zero."""
-    total = setting.epochs * per_epoch
     if step < setting.warmup:
         return setting.lr * (step + 1) / (setting.warmup + 1)
     if setting.schedule == "step":
         return setting.lr * setting.decay ** (step // per_epoch // setting.decay_every)
-    progress = (step - setting.warmup) / max(1, total - setting.warmup)
+    progress = (step - setting.warmup) / max(1, setting.epochs * per_epoch - setting.warmup)
     return setting.lr * 0.5 * (1 + math.cos(math.pi * progress))
 
 
@@ -102,29 +94,22 @@ OnStep = Callable[[int, int, dict[str, float]], None]
 class Training:
     """What `fit` needs: what is trained, on what, and what one step does.
 
-    Args:
-        modules: by name; everything that a checkpoint must hold.
-        setting: optimiser, schedule, clipping.
-        batches: the order of the items.
-        load: step → batch; runs in a thread, must depend on the step alone.
-        step: (batch, step) → record of numbers with at least "loss"; goes forward *and* backward,
-            so that gradients are in the parameters afterwards (`backward` is all that a single
-            graph needs). None: no item of the batch could be read. With several processes each
-            handles its share, normalised by the whole batch, so that gradients and records add up;
-            it is called on every process at every step.
-        workers: batches prepared ahead, in as many threads.
-        rates: factor on the learning rate by name of the module, 1 for the others.
+    `step(batch, step)` returns numbers with at least "loss"; it goes forward *and* backward, so
+    that gradients are in the parameters afterwards (`backward` is all that a single graph needs).
+    None: no item of the batch could be read. With several processes each handles its share,
+    normalised by the whole batch, so that gradients and records add up; it is called on every
+    process at every step.
     """
 
-    modules: dict[str, nn.Module]
+    modules: dict[str, nn.Module]  # everything that a checkpoint must hold
     setting: Optimisation
     batches: Batches
-    load: Callable[[int], Any]
+    load: Callable[[int], Any]  # step → batch; runs in a thread, must depend on the step alone
     step: Callable[[Any, int], dict[str, float] | None]
-    workers: int = 1
+    workers: int = 1  # batches prepared ahead, in as many threads
     checkpoint_every: int = 100
-    describe: Callable[[int], str] = field(default=lambda step: "")
-    rates: dict[str, float] = field(default_factory=dict)
+    describe: Callable[[int], str] = lambda step: ""
+    rates: dict[str, float] = field(default_factory=dict)  # factors on the learning rate, else 1
 
     def optimizer(self) -> torch.optim.Optimizer:
         """One parameter group for every factor of the learning rate; weight decay on all."""
@@ -175,8 +160,7 @@ def fit(training: Training, run: RunFolder, on_step: OnStep | None = None) -> No
             for group in optimizer.param_groups:
                 group["lr"] = rate * group["factor"]
             optimizer.zero_grad(set_to_none=True)
-            found = training.step(batch, step)
-            record = _together(training, found, step, parameters)
+            record = _together(training, training.step(batch, step), step, parameters)
             if record is not None:
                 if setting.clip:
                     norm = nn.utils.clip_grad_norm_(parameters, setting.clip)

@@ -51,11 +51,7 @@ def lofi_method(config: Config) -> str:
 
 
 def method_config(config: Config, method: str) -> Config:
-    """`config` with the LoFi schedule and mode that train `method`; see `JOINT`.
-
-    Raises:
-        ValueError: not a method of stage 2; lists the known ones.
-    """
+    """`config` with the schedule and mode that train `method`, see `JOINT`; else ValueError."""
     if method not in JOINT:
         known = ["random", "acp", "acp+", *SCHEDULES.values(), *MODES, "icp", "arrow", "speed"]
         raise ValueError(
@@ -153,8 +149,7 @@ def components(method: str) -> tuple[str, ...]:
 def unshifted(name: str) -> str:
     """The image network without temporal shift that shares a TSM encoder's weights (ICP).
 
-    Raises:
-        ValueError: there is none (R(2+1)D has no image form).
+    ValueError where there is none (R(2+1)D has no image form).
     """
     plain = name.replace("tsm-r", "resnet-").replace("tsm-", "resnet-")
     if plain not in ENCODERS or plain.startswith("r2plus1d"):
@@ -166,10 +161,8 @@ def start_encoder(config: Config, name: str = "") -> Encoder:
     """The encoder that stage 1 starts from: `config.weights`, or random weights from the seed.
 
     `origin` on the encoder says where its weights come from; it is logged, and every later file
-    made from them carries it (lofi.md question 30).
+    made from them carries it (lofi.md question 30). `name` is the architecture, "" = configured.
 
-    Args:
-        name: the architecture, "" = the configured one.
     Raises:
         FileNotFoundError, ValueError: no such file, or weights of another encoder.
     """
@@ -191,12 +184,9 @@ def start_encoder(config: Config, name: str = "") -> Encoder:
 class Concatenated(Encoder):
     """Two separate encoders on the same frames, features one after the other: (N, C1 + C2).
 
-    Source: LoFi table 7, "ACP+Arrow" and "ACP+Speed", which cost twice the encoding.
-
-    Args:
-        l2: scale each half to length 1, so that neither outweighs the other.
-    Raises:
-        ValueError: the encoders want frames normalised differently.
+    Source: LoFi table 7, "ACP+Arrow" and "ACP+Speed", which cost twice the encoding. With `l2` each
+    half is scaled to length 1, so that neither outweighs the other. ValueError where the encoders
+    want frames normalised differently.
     """
 
     def __init__(self, first: Encoder, second: Encoder, l2: bool = False):

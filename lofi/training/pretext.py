@@ -14,28 +14,19 @@ Speed reaches 0.6 to 0.7 there.
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from lofi.config import Config
+from lofi.config import Config, Optimisation
 from lofi.data import TrimmedClip, VideoError
 from lofi.data.datasets import fingerprint
 from lofi.data.snippets import resampled_frames, window_indices
-from lofi.training.augmentation import (
-    Square,
-    draw_colour,
-    draw_geometry,
-    hide_origin,
-    inside_borders,
-    is_steady,
-    recolour,
-)
+from lofi.training import augmentation
 from lofi.training.distributed import share
-from lofi.training.loop import OnStep, generator_for
+from lofi.training.loop import generator_for
 from lofi.training.methods import start_encoder
-from lofi.training.pretraining import Batch, ClipSource, Task, pretrain, source_clips, split_clips
+from lofi.training.pretraining import Batch, ClipSource, Task, source_clips, split_clips, trains
 
 NORMAL, FAST = (1.0, 1.2), (1.7, 2.2)  # speed factors of the two classes
 SIZES = (32, 64 / 224, 336 / 224)  # multiple, smallest and largest side over S
@@ -43,34 +34,22 @@ SMALL_SIZES = (8, 0.5, 1.5)  # the same for S below 112
 DROPOUT = 0.5  # in front of the classifiers
 
 
-def train_arrow(
-    config: Config,
-    run_dir: str | Path,
-    *,
-    resume: bool = True,
-    on_step: OnStep | None = None,
-    device: str = "cpu",
-) -> dict[str, Any]:
+@trains
+def train_arrow(config: Config, run_dir: str | Path) -> Task:
     """Learn to tell forward from reversed source clips; returns and stores what `pretrain` does.
 
     "accuracy" is that of the pretext task on held-out clips; chance is 0.5.
     """
-    return _train(config, run_dir, "arrow", resume, on_step, device)
+    return _task(config, run_dir, "arrow", config.arrow, config.arrow_head, _arrow_pairs)
 
 
-def train_speed(
-    config: Config,
-    run_dir: str | Path,
-    *,
-    resume: bool = True,
-    on_step: OnStep | None = None,
-    device: str = "cpu",
-) -> dict[str, Any]:
+@trains
+def train_speed(config: Config, run_dir: str | Path) -> Task:
     """Learn to tell source clips at normal speed from sped-up ones; see `train_arrow`."""
-    return _train(config, run_dir, "speed", resume, on_step, device)
+    return _task(config, run_dir, "speed", config.speed, "speed", _speed_pairs)
 
 
-def _train(config, run_dir, stage: str, resume: bool, on_step, device: str) -> dict[str, Any]:
+def _task(config: Config, run_dir, stage: str, setting: Optimisation, kind: str, pairs) -> Task:
     clips = source_clips(config, run_dir, stage)
     kept, held = split_clips(clips)
     encoder = start_encoder(config)
@@ -78,22 +57,12 @@ def _train(config, run_dir, stage: str, resume: bool, on_step, device: str) -> d
         raise ValueError(f"stage {stage} needs maps of every frame; use a tsm-* encoder, "
                          f"not {encoder.name}")  # fmt: skip
     torch.manual_seed(config.seed)  # the head's framework initialisation
-    kind = "speed" if stage == "speed" else config.arrow_head
     head = {"speed": SpeedHead, "tcam": ArrowHead, "avg": AverageHead}[kind](encoder.channels)
-    pairs = _speed_pairs if stage == "speed" else _arrow_pairs
-    task = Task(
-        stage=stage,
-        encoder=encoder,
-        classifier=head,
-        logits=lambda x: head(encoder.frame_maps(x)),
-        kept=kept,
-        held=held,
-        setting=config.speed if stage == "speed" else config.arrow,
-        read=partial(_read_pairs, pairs, config.full.frames),
-        settings={"clips": fingerprint(clips), "head": kind},
-        result={"held_out": len(held)},
-    )
-    return pretrain(config, run_dir, task, resume, on_step, device)
+    read = partial(_read_pairs, pairs, config.full.frames)
+    return Task(
+        stage, encoder, head, lambda x: head(encoder.frame_maps(x)), kept, held, setting, read,
+        settings={"clips": fingerprint(clips), "head": kind}, result={"held_out": len(held)},
+    )  # fmt: skip
 
 
 def _read_pairs(pairs, frames: int, source, clips, address: tuple, augment: str) -> Batch:
@@ -108,25 +77,25 @@ def _read_pairs(pairs, frames: int, source, clips, address: tuple, augment: str)
         step, low, high = SIZES if pixels >= 112 else SMALL_SIZES
         sizes = [n for n in range(step, int(high * pixels) + 1, step) if n >= low * pixels]
         draw = torch.randint(len(sizes), (), generator=generator_for(*address, "size"))
-        pixels, whole = sizes[int(draw)], Square(0, 0, source.pixels)
+        pixels, whole = sizes[int(draw)], augmentation.Square(0, 0, source.pixels)
         found = [whole.cut(pair.flatten(0, 1), pixels).unflatten(0, (2, frames)) for pair in found]
     return torch.cat(found), torch.tensor([0, 1]).repeat(len(found))
 
 
 def _arrow_pairs(source, clips, draws, frames: int, augment: str) -> Iterator[Tensor]:
     """(2, frames, 3, S, S) of every clip that can be read and moves steadily."""
-    views = [draw_geometry(augment, generator) for generator in draws]
+    views = [augmentation.draw_geometry(augment, generator) for generator in draws]
     for clip, generator in zip(source.read(clips, views, frames), draws):
-        if clip is None or not is_steady(clip):
+        if clip is None or not augmentation.is_steady(clip):
             continue
-        square = inside_borders(clip)
+        square = augmentation.inside_borders(clip)
         if augment != "none":
             square = square.random_part(generator)
         clip = square.cut(clip, source.pixels)
         if augment == "colour":
-            clip = recolour(clip, draw_colour(generator))
+            clip = augmentation.recolour(clip, augmentation.draw_colour(generator))
         if augment != "none":
-            clip = hide_origin(clip, generator)
+            clip = augmentation.hide_origin(clip, generator)
         yield torch.stack([clip, clip.flip(0)])
 
 
@@ -134,7 +103,7 @@ def _speed_pairs(source, clips, draws, frames: int, augment: str) -> Iterator[Te
     """(2, frames, 3, S, S) of every clip that can be read and is long enough."""
     stride = max(1, source.data.frame_stride // 2)  # so that twice as fast is a snippet's stride
     for clip, generator in zip(clips, draws):
-        view = draw_geometry(augment, generator)
+        view = augmentation.draw_geometry(augment, generator)
         try:
             run = min(3 * frames, clip_length(source, clip) // stride)
             picked = normal_and_fast(run, frames, generator)
@@ -145,7 +114,7 @@ def _speed_pairs(source, clips, draws, frames: int, augment: str) -> Iterator[Te
         if steps is not None:
             pair = steps[picked.flatten()]
             if augment == "colour":
-                pair = recolour(pair, draw_colour(generator))
+                pair = augmentation.recolour(pair, augmentation.draw_colour(generator))
             yield pair.unflatten(0, (2, frames))
 
 
@@ -164,9 +133,7 @@ def normal_and_fast(available: int, frames: int, generator: torch.Generator) -> 
     end is drawn again (never padded: repeated frames would give the class away), which in clips
     shorter than about 3 `frames` makes the fast copy slower than its factor says (1.95 on average;
     measured 1.92 with 24 frames for 8, and 1.63 in the toy worlds' clips, 8 frames for 4).
-
-    Raises:
-        VideoError: fewer than 2 `frames` are available.
+    VideoError where fewer than 2 `frames` are available.
     """
     if available < 2 * frames:
         raise VideoError(f"{available} frames in the clip, 2 speeds need at least {2 * frames}")
@@ -187,8 +154,7 @@ def keep_frames(frames: int, factor: float, generator: torch.Generator) -> Tenso
     The first is 0; the mean distance between two kept frames is `factor`. A fixed stride would be
     visible by itself.
     """
-    kept = [0]
-    position = 0
+    kept, position = [0], 0
     while len(kept) < frames:
         position += 1
         if float(torch.rand((), generator=generator)) < 1 / factor:
@@ -199,28 +165,24 @@ def keep_frames(frames: int, factor: float, generator: torch.Generator) -> Tenso
 class ArrowHead(nn.Module):
     """T-CAM: the maps of the two halves of the frames side by side, so that order is visible.
 
-    Args:
-        channels: C; the two convolutions have 2 C, the halves one after the other.
+    Both convolutions have 2 C channels, the halves one after the other.
     """
 
     def __init__(self, channels: int):
         super().__init__()
-        layers = []
-        for _ in range(2):
-            layers += [
-                nn.Conv2d(2 * channels, 2 * channels, 3, padding=1, bias=False),
-                nn.BatchNorm2d(2 * channels),
-                nn.ReLU(inplace=True),
-                nn.Dropout2d(DROPOUT),
-            ]
-        self.layers = nn.Sequential(*layers)
-        self.classifier = nn.Conv2d(2 * channels, 1, 1)
+        wide = 2 * channels
+
+        def block() -> tuple[nn.Module, ...]:
+            convolution = nn.Conv2d(wide, wide, 3, padding=1, bias=False)
+            return convolution, nn.BatchNorm2d(wide), nn.ReLU(inplace=True), nn.Dropout2d(DROPOUT)
+
+        self.layers = nn.Sequential(*block(), *block())
+        self.classifier = nn.Conv2d(wide, 1, 1)
 
     def heat(self, maps: Tensor) -> Tensor:
         """Where the picture looks reversed: (N, F, C, h, w) → (N, h, w), whose mean is the logit.
 
-        Raises:
-            ValueError: one frame, which has no direction.
+        ValueError for one frame, which has no direction.
         """
         frames = maps.shape[1]
         if frames < 2:
@@ -245,12 +207,8 @@ class AverageHead(nn.Module):
         return self.classifier(maps.mean((3, 4))).mean((1, 2))
 
 
-class SpeedHead(nn.Module):
+class SpeedHead(AverageHead):
     """Largest value over space, mean over the frames, one logit."""
-
-    def __init__(self, channels: int):
-        super().__init__()
-        self.classifier = nn.Sequential(nn.Dropout(DROPOUT), nn.Linear(channels, 1))
 
     def forward(self, maps: Tensor) -> Tensor:
         """(N, F, C, h, w) to (N,) logits, positive for sped-up clips."""

@@ -9,6 +9,7 @@ running statistics are averaged.
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -23,63 +24,73 @@ from lofi.data import TrimmedClip, TrimmedRequest, VideoError
 from lofi.data.datasets import fingerprint, open_reader
 from lofi.encoders import encoder_hash, normalise
 from lofi.encoders.base import Encoder
+from lofi.training import methods
 from lofi.training.augmentation import draw_colour, draw_geometry, recolour
 from lofi.training.distributed import rank, reduce_sum, share, size
 from lofi.training.loop import Batches, OnStep, Training, backward, fit, generator_for
-from lofi.training.methods import (
-    clip_settings,
-    load_encoder,
-    run_data,
-    save_stage_encoder,
-    start_encoder,
-    unshifted,
-)
 from lofi.training.run_folder import RunFolder
 
+# (uint8 clips (n, F, 3, S, S), labels (n,)) of this process's share, or None when it is empty.
+Batch = tuple[torch.Tensor, torch.Tensor] | None
+HELD_OUT = 10  # without subsets in the list, every tenth source clip only measures accuracy
 
-def train_acp(
-    config: Config,
-    run_dir: str | Path,
-    *,
-    resume: bool = True,
-    on_step: OnStep | None = None,
-    device: str = "cpu",
-) -> dict[str, Any]:
+
+@dataclass
+class Task:
+    """What an encoder learns in stage 1."""
+
+    stage: str  # also the method's folder
+    encoder: Encoder
+    classifier: nn.Module  # trained beside the encoder
+    logits: Callable[[torch.Tensor], torch.Tensor]  # (n, F, 3, S, S) frames → (n, classes) or (n,)
+    kept: Sequence[TrimmedClip]
+    held: Sequence[TrimmedClip]  # only measure accuracy; may be empty
+    setting: Optimisation
+    # (source, clips of a logical batch, address of the draws, augmentation) → this process's share
+    read: Callable[["ClipSource", Sequence[TrimmedClip], tuple, str], Batch]
+    settings: dict[str, Any]  # what the result depends on besides common settings and weights
+    result: dict[str, Any]  # for result.json
+
+
+def trains(task_of: Callable[[Config, str | Path], Task]) -> Callable[..., dict[str, Any]]:
+    """Make the function that describes a stage's task the stage itself, see `pretrain`."""
+
+    def stage(
+        config: Config, run_dir: str | Path, *, resume: bool = True,
+        on_step: OnStep | None = None, device: str = "cpu",
+    ) -> dict[str, Any]:  # fmt: skip
+        return pretrain(config, run_dir, task_of(config, run_dir), resume, on_step, device)
+
+    stage.__name__, stage.__doc__ = task_of.__name__, task_of.__doc__
+    return stage
+
+
+@trains
+def train_acp(config: Config, run_dir: str | Path) -> Task:
     """Action-classification pre-training on the source clips.
 
     Returns:
         {"encoder": path, "accuracy": on held-out source clips, "sha256", "weights": where it
         started, …}; also in result.json.
     """
-    clips, encoder = source_clips(config, run_dir, "acp"), start_encoder(config)
-    task = _classification(config, "acp", encoder, clips, split_clips(clips), config.acp)
-    return pretrain(config, run_dir, task, resume, on_step, device)
+    clips, encoder = source_clips(config, run_dir, "acp"), methods.start_encoder(config)
+    return _classification(config, "acp", encoder, clips, split_clips(clips), config.acp)
 
 
-def train_acp_plus(
-    config: Config,
-    run_dir: str | Path,
-    *,
-    resume: bool = True,
-    on_step: OnStep | None = None,
-    device: str = "cpu",
-) -> dict[str, Any]:
+@trains
+def train_acp_plus(config: Config, run_dir: str | Path) -> Task:
     """ACP+: go on with classification, on the trimmed segments of the target training videos."""
-    segments = run_data(config, run_dir).segments
-    encoder, start = load_encoder(config, run_dir, config.acp_plus_start)
+    segments = methods.run_data(config, run_dir).segments
+    encoder, start = methods.load_encoder(config, run_dir, config.acp_plus_start)
     task = _classification(config, "acp+", encoder, segments, (segments, []), config.acp_plus)
     task.settings["start"] = start
-    return pretrain(config, run_dir, task, resume, on_step, device)
+    return task
 
 
 def train_icp(
-    config: Config,
-    run_dir: str | Path,
-    *,
-    resume: bool = True,
-    on_step: OnStep | None = None,
-    device: str = "cpu",
-) -> dict[str, Any]:
+    config: Config, run_dir: str | Path, *, resume: bool = True,
+    on_step: OnStep | None = None, device: str = "cpu",
+) -> dict[str, Any]:  # fmt: skip
     """ICP: the network without temporal shift, classifying still images (paper table 1).
 
     Published ImageNet weights (`config.weights`) are taken as they are. In a toy world, which has
@@ -89,11 +100,11 @@ def train_icp(
     Raises:
         ValueError: real data without `config.weights`; an encoder without an image form.
     """
-    encoder = start_encoder(config, unshifted(config.encoder))
+    encoder = methods.start_encoder(config, methods.unshifted(config.encoder))
     if config.weights:
         settings = {"stage": "icp", "start": encoder_hash(encoder)}
         run = RunFolder(Path(run_dir) / "icp" / "encoder", settings, resume)
-        return run.result() or run.finish(save_stage_encoder(config, run, encoder, "icp"))
+        return run.result() or run.finish(methods.save_stage_encoder(config, run, encoder, "icp"))
     if not config.data.preset:
         raise ValueError(
             "stage icp takes published ImageNet weights: set weights to such a file (torchvision's "
@@ -106,16 +117,13 @@ def train_icp(
 
 def source_clips(config: Config, run_dir: str | Path, stage: str) -> tuple[TrimmedClip, ...]:
     """The trimmed clips of `data.source`; ValueError when there are none."""
-    clips = run_data(config, run_dir).clips
+    clips = methods.run_data(config, run_dir).clips
     if not clips:
         raise ValueError(
             f"stage {stage} needs trimmed source clips: set data.source to a list of clips, or to "
             "'segments' to classify the labelled segments of your training videos"
         )
     return clips
-
-
-HELD_OUT = 10  # without subsets in the list, every tenth source clip only measures accuracy
 
 
 def split_clips(clips: Sequence[TrimmedClip]) -> tuple[list[TrimmedClip], list[TrimmedClip]]:
@@ -127,54 +135,16 @@ def split_clips(clips: Sequence[TrimmedClip]) -> tuple[list[TrimmedClip], list[T
     return kept, [clip for clip, out in zip(clips, held) if out]
 
 
-# (uint8 clips (n, F, 3, S, S), labels (n,)) of this process's share, or None when it is empty.
-Batch = tuple[torch.Tensor, torch.Tensor] | None
-
-
-@dataclass
-class Task:
-    """What an encoder learns in stage 1.
-
-    Args:
-        stage: "acp", "acp+", …; also the method's folder.
-        classifier: what is trained beside the encoder.
-        logits: normalised frames (n, F, 3, S, S) → (n, classes), or (n,) for two classes.
-        kept, held: clips to train on, and clips that only measure accuracy (may be empty).
-        read: (source, clips of a logical batch, address of the random draws, augmentation) →
-            this process's share of them.
-        settings: what the result depends on besides the common settings and published weights.
-        result: for result.json.
-    """
-
-    stage: str
-    encoder: Encoder
-    classifier: nn.Module
-    logits: Callable[[torch.Tensor], torch.Tensor]
-    kept: Sequence[TrimmedClip]
-    held: Sequence[TrimmedClip]
-    setting: Optimisation
-    read: Callable[["ClipSource", Sequence[TrimmedClip], tuple, str], Batch]
-    settings: dict[str, Any]
-    result: dict[str, Any]
-
-
 def _classification(config, stage, encoder, clips, split, setting, frames: int = 0) -> Task:
     names = sorted({clip.label for clip in clips})
     frames = frames or config.acp_frames
     torch.manual_seed(config.seed)  # the classifier's framework initialisation
     classifier = nn.Linear(encoder.channels, len(names))
+    read = partial(_read_labelled, names, frames)
     return Task(
-        stage=stage,
-        encoder=encoder,
-        classifier=classifier,
-        logits=lambda x: classifier(encoder(x)),
-        kept=split[0],
-        held=split[1],
-        setting=setting,
-        read=partial(_read_labelled, names, frames),
-        settings={"clips": fingerprint(clips), "frames": frames},
-        result={"classes": names},
-    )
+        stage, encoder, classifier, lambda x: classifier(encoder(x)), *split, setting, read,
+        settings={"clips": fingerprint(clips), "frames": frames}, result={"classes": names},
+    )  # fmt: skip
 
 
 def _read_labelled(names, frames: int, source, clips, address: tuple, augment: str) -> Batch:
@@ -197,7 +167,7 @@ def pretrain(config: Config, run_dir, task: Task, resume: bool, on_step, device:
     """
     stage, encoder = task.stage, task.encoder
     published = {"start": encoder_hash(encoder)} if config.weights else {}
-    settings = {"stage": stage, **published, **task.settings, **clip_settings(config)}
+    settings = {"stage": stage, **published, **task.settings, **methods.clip_settings(config)}
     settings |= {"training": asdict(task.setting)}
     run = RunFolder(Path(run_dir) / stage / "encoder", settings, resume)
     if (done := run.result()) is not None:
@@ -211,7 +181,7 @@ def pretrain(config: Config, run_dir, task: Task, resume: bool, on_step, device:
                 if buffer.is_floating_point():
                     buffer.copy_(reduce_sum(buffer) / size())
         accuracy = _accuracy(config, task, source, device) if task.held else None
-    result = save_stage_encoder(config, run, encoder, stage)
+    result = methods.save_stage_encoder(config, run, encoder, stage)
     return run.finish(result | {"accuracy": accuracy, "skipped": run.skipped()} | task.result)
 
 
@@ -263,15 +233,12 @@ def _accuracy(config: Config, task: Task, source: "ClipSource", device: str) -> 
     return right / max(1.0, total)
 
 
-class ClipSource:
+class ClipSource(AbstractContextManager):
     """Reads windows of trimmed clips as the configuration samples them; bad files are skipped."""
 
     def __init__(self, config: Config, run: RunFolder):
         self.data, self.pixels, self.run = config.data, config.full.pixels, run
         self.reader = open_reader(config.data)
-
-    def __enter__(self) -> "ClipSource":
-        return self
 
     def __exit__(self, *error) -> None:
         self.reader.close()

@@ -45,7 +45,9 @@ class RunFolder:
             if is_first():
                 self._refuse_other_settings(() if resume else INPUTS)
                 if not resume:
-                    self._forget()
+                    shutil.rmtree(self.folder / "checkpoints", ignore_errors=True)
+                    for name in ("config.json", "result.json", "metrics.jsonl", "skipped.jsonl"):
+                        (self.folder / name).unlink(missing_ok=True)
                 self.folder.mkdir(parents=True, exist_ok=True)
                 if not (self.folder / "config.json").exists():
                     write_json(self.folder / "config.json", self.settings)
@@ -70,11 +72,6 @@ class RunFolder:
             if all(line.split(":")[0] in INPUTS for line in lines):
                 cure = "What it was made from has changed since: --no-resume makes it anew"
             raise ValueError(f"{self.folder}: holds a run with other settings: {shown}. {cure}")
-
-    def _forget(self) -> None:
-        shutil.rmtree(self.folder / "checkpoints", ignore_errors=True)
-        for name in ("config.json", "result.json", "metrics.jsonl", "skipped.jsonl"):
-            (self.folder / name).unlink(missing_ok=True)
 
     @contextlib.contextmanager
     def logging(self) -> Iterator[None]:
@@ -136,10 +133,6 @@ class RunFolder:
         with open(self.folder / "metrics.jsonl", "a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
 
-    def metrics(self) -> list[dict[str, Any]]:
-        """The lines of metrics.jsonl; a half-written last line is left out."""
-        return read_metrics(self.folder)
-
     def keep_metrics_before(self, step: int) -> None:
         """Drop the lines of steps that a resumed run will do again."""
         path = self.folder / "metrics.jsonl"
@@ -169,7 +162,7 @@ class RunFolder:
 
 
 def read_metrics(folder: str | Path) -> list[dict[str, Any]]:
-    """What a stage's run logged, one dictionary a step; [] when there is nothing."""
+    """Lines of metrics.jsonl, [] when there is nothing; a half-written last one is left out."""
     return list(_whole_lines(Path(folder) / "metrics.jsonl"))
 
 
