@@ -178,7 +178,10 @@ def diagnose(
         average = float(maps.mean())
         numbers = tuple(maps.tolist()), average, average - result.average_map
         ladder.append(Rung(name, RUNGS[name], *numbers))
-    category = _categories(matches, nearest, own, profile_tiou)
+    true = np.zeros(len(matches.video), bool)
+    true[matches.at(np.array([profile_tiou]))[1]] = True
+    rules = [true, *(x.tiou >= t for t in (profile_tiou, FLOOR) for x in (own, nearest))]
+    category = np.select(rules, range(5), default=5)  # (N,) of `CATEGORIES` the first that is true
     recalled = np.zeros((len(tious), len(truth.segments)), bool)
     recalled[matches.level, matches.hit] = True
     sizes = snippets if np.isfinite(truth.durations).all() else ()
@@ -251,14 +254,6 @@ def _best_of_each(found: Predictions, own: Nearest) -> Predictions:
     if len(first):
         scores[order[first]] = np.maximum.reduceat(found.scores[order], first)
     return found._replace(scores=scores).select(kept)
-
-
-def _categories(matches: Matches, nearest: Nearest, own: Nearest, tiou: float) -> np.ndarray:
-    """(N,) index into `CATEGORIES` of every prediction at one threshold: the first that is true."""
-    true = np.zeros(len(matches.video), bool)
-    true[matches.at(np.array([tiou]))[1]] = True
-    overlaps = own.tiou >= tiou, nearest.tiou >= tiou, own.tiou >= FLOOR, nearest.tiou >= FLOOR
-    return np.select([true, *overlaps], range(5), default=5)
 
 
 def _profile(matches: Matches, category: np.ndarray, tiou: float) -> FalsePositiveProfile:
