@@ -167,7 +167,16 @@ def diagnose(
     matches = Matches(truth, found, tious)
     result = evaluate(matches, protocol)
     nearest, own = _nearest(matches), _nearest(matches, own_class=True)
-    changes = _perfected(matches, nearest, own)
+    given, close = matches.found, own.tiou >= FLOOR
+    labels = np.where(nearest.row >= 0, truth.label[nearest.row], given.label)
+    segments = np.where(close[:, None], truth.segments[own.row], given.segments)
+    changes = {
+        "labels": given._replace(label=labels),
+        "boundaries": given._replace(segments=segments),
+        "scores": given._replace(scores=own.tiou),
+        "suppression": _best_of_each(given, own),
+        "rejection": given.select(close),
+    }
     if unsuppressed is not None:
         before = Matches(truth, prediction_table(unsuppressed, with_labels=True), tious)
         changes["no suppression"] = before.found
@@ -225,21 +234,6 @@ def _nearest(matches: Matches, own_class: bool = False) -> Nearest:
     nearest = Nearest(np.full(len(video), -1), np.zeros(len(video)))
     nearest.row[owner[first]], nearest.tiou[owner[first]] = rows[first], tiou[first]
     return nearest
-
-
-def _perfected(matches: Matches, nearest: Nearest, own: Nearest) -> dict[str, Predictions]:
-    """The detections with one thing perfect, by the names of `RUNGS`."""
-    truth, found = matches.truth, matches.found
-    close = own.tiou >= FLOOR
-    labels = np.where(nearest.row >= 0, truth.label[nearest.row], found.label)
-    segments = np.where(close[:, None], truth.segments[own.row], found.segments)
-    return {
-        "labels": found._replace(label=labels),
-        "boundaries": found._replace(segments=segments),
-        "scores": found._replace(scores=own.tiou),
-        "suppression": _best_of_each(found, own),
-        "rejection": found.select(close),
-    }
 
 
 def _best_of_each(found: Predictions, own: Nearest) -> Predictions:
