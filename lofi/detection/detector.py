@@ -221,14 +221,9 @@ def detections_dir(run_dir: str | Path, method: str, variant: str = "") -> Path:
 
 
 def detect_stage(
-    config: Config,
-    run_dir: str | Path,
-    method: str = "",
-    *,
-    variant: str = "",
-    on_step: OnStep | None = None,
-    device: str = "cpu",
-) -> dict[str, Any]:
+    config: Config, run_dir: str | Path, method: str = "", *, variant: str = "",
+    on_step: OnStep | None = None, device: str = "cpu",
+) -> dict[str, Any]:  # fmt: skip
     """Stage `detect`: detections of all test videos under each source of classes.
 
     Writes <run>/<method>/detections/{shared,own,oracle}.{json,csv} and srt/<video>.srt; several

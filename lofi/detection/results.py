@@ -36,12 +36,9 @@ Detections = Mapping[str, Sequence[Detection]]  # video id -> its detections
 
 
 def write_detections(
-    path: str | Path,
-    detections: Detections,
-    post_processing: Any = None,
-    version: str = "lofi",
+    path: str | Path, detections: Detections, post_processing: Any = None, version: str = "lofi",
     source: Mapping[str, Any] | None = None,
-) -> None:
+) -> None:  # fmt: skip
     """Write ActivityNet-format JSON, one video per line.
 
     `post_processing` (a JSON-able record, or an object with `to_json()`) and the entries of
