@@ -69,9 +69,6 @@ def _numbered(names: Iterable[str]) -> tuple[tuple[str, ...], np.ndarray]:
     return tuple(place), np.array(numbers, np.int64)
 
 
-# ---- reading ----
-
-
 @contextmanager
 def _collection_paused() -> Iterator[None]:
     """Half a million small dicts are built and dropped twice as fast without garbage collection."""
@@ -235,9 +232,6 @@ def _culprit(results: Mapping[str, Any], as_dicts: bool, index: dict[str, int] |
             except MALFORMED:
                 return f"video {video}, entry {position} is {entry}; expected {form}"
     return f"malformed; expected a list of {form} per video"
-
-
-# ---- which videos count ----
 
 
 def restrict(truth: Truth, found: Predictions, available: Any) -> tuple[Truth, Predictions]:
