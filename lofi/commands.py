@@ -41,15 +41,9 @@ def toy(folder: Positional[Path], /, preset: Literal["tiny", "toy"] = "toy", see
 
 
 def check(
-    annotations: Positional[Path],
-    /,
-    videos: Path | None = None,
-    format: str = "auto",
-    decode: bool = True,
-    workers: int = 2,
-    limit_s: float = 60.0,
-    report: Path | None = None,
-) -> None:
+    annotations: Positional[Path], /, videos: Path | None = None, format: str = "auto",
+    decode: bool = True, workers: int = 2, limit_s: float = 60.0, report: Path | None = None,
+) -> None:  # fmt: skip
     """Report missing, undecodable, out-of-range, zero-length, overlapping and mislabelled entries.
 
     Exit status 1 when something was found.
@@ -73,16 +67,9 @@ def check(
 
 
 def cache(
-    source: Positional[Path],
-    /,
-    out: Path,
-    videos: Path | None = None,
-    short_side: int = 256,
-    fps: float = 0.0,
-    crf: int = 20,
-    workers: int = 2,
-    limit_s: float = 1800.0,
-) -> None:
+    source: Positional[Path], /, out: Path, videos: Path | None = None, short_side: int = 256,
+    fps: float = 0.0, crf: int = 20, workers: int = 2, limit_s: float = 1800.0,
+) -> None:  # fmt: skip
     """Copy videos at low resolution, once, so that training decodes several times faster.
 
     Then train with --data.videos OUT. Start again to go on; OUT/cache.csv lists every video.
@@ -119,17 +106,10 @@ def cache(
 
 
 def train(
-    stage: Positional[StageName],
-    /,
-    out: Path,
-    config: Settings,
-    method: Method = "",
-    variant: Variant = "",
-    resume: bool = True,
-    device: str = "cpu",
-    processes: int = 1,
+    stage: Positional[StageName], /, out: Path, config: Settings, method: Method = "",
+    variant: Variant = "", resume: bool = True, device: str = "cpu", processes: int = 1,
     tensorboard: bool = False,
-) -> None:
+) -> None:  # fmt: skip
     """Run one stage of the procedure in the run folder OUT; finished stages return at once.
 
     Stages: acp, acp+, icp (classification), arrow, speed (without labels), lofi (joint, low
@@ -184,16 +164,9 @@ def features(
 
 
 def detect(
-    videos: Positional[list[Path]],
-    /,
-    model: Path,
-    out: Path = Path("detections"),
-    method: str = "",
-    variant: Variant = "",
-    top: int = 10,
-    device: str = "cpu",
-    processes: int = 1,
-) -> None:
+    videos: Positional[list[Path]], /, model: Path, out: Path = Path("detections"),
+    method: str = "", variant: Variant = "", top: int = 10, device: str = "cpu", processes: int = 1,
+) -> None:  # fmt: skip
     """Find actions in video files: a table, CSV, JSON, .srt subtitles and a timeline picture each.
 
     Args:
@@ -230,14 +203,9 @@ def detect(
 
 
 def evaluate(
-    ground_truth: Positional[Path],
-    detections: Positional[Path],
-    /,
-    subset: str = "",
-    protocol: Protocol = "activitynet",
-    available: str = "",
-    json: Path | None = None,
-) -> None:
+    ground_truth: Positional[Path], detections: Positional[Path], /, subset: str = "",
+    protocol: Protocol = "activitynet", available: str = "", json: Path | None = None,
+) -> None:  # fmt: skip
     """Mean average precision of a detection file, with its protocol.
 
     Args:
@@ -252,16 +220,10 @@ def evaluate(
 
 
 def diagnose(
-    ground_truth: Positional[Path],
-    detections: Positional[Path],
-    /,
-    subset: str = "",
-    protocol: Protocol = "activitynet",
-    tiou: float = 0.5,
-    unsuppressed: Path | None = None,
-    json: Path | None = None,
-    figure: Path | None = None,
-) -> None:
+    ground_truth: Positional[Path], detections: Positional[Path], /, subset: str = "",
+    protocol: Protocol = "activitynet", tiou: float = 0.5, unsuppressed: Path | None = None,
+    json: Path | None = None, figure: Path | None = None,
+) -> None:  # fmt: skip
     """Where points are lost: oracles, kinds of false positives, hard instances, classes, grid.
 
     Args:
@@ -285,13 +247,9 @@ def diagnose(
 
 
 def recall(
-    ground_truth: Positional[Path],
-    proposals: Positional[Path],
-    /,
-    subset: str = "validation",
-    available: str = "",
-    json: Path | None = None,
-) -> None:
+    ground_truth: Positional[Path], proposals: Positional[Path], /, subset: str = "validation",
+    available: str = "", json: Path | None = None,
+) -> None:  # fmt: skip
     """Average recall at an average number of proposals (AR@AN) and its area (AUC).
 
     Args:
@@ -345,16 +303,10 @@ Shared = Annotated[Workload, arg(name="")]
 
 def memory(
     work: Shared = Workload(),
-    mode: Literal["full", "exact", "sampled", "partial", "frozen"] = "full",
-    chunk: int = 4,
-    ratio: float = 0.3,
-    stage: str = "layer2",
-    recompute: bool = False,
-    fold: bool = False,
-    micro_batch: int = 0,
-    top: int = 8,
-    json: Path | None = None,
-) -> None:
+    mode: Literal["full", "exact", "sampled", "partial", "frozen"] = "full", chunk: int = 4,
+    ratio: float = 0.3, stage: str = "layer2", recompute: bool = False, fold: bool = False,
+    micro_batch: int = 0, top: int = 8, json: Path | None = None,
+) -> None:  # fmt: skip
     """Memory of one training step, predicted without a GPU and without allocating it.
 
     Args:
@@ -415,13 +367,10 @@ def plan(budget_gib: float, work: Shared = Workload(), json: Path | None = None)
 
 
 def compare(
-    out: Path,
-    config: Settings,
-    seeds: tuple[int, ...] = (0, 1, 2),
-    methods: tuple[str, ...] = ("random", "acp", "acp+", "c-lofi"),
-    device: str = "cpu",
+    out: Path, config: Settings, seeds: tuple[int, ...] = (0, 1, 2),
+    methods: tuple[str, ...] = ("random", "acp", "acp+", "c-lofi"), device: str = "cpu",
     processes: int = 1,
-) -> None:
+) -> None:  # fmt: skip
     """The whole procedure for several encoders and seeds, without notebooks: mean ± SD.
 
     Args:
@@ -442,12 +391,9 @@ def compare(
 
 
 def course(
-    preset: str = "tiny",
-    run: Path = Path("runs/course"),
-    seed: int = 0,
-    first: Annotated[str, arg(name="from")] = "00",
-    last: Annotated[str, arg(name="to")] = "99",
-) -> None:
+    preset: str = "tiny", run: Path = Path("runs/course"), seed: int = 0,
+    first: Annotated[str, arg(name="from")] = "00", last: Annotated[str, arg(name="to")] = "99",
+) -> None:  # fmt: skip
     """Run the ordered notebooks as one batch; ends in results.json, a table and report.html.
 
     Args:

@@ -70,14 +70,9 @@ class MemoryReport:
 
 
 def activation_bytes(
-    encoder: Encoder | str,
-    head: nn.Module | None,
-    fidelity: Fidelity,
-    batch: int = 1,
-    amp: str = "fp32",
-    mode: Mode | str = "full",
-    micro_batch: int = 0,
-) -> MemoryReport:
+    encoder: Encoder | str, head: nn.Module | None, fidelity: Fidelity, batch: int = 1,
+    amp: str = "fp32", mode: Mode | str = "full", micro_batch: int = 0,
+) -> MemoryReport:  # fmt: skip
     """Predict the memory of one training step; takes a second and allocates next to nothing.
 
     Args:

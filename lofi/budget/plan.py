@@ -36,16 +36,10 @@ class PlanRow:
 
 
 def plan(
-    budget_gib: float,
-    encoder: Encoder | str,
-    head: nn.Module | None = None,
-    full: Fidelity | None = None,
-    batch: int = 16,
-    amp: str = "fp32",
-    *,
-    modes: Sequence[Mode] = MODES,
-    optimiser_copies: int = 1,
-) -> list[PlanRow]:
+    budget_gib: float, encoder: Encoder | str, head: nn.Module | None = None,
+    full: Fidelity | None = None, batch: int = 16, amp: str = "fp32", *,
+    modes: Sequence[Mode] = MODES, optimiser_copies: int = 1,
+) -> list[PlanRow]:  # fmt: skip
     """List which fidelities and modes fit on one device.
 
     Args:
@@ -76,17 +70,9 @@ def plan(
             one = activation_bytes(encoder, head, fidelity, 1, amp, mode).peak_bytes
             per_video = (report.peak_bytes - one) / (batch - 1)
             largest = max(0, int((room - one) // per_video) + 1)
-        rows.append(
-            PlanRow(
-                configuration=name,
-                fidelity=fidelity,
-                mode=mode,
-                batch=batch,
-                peak_bytes=report.peak_bytes + state,
-                largest_batch=largest if fits or batch > 1 else 0,
-                fits=fits,
-                relative_compute=report.flops / batch / (base.flops / base.batch),
-                decoded_frames=fidelity.snippets * fidelity.frames,
-            )
-        )
+        largest = largest if fits or batch > 1 else 0
+        compute = report.flops / batch / (base.flops / base.batch)
+        decoded = fidelity.snippets * fidelity.frames
+        memory = report.peak_bytes + state
+        rows.append(PlanRow(name, fidelity, mode, batch, memory, largest, fits, compute, decoded))
     return rows

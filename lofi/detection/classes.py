@@ -162,12 +162,9 @@ def main_labels(videos: Iterable[Any]) -> dict[str, str]:
 
 
 def detections(
-    kept: Proposals,
-    duration_s: float,
-    post: PostProcessing,
-    class_scores: np.ndarray | None = None,
-    names: Sequence[str] = (),
-) -> list[Detection]:
+    kept: Proposals, duration_s: float, post: PostProcessing,
+    class_scores: np.ndarray | None = None, names: Sequence[str] = (),
+) -> list[Detection]:  # fmt: skip
     """What is left after suppression, cut at the ends of the video, with classes.
 
     Args:
@@ -187,13 +184,9 @@ def detections(
 
 
 def add_classes(
-    segments: np.ndarray,
-    scores: np.ndarray,
-    class_scores: np.ndarray,
-    names: Sequence[str],
-    rule: str = "anet",
-    count: int = 2,
-) -> list[Detection]:
+    segments: np.ndarray, scores: np.ndarray, class_scores: np.ndarray, names: Sequence[str],
+    rule: str = "anet", count: int = 2,
+) -> list[Detection]:  # fmt: skip
     """Turn class-agnostic proposals into detections.
 
     Rules: `anet` lists all proposals with the best class, then all with the next (`count` classes),

@@ -56,23 +56,15 @@ def propose(config: Config, head: ScaledHead, features: Features) -> Proposals:
     return suppress(windows, config.detect, joined=config.data.window_stride > 0)
 
 
-# --------------------------------------------------------------------------------- one video file
-
-
 @dataclass
 class Detector:
-    """Encoder, head and video classifier of one method of a run.
-
-    Attributes:
-        head: input statistics and head.
-        classifier: gives the classes; trained on this encoder's features.
-    """
+    """Encoder, head and video classifier of one method of a run."""
 
     config: Config
     method: str
     encoder: Encoder
-    head: ScaledHead
-    classifier: VideoClassifier
+    head: ScaledHead  # with its input statistics
+    classifier: VideoClassifier  # gives the classes; trained on this encoder's features
 
     @staticmethod
     def load(
@@ -88,14 +80,14 @@ class Detector:
             ValueError: a file belongs to another encoder or head, or the run has none of its own.
         """
         run_dir = Path(run_dir)
-        if not (run_dir / "config.json").is_file() or (run_dir / "head").is_dir():
-            if (run_dir.parent / "config.json").is_file() and (run_dir / "head").is_dir():
-                run_dir, method = run_dir.parent, run_dir.name
-            else:
-                raise FileNotFoundError(
-                    f"{run_dir}: no trained run here (expected config.json and a method's folder); "
-                    "make one with: make demo"
-                )
+        is_method = (run_dir / "head").is_dir()
+        if is_method and (run_dir.parent / "config.json").is_file():
+            run_dir, method = run_dir.parent, run_dir.name
+        elif is_method or not (run_dir / "config.json").is_file():
+            raise FileNotFoundError(
+                f"{run_dir}: no trained run here (expected config.json and a method's folder); "
+                "make one with: make demo"
+            )
         config = configs.load(run_dir / "config.json")
         method = method or best_method(config, run_dir)
         if method == "published":
@@ -137,12 +129,7 @@ def best_method(config: Config, run_dir: Path) -> str:
 
 
 def detect(video_path: str | Path, run_dir: str | Path, method: str = "", device: str = "cpu"):
-    """Detections of one video file, best first: list of (start_s, end_s, label, score).
-
-    Args:
-        run_dir: a run with trained encoder, head and classifier, for instance runs/demo.
-        method: whose encoder; "" = the best of the run.
-    """
+    """All `Detection`s of one video file, best first; the rest as in `Detector.load`."""
     return Detector.load(run_dir, method, device).detect(video_path)
 
 
@@ -168,9 +155,6 @@ def subtitles(found: Sequence[Detection], share: float = 0.5) -> list[Detection]
         if d.score >= share * best and free:
             chosen.append(d)
     return sorted(chosen, key=lambda d: d.start_s)
-
-
-# --------------------------------------------------------------------------- the test set of a run
 
 
 def classifier_path(run_dir: str | Path, method: str) -> Path:
@@ -221,14 +205,9 @@ def detections_dir(run_dir: str | Path, method: str, variant: str = "") -> Path:
 
 
 def detect_stage(
-    config: Config,
-    run_dir: str | Path,
-    method: str = "",
-    *,
-    variant: str = "",
-    on_step: OnStep | None = None,
-    device: str = "cpu",
-) -> dict[str, Any]:
+    config: Config, run_dir: str | Path, method: str = "", *, variant: str = "",
+    on_step: OnStep | None = None, device: str = "cpu",
+) -> dict[str, Any]:  # fmt: skip
     """Stage `detect`: detections of all test videos under each source of classes.
 
     Writes <run>/<method>/detections/{shared,own,oracle}.{json,csv} and srt/<video>.srt; several

@@ -44,12 +44,9 @@ def soft_nms(segments: Any, scores: Any, sigma: float = 0.84, top_k: int = 100) 
 
 
 def _greedy(
-    scores: np.ndarray,
-    index: np.ndarray,
-    count: int,
-    factors: Callable[[int], np.ndarray],
+    scores: np.ndarray, index: np.ndarray, count: int, factors: Callable[[int], np.ndarray],
     top_k: int,
-) -> tuple[np.ndarray, np.ndarray]:
+) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
     """Rows picked and their scores when picked.
 
     The originals sort by score first; here rows lie in order of their start, and the sorted order

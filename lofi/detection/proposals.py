@@ -54,11 +54,9 @@ def _grid(steps: int, sigma: float) -> GridSoftNMS:
 
 
 def join_windows(
-    windows: Sequence[tuple[np.ndarray, np.ndarray]],
-    sigma: float = 0.46,
-    top_k: int = 200,
+    windows: Sequence[tuple[np.ndarray, np.ndarray]], sigma: float = 0.46, top_k: int = 200,
     longest: float = np.inf,
-) -> tuple[np.ndarray, np.ndarray]:
+) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
     """Merge the proposals of one video's sliding windows (G-TAD, THUMOS14).
 
     Args:

@@ -36,12 +36,9 @@ Detections = Mapping[str, Sequence[Detection]]  # video id -> its detections
 
 
 def write_detections(
-    path: str | Path,
-    detections: Detections,
-    post_processing: Any = None,
-    version: str = "lofi",
+    path: str | Path, detections: Detections, post_processing: Any = None, version: str = "lofi",
     source: Mapping[str, Any] | None = None,
-) -> None:
+) -> None:  # fmt: skip
     """Write ActivityNet-format JSON, one video per line.
 
     `post_processing` (a JSON-able record, or an object with `to_json()`) and the entries of
@@ -54,10 +51,10 @@ def write_detections(
         external["post_processing"] = record
     lines = []
     for video, found in detections.items():
-        entries = []
-        for d in found:
-            label = {"label": d.label} if d.label else {}
-            entries.append({**label, "score": d.score, "segment": [d.start_s, d.end_s]})
+        entries = [
+            ({"label": d.label} if d.label else {}) | {"score": d.score, "segment": list(d[:2])}
+            for d in found
+        ]
         lines.append(f"{json.dumps(video)}: {json.dumps(entries, allow_nan=False)}")
     body = ",\n".join(lines)
     head, tail = json.dumps(version), json.dumps(external, allow_nan=False)
@@ -107,28 +104,22 @@ def write_csv(path: str | Path, detections: Detections) -> None:
 
 
 def _read_csv(path: Path) -> dict[str, list[Detection]]:
+    names = ",".join(CSV_HEADER)
     if not path.is_file():
-        raise FileNotFoundError(
-            f"{path}: no such file (expected detections, {','.join(CSV_HEADER)})"
-        )
+        raise FileNotFoundError(f"{path}: no such file (expected detections, {names})")
     found: dict[str, list[Detection]] = {}
     with open(path, newline="", encoding="utf-8-sig") as file:
         rows = csv.reader(file)
         if (header := next(rows, [])) != CSV_HEADER:
-            raise ValueError(
-                f"{path}: header is {','.join(header)!r}; expected {','.join(CSV_HEADER)!r}"
-            )
+            raise ValueError(f"{path}: header is {','.join(header)!r}; expected {names!r}")
         for row in rows:
             try:
                 video, start, end, label, score = row
-                found.setdefault(video, []).append(
-                    Detection(float(start), float(end), label, float(score))
-                )
+                detection = Detection(float(start), float(end), label, float(score))
             except ValueError:
-                raise ValueError(
-                    f"{path}: line {rows.line_num} is {','.join(row)!r}; expected "
-                    "video,start_s,end_s,label,score with numbers"
-                ) from None
+                line = f"{path}: line {rows.line_num} is {','.join(row)!r}"
+                raise ValueError(f"{line}; expected {names} with numbers") from None
+            found.setdefault(video, []).append(detection)
     return found
 
 
@@ -140,18 +131,15 @@ def write_srt(path: str | Path, detections: Sequence[Detection], min_score: floa
     chosen = sorted((d for d in detections if d.score >= min_score), key=lambda d: d[:2])
     cues = []
     for number, d in enumerate(chosen, 1):
-        start = _milliseconds(d.start_s)
-        end = max(_milliseconds(d.end_s), start + 1)
+        for seconds in d[:2]:
+            if not math.isfinite(seconds):
+                raise ValueError(f"a detection has the time {seconds}; expected seconds")
+        start, end = (max(0, round(seconds * 1000)) for seconds in d[:2])
+        times = f"{_clock(start)} --> {_clock(max(end, start + 1))}"
         label = " ".join(d.label.split()) or "action"
-        cues.append(f"{number}\n{_clock(start)} --> {_clock(end)}\n{label} ({d.score:.2f})\n")
+        cues.append(f"{number}\n{times}\n{label} ({d.score:.2f})\n")
     write_text(path, "\n".join(cues))
     return len(cues)
-
-
-def _milliseconds(seconds: float) -> int:
-    if not math.isfinite(seconds):
-        raise ValueError(f"a detection has the time {seconds}; expected seconds")
-    return max(0, round(seconds * 1000))
 
 
 def _clock(milliseconds: int) -> str:

@@ -69,9 +69,6 @@ def _numbered(names: Iterable[str]) -> tuple[tuple[str, ...], np.ndarray]:
     return tuple(place), np.array(numbers, np.int64)
 
 
-# ---- reading ----
-
-
 @contextmanager
 def _collection_paused() -> Iterator[None]:
     """Half a million small dicts are built and dropped twice as fast without garbage collection."""
@@ -178,8 +175,7 @@ def prediction_table(source: Any, with_labels: bool) -> Predictions:
     external = dict(external) if isinstance(external, Mapping) else {}
     made = external.pop("post_processing", None)
     table = Predictions(tuple(source), *_columns(source, with_labels, what), made, external)
-    start, end = table.segments.T
-    finite = np.isfinite(table.scores) & np.isfinite(start) & np.isfinite(end)
+    finite = np.isfinite(table.scores) & np.isfinite(table.segments).all(axis=1)
     if not finite.all():
         first = int(np.argmin(finite))
         raise ValueError(
@@ -214,22 +210,15 @@ def _numbers(entries: Iterable[Any], as_dicts: bool, index: dict[str, int] | Non
 
     One pass over half a million dicts is bound by memory: nothing is kept of them.
     """
-    number = None if index is None else index.setdefault
     if as_dicts:
-        for entry in entries:
-            start, end = entry["segment"]
-            yield start
-            yield end
-            yield entry["score"]
-            if number:
-                yield number(entry["label"], len(index))
-    else:
-        for start, end, label, score in entries:
-            yield start
-            yield end
-            yield score
-            if number:
-                yield number(label, len(index))
+        named = index is not None
+        entries = ((*e["segment"], e["label"] if named else "", e["score"]) for e in entries)
+    for start, end, label, score in entries:
+        yield start
+        yield end
+        yield score
+        if index is not None:
+            yield index.setdefault(label, len(index))
 
 
 def _culprit(results: Mapping[str, Any], as_dicts: bool, index: dict[str, int] | None) -> str:
@@ -243,9 +232,6 @@ def _culprit(results: Mapping[str, Any], as_dicts: bool, index: dict[str, int] |
             except MALFORMED:
                 return f"video {video}, entry {position} is {entry}; expected {form}"
     return f"malformed; expected a list of {form} per video"
-
-
-# ---- which videos count ----
 
 
 def restrict(truth: Truth, found: Predictions, available: Any) -> tuple[Truth, Predictions]:

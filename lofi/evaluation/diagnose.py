@@ -167,7 +167,16 @@ def diagnose(
     matches = Matches(truth, found, tious)
     result = evaluate(matches, protocol)
     nearest, own = _nearest(matches), _nearest(matches, own_class=True)
-    changes = _perfected(matches, nearest, own)
+    given, close = matches.found, own.tiou >= FLOOR
+    labels = np.where(nearest.row >= 0, truth.label[nearest.row], given.label)
+    segments = np.where(close[:, None], truth.segments[own.row], given.segments)
+    changes = {
+        "labels": given._replace(label=labels),
+        "boundaries": given._replace(segments=segments),
+        "scores": given._replace(scores=own.tiou),
+        "suppression": _best_of_each(given, own),
+        "rejection": given.select(close),
+    }
     if unsuppressed is not None:
         before = Matches(truth, prediction_table(unsuppressed, with_labels=True), tious)
         changes["no suppression"] = before.found
@@ -178,7 +187,10 @@ def diagnose(
         average = float(maps.mean())
         numbers = tuple(maps.tolist()), average, average - result.average_map
         ladder.append(Rung(name, RUNGS[name], *numbers))
-    category = _categories(matches, nearest, own, profile_tiou)
+    true = np.zeros(len(matches.video), bool)
+    true[matches.at(np.array([profile_tiou]))[1]] = True
+    rules = [true, *(x.tiou >= t for t in (profile_tiou, FLOOR) for x in (own, nearest))]
+    category = np.select(rules, range(5), default=5)  # (N,) of `CATEGORIES` the first that is true
     recalled = np.zeros((len(tious), len(truth.segments)), bool)
     recalled[matches.level, matches.hit] = True
     sizes = snippets if np.isfinite(truth.durations).all() else ()
@@ -224,21 +236,6 @@ def _nearest(matches: Matches, own_class: bool = False) -> Nearest:
     return nearest
 
 
-def _perfected(matches: Matches, nearest: Nearest, own: Nearest) -> dict[str, Predictions]:
-    """The detections with one thing perfect, by the names of `RUNGS`."""
-    truth, found = matches.truth, matches.found
-    close = own.tiou >= FLOOR
-    labels = np.where(nearest.row >= 0, truth.label[nearest.row], found.label)
-    segments = np.where(close[:, None], truth.segments[own.row], found.segments)
-    return {
-        "labels": found._replace(label=labels),
-        "boundaries": found._replace(segments=segments),
-        "scores": found._replace(scores=own.tiou),
-        "suppression": _best_of_each(found, own),
-        "rejection": found.select(close),
-    }
-
-
 def _best_of_each(found: Predictions, own: Nearest) -> Predictions:
     """Of all detections close to an instance of their class only the one that overlaps it most,
     with the highest score of them; those close to none stay."""
@@ -251,14 +248,6 @@ def _best_of_each(found: Predictions, own: Nearest) -> Predictions:
     if len(first):
         scores[order[first]] = np.maximum.reduceat(found.scores[order], first)
     return found._replace(scores=scores).select(kept)
-
-
-def _categories(matches: Matches, nearest: Nearest, own: Nearest, tiou: float) -> np.ndarray:
-    """(N,) index into `CATEGORIES` of every prediction at one threshold: the first that is true."""
-    true = np.zeros(len(matches.video), bool)
-    true[matches.at(np.array([tiou]))[1]] = True
-    overlaps = own.tiou >= tiou, nearest.tiou >= tiou, own.tiou >= FLOOR, nearest.tiou >= FLOOR
-    return np.select([true, *overlaps], range(5), default=5)
 
 
 def _profile(matches: Matches, category: np.ndarray, tiou: float) -> FalsePositiveProfile:

@@ -68,8 +68,7 @@ class Matches:
             tiou = tiou_of(segments.T[:, mine, None], truth.segments.T[:, truths])  # (P, count)
             near = ~(tiou < tious.min()).all(axis=1)
             mine, truths = mine[near], truths[near]
-            assign = _assign_single if count == 1 else _assign
-            level, winner, place = assign(its_slot[near], tiou[near], tious)
+            level, winner, place = _assign(its_slot[near], tiou[near], tious)
             parts.append(np.stack([level, mine[winner], truths[winner, place]]))
         return np.concatenate(parts, axis=1)
 
@@ -122,18 +121,6 @@ def ranks(order: np.ndarray, sizes: np.ndarray) -> np.ndarray:
     rank = np.empty(len(order), np.int64)
     rank[order] = np.arange(len(order)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
     return rank
-
-
-def _assign_single(group: np.ndarray, tiou: np.ndarray, tious: np.ndarray) -> np.ndarray:
-    """`_assign` where every group has one ground truth: the first that overlaps enough wins."""
-    found = []
-    first = np.empty(int(group.max(initial=-1)) + 1, np.int64)
-    for t, threshold in enumerate(tious.tolist()):
-        rows = np.flatnonzero(~(tiou[:, 0] < threshold))
-        first[group[rows[::-1]]] = rows[::-1]  # the first is written last
-        winner = rows[first[group[rows]] == rows]
-        found.append(np.stack([np.full(len(winner), t), winner, np.zeros_like(winner)]))
-    return np.concatenate(found, axis=1)
 
 
 def _assign(group: np.ndarray, tiou: np.ndarray, tious: np.ndarray) -> np.ndarray:

@@ -22,14 +22,9 @@ ROOMY_PX = 230  # small multiples have no room for texts; their caption explains
 
 
 def confidence_map(
-    values: Any,
-    *,
-    truth: Segments = None,
-    duration_s: Seconds = None,
-    label: str = "confidence",
-    levels: Sequence[float] = (),
-    ax: Canvas = None,
-) -> Axes:
+    values: Any, *, truth: Segments = None, duration_s: Seconds = None, label: str = "confidence",
+    levels: Sequence[float] = (), ax: Canvas = None,
+) -> Axes:  # fmt: skip
     """Heat map over all anchors; start to the right, duration upwards.
 
     Args:

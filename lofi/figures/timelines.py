@@ -206,15 +206,9 @@ def _strip(
 
 
 def video_timeline(
-    frames: Any,
-    times_s: Any,
-    rows: Rows,
-    duration_s: float,
-    *,
-    boundaries: tuple[Any, Any] | None = None,
-    top: int = 6,
-    title: str,
-) -> Figure:
+    frames: Any, times_s: Any, rows: Rows, duration_s: float, *,
+    boundaries: tuple[Any, Any] | None = None, top: int = 6, title: str,
+) -> Figure:  # fmt: skip
     """Thumbnails over the lanes of `timeline`, on one time axis, for one whole video.
 
     Args:
