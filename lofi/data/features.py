@@ -216,6 +216,12 @@ class FeatureStore:
 
         return FeatureStore(folder, identity, known, absent, cure, read)
 
+    @staticmethod
+    def frames(folder: str | Path, videos: Sequence[Video], stride: int = 1, **options: Any):
+        """Features of single frames, every `stride` frames, as image and text encoders give."""
+        setting = PublishedFeatures(str(folder), stride=stride, window=1, **options)
+        return FeatureStore.published(setting, videos)
+
 
 def _hash(values: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
