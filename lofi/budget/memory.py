@@ -157,22 +157,13 @@ class Step:
         at_once = self.videos_at_once * size.snippets
         if self.mode.chunked:
             at_once = min(self.mode.chunk, at_once)
+        head = type(self.head).__name__ if self.head is not None else None
+        parameters = sum(weight.nbytes for weight in self.modules.parameters())
+        frames = at_once * size.frames * 3 * size.pixels**2 * self.static[0].itemsize
         return MemoryReport(
-            encoder=self.encoder.name,
-            head=type(self.head).__name__ if self.head is not None else None,
-            fidelity=size,
-            batch=self.batch,
-            micro_batch=self.micro_batch,
-            amp=self.amp,
-            mode=self.mode,
-            saved_bytes=saved,
-            saved_bytes_per_video=saved / self.videos_at_once,
-            peak_bytes=peak,
-            parameters_bytes=sum(weight.nbytes for weight in self.modules.parameters()),
-            frames_bytes=at_once * size.frames * 3 * size.pixels**2 * self.static[0].itemsize,
-            flops=flops,
-            top=top,
-        )
+            self.encoder.name, head, size, self.batch, self.micro_batch, self.amp, self.mode, saved,
+            saved / self.videos_at_once, peak, parameters, frames, flops, top,
+        )  # fmt: skip
 
 
 @contextmanager
