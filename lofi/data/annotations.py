@@ -61,12 +61,9 @@ class TrimmedClip:
 
 
 def read_annotations(
-    path: str | Path,
-    format: str = "auto",
-    video_dir: str | Path | None = None,
-    *,
+    path: str | Path, format: str = "auto", video_dir: str | Path | None = None, *,
     keep_ambiguous: bool = False,
-) -> list[Video]:
+) -> list[Video]:  # fmt: skip
     """Read an annotation file (JSON or CSV, UTF-8); videos come in the order of the file.
 
     Args:

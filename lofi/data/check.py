@@ -107,16 +107,10 @@ class DatasetReport:
 
 
 def check_dataset(
-    videos: Iterable[Video],
-    video_dir: str | Path | None = None,
-    *,
-    decode: bool = True,
-    workers: int = 1,
-    limit_s: float = 120.0,
-    tolerance_s: float = 0.1,
-    report: str | Path | None = None,
-    progress: Callable[[int, int], None] | None = None,
-) -> DatasetReport:
+    videos: Iterable[Video], video_dir: str | Path | None = None, *, decode: bool = True,
+    workers: int = 1, limit_s: float = 120.0, tolerance_s: float = 0.1,
+    report: str | Path | None = None, progress: Callable[[int, int], None] | None = None,
+) -> DatasetReport:  # fmt: skip
     """Check annotations and, where there are any, video files.
 
     Args:

@@ -34,13 +34,9 @@ KEYFRAME_INTERVAL = 48  # frames; of copies, so that a few frames are found with
 
 
 def write_video(
-    path: str | Path,
-    frames: np.ndarray,
-    fps: float,
-    crf: int = 18,
-    preset: str = "veryfast",
+    path: str | Path, frames: np.ndarray, fps: float, crf: int = 18, preset: str = "veryfast",
     keyframe_interval: int = 250,
-) -> None:
+) -> None:  # fmt: skip
     """Write frames as H.264 (yuv420p) mp4, atomically; the same frames give the same bytes.
 
     Args:
@@ -171,17 +167,10 @@ def media_files(folder: str | Path) -> list[Path]:
 
 
 def cache_videos(
-    paths: Iterable[Path],
-    video_dir: str | Path,
-    out: str | Path,
-    *,
-    short_side: int = 256,
-    fps: float = 0.0,
-    crf: int = 20,
-    workers: int = 1,
-    limit_s: float = 1800.0,
+    paths: Iterable[Path], video_dir: str | Path, out: str | Path, *, short_side: int = 256,
+    fps: float = 0.0, crf: int = 20, workers: int = 1, limit_s: float = 1800.0,
     progress: Callable[[int, int], None] | None = None,
-) -> CacheReport:
+) -> CacheReport:  # fmt: skip
     """Write low-resolution copies, under the videos' own names with .mp4; see `reencode`.
 
     Child processes make them, so that one bad file stops nothing. A copy that is there, made from

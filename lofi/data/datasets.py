@@ -132,12 +132,9 @@ def video_grid(data: DataConfig, info: VideoInfo, snippets: int) -> Grid:
 
 
 def video_request(
-    data: DataConfig,
-    path: str | Path,
-    fidelity: Fidelity,
-    augmentation: Augmentation | None = None,
-    grid: Grid | None = None,
-) -> ClipRequest:
+    data: DataConfig, path: str | Path, fidelity: Fidelity,
+    augmentation: Augmentation | None = None, grid: Grid | None = None,
+) -> ClipRequest:  # fmt: skip
     """How the configuration cuts the snippets of one video, or of the window that is `grid`."""
     span = None
     if grid is not None and grid.stride:

@@ -47,13 +47,9 @@ def snippet_centres(num_frames: int, snippets: int) -> np.ndarray:
 
 
 def frame_indices(
-    num_frames: int,
-    fidelity: Fidelity,
-    frame_stride: int = 8,
-    rule: str = "centred",
-    jitter: Sequence[float] | None = None,
-    span: tuple[int, int] | None = None,
-) -> np.ndarray:
+    num_frames: int, fidelity: Fidelity, frame_stride: int = 8, rule: str = "centred",
+    jitter: Sequence[float] | None = None, span: tuple[int, int] | None = None,
+) -> np.ndarray:  # fmt: skip
     """Frames of every snippet: int64 (L, F), in [0, N - 1].
 
     Args:
@@ -149,12 +145,9 @@ class Crop(NamedTuple):
 
 
 def crop_of(
-    height: int,
-    width: int,
-    pixels: int,
-    crop_ratio: float = 0.875,
+    height: int, width: int, pixels: int, crop_ratio: float = 0.875,
     augmentation: Augmentation | None = None,
-) -> Crop:
+) -> Crop:  # fmt: skip
     """Scale and crop that show the same field of view at every S.
 
     The crop's side S (`pixels`) is `crop_ratio`, in (0, 1], of the short side of the video (224 of
@@ -172,13 +165,9 @@ def crop_of(
 
 
 def window_indices(
-    clip: TrimmedClip,
-    num_frames: int,
-    fps: float,
-    frames: int,
-    frame_stride: int,
+    clip: TrimmedClip, num_frames: int, fps: float, frames: int, frame_stride: int,
     augmentation: Augmentation | None = None,
-) -> np.ndarray:
+) -> np.ndarray:  # fmt: skip
     """Frames of one window of a trimmed clip: int64 (F,); see `read_trimmed_clip`."""
     start_s = clip.start_s or 0.0
     if start_s * fps >= num_frames:

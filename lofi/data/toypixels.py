@@ -77,13 +77,9 @@ class Phase(NamedTuple):
 
 
 def render(
-    world: ToyWorld,
-    look: Look,
-    rng: np.random.Generator,
-    label: str,
-    phases: tuple[Phase, ...],
+    world: ToyWorld, look: Look, rng: np.random.Generator, label: str, phases: tuple[Phase, ...],
     num_frames: int,
-) -> np.ndarray:
+) -> np.ndarray:  # fmt: skip
     """One clip or video of a class, (num_frames, H, W, 3) uint8."""
     shape, axis = label.split(" ")
     shake = rng.normal(0, look.jitter, (num_frames, 2))  # camera, (y, x)
@@ -145,13 +141,9 @@ def _texture(rng: np.random.Generator, exponent: float, channels: int) -> np.nda
 
 
 def _motion(
-    rng: np.random.Generator,
-    world: ToyWorld,
-    radius: float,
-    axis: str,
-    phases: tuple[Phase, ...],
-    num_frames: int,
-) -> np.ndarray:
+    rng: np.random.Generator, world: ToyWorld, radius: float, axis: str,
+    phases: tuple[Phase, ...], num_frames: int,
+) -> np.ndarray:  # fmt: skip
     """Centre x, y and elongation of the one who acts, (3, N); a new place after each absence."""
     period = rng.uniform(*world.period)
     wave = np.sin(2 * np.pi * (np.arange(num_frames) / period + rng.uniform()))

@@ -187,11 +187,9 @@ class WorldPaths(NamedTuple):
 
 
 def write_world(
-    folder: str | Path,
-    world: ToyWorld,
-    seed: int,
+    folder: str | Path, world: ToyWorld, seed: int,
     progress: Callable[[int, int], None] | None = None,
-) -> WorldPaths:
+) -> WorldPaths:  # fmt: skip
     """Render a world into `folder`, or return at once when it is already there.
 
     The bytes depend on `world` and `seed` alone (and on the version of the encoder library). A
