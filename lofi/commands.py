@@ -322,15 +322,12 @@ def memory(
     from lofi.budget import GIB, activation_bytes
 
     how = Mode(mode, chunk, ratio, stage=stage, recompute=recompute, fold=fold)
-    report = activation_bytes(
-        *work.networks(), work.fidelity, work.batch, work.amp, how, micro_batch
-    )
+    sizes = work.fidelity, work.batch, work.amp
+    report = activation_bytes(*work.networks(), *sizes, how, micro_batch)
     if json:
         write_json(json, report.as_dict())
-    print(
-        f"{work.encoder}, {work.head} head, {report.fidelity}, batch {work.batch}, {work.amp}, "
-        f"mode {report.mode}"
-    )
+    what = f"{work.encoder}, {work.head} head, {report.fidelity}, batch {work.batch}, {work.amp}"
+    print(f"{what}, mode {report.mode}")
     print(f"saved for the backward pass  {report.saved_bytes / GIB:9.2f} GiB")
     print(f"  a video                    {report.saved_bytes_per_video / GIB:9.2f} GiB")
     print(f"peak of the step             {report.peak_bytes / GIB:9.2f} GiB")
@@ -354,14 +351,11 @@ def plan(budget_gib: float, work: Shared = Workload(), json: Path | None = None)
         write_json(json, [asdict(row) for row in rows])
     header = ("configuration", "L×F×S²", "mode", "peak GiB", "fits", "largest batch", "compute",
               "frames a video")  # fmt: skip
-    body = tuple(
-        (
-            row.configuration, str(row.fidelity), str(row.mode), f"{row.peak_bytes / GIB:.1f}",
-            "yes" if row.fits else "no", str(row.largest_batch), f"{row.relative_compute:.2f}",
-            str(row.decoded_frames),
-        )
-        for row in rows
-    )  # fmt: skip
+    body = tuple((
+        row.configuration, str(row.fidelity), str(row.mode), f"{row.peak_bytes / GIB:.1f}",
+        "yes" if row.fits else "no", str(row.largest_batch), f"{row.relative_compute:.2f}",
+        str(row.decoded_frames),
+    ) for row in rows)  # fmt: skip
     title = f"{work.encoder}, batch {work.batch}, {work.amp}, {budget_gib:g} GiB"
     print(Table(header, body, title).text())
 
@@ -440,8 +434,7 @@ def progress_lines(what: str, scalars: Path | None = None) -> Callable[[int, int
 
     With `scalars`, every number of the record goes to TensorBoard files in that folder as well.
     """
-    show = bar(what)
-    writer = None
+    show, writer = bar(what), None
     if scalars:
         from torch.utils.tensorboard import SummaryWriter
 

@@ -245,11 +245,8 @@ def from_dict(cls: type, values: dict[str, Any], where: str = "config", base: An
     if unknown:
         raise ValueError(f"{where}: unknown setting {unknown[0]!r}; known: {', '.join(hints)}")
     base = cls() if base is None else base
-    changes = {
-        key: _typed(hints[key], value, f"{where}.{key}", getattr(base, key))
-        for key, value in values.items()
-    }
-    return dataclasses.replace(base, **changes)
+    typed = {k: _typed(hints[k], v, f"{where}.{k}", getattr(base, k)) for k, v in values.items()}
+    return dataclasses.replace(base, **typed)
 
 
 def _check_choices(settings: Any) -> None:

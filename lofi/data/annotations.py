@@ -61,12 +61,9 @@ class TrimmedClip:
 
 
 def read_annotations(
-    path: str | Path,
-    format: str = "auto",
-    video_dir: str | Path | None = None,
-    *,
+    path: str | Path, format: str = "auto", video_dir: str | Path | None = None, *,
     keep_ambiguous: bool = False,
-) -> list[Video]:
+) -> list[Video]:  # fmt: skip
     """Read an annotation file (JSON or CSV, UTF-8); videos come in the order of the file.
 
     Args:
@@ -76,11 +73,8 @@ def read_annotations(
             optional columns subset, duration_s, fps; a row without times and label is a video
             without action; semicolons or tabs may separate; `video` is an id or a file name.
         video_dir: folder that is searched for the media files, with one level of sub-folders.
-        keep_ambiguous: keep the stretches that THUMOS14 tables mark "Ambiguous". Without, a video
-            with nothing else stays, without segments.
-    Raises:
-        FileNotFoundError: no such file or `video_dir`.
-        ValueError: the file or an entry is unusable; says where.
+        keep_ambiguous: keep what THUMOS14 tables mark "Ambiguous"; videos stay in any case.
+    FileNotFoundError: no such file or `video_dir`; ValueError: unusable, says where.
     """
     path = Path(path)
     if format not in FORMATS:

@@ -107,22 +107,16 @@ class DatasetReport:
 
 
 def check_dataset(
-    videos: Iterable[Video],
-    video_dir: str | Path | None = None,
-    *,
-    decode: bool = True,
-    workers: int = 1,
-    limit_s: float = 120.0,
-    tolerance_s: float = 0.1,
-    report: str | Path | None = None,
-    progress: Callable[[int, int], None] | None = None,
-) -> DatasetReport:
+    videos: Iterable[Video], video_dir: str | Path | None = None, *, decode: bool = True,
+    workers: int = 1, limit_s: float = 120.0, tolerance_s: float = 0.1,
+    report: str | Path | None = None, progress: Callable[[int, int], None] | None = None,
+) -> DatasetReport:  # fmt: skip
     """Check annotations and, where there are any, video files.
 
     Args:
-        video_dir: folder of the media files. Without it, each video's own path is used; when no
-            video has one, only the annotations are checked.
-        decode: decode every file from start to end; False only asks whether it is there.
+        video_dir: folder of the media files; None = each video's own path. When no video has one,
+            only the annotations are checked.
+        decode: every file from start to end; False only asks whether it is there.
         workers, limit_s: child processes that decode, and seconds that a file may take.
         tolerance_s: how far a segment may reach beyond the video.
         report: CSV of problems, and of kind "ok" for good files. It grows while files are decoded;
@@ -160,9 +154,9 @@ def check_dataset(
         others = [e for e in entries if not (e.kind == "undecodable" and e.video_id in files)]
         rows += [[*entry, *[""] * 5] for entry in (*others, *known)]
         write_csv(report, [COLUMNS, *rows])
-    num_segments = sum(len(v.segments) for v in videos)
+    counts = len(videos), sum(len(v.segments) for v in videos)
     subsets = tuple(_subset_lines(videos, with_media))
-    return DatasetReport(tuple(entries), len(videos), num_segments, files, known, subsets)
+    return DatasetReport(tuple(entries), *counts, files, known, subsets)
 
 
 def _has_file(video: Video) -> bool:
@@ -232,8 +226,7 @@ def suspicious_labels(counts: Counter[str]) -> dict[str, str]:
         for other, frequent in counts.items():
             if (count, other) < (frequent, label):
                 letters = _label_distance(label, other)
-                rare = letters is not None and (count == 1 or 5 * count <= frequent)
-                if letters == 0 or rare:
+                if letters == 0 or (letters and (count == 1 or 5 * count <= frequent)):
                     near.append((letters, other))
         if near:
             letters, other = min(near)

@@ -15,9 +15,7 @@ def read_clip_list(path: str | Path) -> list[TrimmedClip]:
     (optional start_s, end_s, subset), clips relative to its folder; or a Kinetics CSV (label,
     youtube_id, time_start, time_end, split) beside class folders; clips without file are left out.
 
-    Raises:
-        FileNotFoundError: no such file or folder.
-        ValueError: nothing in it, or a row is unusable; says which line.
+    FileNotFoundError: no such file or folder; ValueError: nothing in it, or a row is unusable.
     """
     path = Path(path)
     if path.is_dir():
@@ -50,10 +48,10 @@ def _in_folders(folder: Path) -> list[Path]:
 
 
 def _kinetics_clips(path: Path, text: str) -> list[TrimmedClip]:
-    """Clips as the crawler of ActivityNet or the tools of TSM name them, and below which folders.
+    """Clips as the crawler of ActivityNet or the tools of TSM name them.
 
-    Crawler: `<label>/<id>_<start, 6 digits>_<end, 6 digits>`. TSM: `<id>_<start>` in a folder whose
-    name has underscores for spaces and neither quotes nor parentheses.
+    Crawler: `<label>/<id>_<start, 6 digits>_<end, 6 digits>`. TSM: `<id>_<start>` in a folder with
+    underscores for spaces and neither quotes nor parentheses.
     """
     files = {(f.parent.name, f.stem): f for f in reversed(_in_folders(path.parent))}
     rows = table_rows(path, text, ("label", "youtube_id", "time_start", "time_end"))

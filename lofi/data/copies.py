@@ -1,8 +1,7 @@
 """Frames into video files: rendered ones, and low-resolution copies of videos, made once.
 
-A video at a short side of 256 pixels decodes several times faster than at 720 and loses nothing
-at the sizes used here. Everything is written as H.264 (yuv420p) mp4 through PyAV, one frame at a
-time, atomically.
+A short side of 256 pixels decodes several times faster than 720 and loses nothing at the sizes used
+here. All is written as H.264 (yuv420p) mp4 through PyAV, one frame at a time, atomically.
 """
 
 import hashlib
@@ -34,13 +33,9 @@ KEYFRAME_INTERVAL = 48  # frames; of copies, so that a few frames are found with
 
 
 def write_video(
-    path: str | Path,
-    frames: np.ndarray,
-    fps: float,
-    crf: int = 18,
-    preset: str = "veryfast",
+    path: str | Path, frames: np.ndarray, fps: float, crf: int = 18, preset: str = "veryfast",
     keyframe_interval: int = 250,
-) -> None:
+) -> None:  # fmt: skip
     """Write frames as H.264 (yuv420p) mp4, atomically; the same frames give the same bytes.
 
     Args:
@@ -99,14 +94,12 @@ def reencode(
 ) -> VideoInfo:
     """Copy a video at low resolution in one pass, without sound; what decoding the copy gives.
 
-    The copy has the frames, in number and order, and the frame rate that `path` decodes to (damage
-    is passed over, as in `probe`), so that annotations and snippets fit as they did.
+    It has the frames and the rate that `path` decodes to, damage passed over as in `probe`.
 
     Args:
         short_side: pixels of the shorter side; smaller videos keep their size.
         fps: frame rate of the copy, see `resampled_frames`; 0 keeps every frame.
-    Raises:
-        VideoError: see `probe`; or the copy does not have the frames that it should have.
+    VideoError: see `probe`; or the copy does not have the frames that it should have.
     """
     info = probe(path)
     size = small_size(info.height, info.width, short_side)
@@ -171,27 +164,19 @@ def media_files(folder: str | Path) -> list[Path]:
 
 
 def cache_videos(
-    paths: Iterable[Path],
-    video_dir: str | Path,
-    out: str | Path,
-    *,
-    short_side: int = 256,
-    fps: float = 0.0,
-    crf: int = 20,
-    workers: int = 1,
-    limit_s: float = 1800.0,
+    paths: Iterable[Path], video_dir: str | Path, out: str | Path, *, short_side: int = 256,
+    fps: float = 0.0, crf: int = 20, workers: int = 1, limit_s: float = 1800.0,
     progress: Callable[[int, int], None] | None = None,
-) -> CacheReport:
+) -> CacheReport:  # fmt: skip
     """Write low-resolution copies, under the videos' own names with .mp4; see `reencode`.
 
     Child processes make them, so that one bad file stops nothing. A copy that is there, made from
     the same content with the same settings, is not made again: an interrupted run goes on.
 
     Args:
-        paths: videos below `video_dir`; folders are kept, so that class folders stay.
+        paths: videos below `video_dir`; (class) folders are kept.
         out: folder of the copies and of `cache.csv`, which lists every video, good or failed.
-        limit_s: seconds that one video may take.
-        progress: called with (videos done, videos in all).
+        limit_s, progress: seconds a video; called with (videos done, videos in all).
     Raises:
         ValueError: a bad setting, `out` inside `video_dir`, or `cache.csv` is something else.
     """
@@ -210,15 +195,11 @@ def cache_videos(
     for path in paths:
         file = Path(os.path.abspath(path)).relative_to(video_dir).with_suffix(".mp4").as_posix()
         copy, place = known.get(file), out / file
+        same = copy and (copy.kind, copy.settings) == ("ok", settings) and place.is_file()
         if file in done or file in todo:
             other = f"{path}: another video has the same name but for its ending; rename one"
             done[f"{file} ({path.suffix})"] = Copy(f"{file} ({path.suffix})", "failed", other)
-        elif (
-            copy is not None
-            and (copy.kind, copy.settings) == ("ok", settings)
-            and place.is_file()
-            and (place.stat().st_size, content_id(path)) == (copy.bytes, copy.source)
-        ):
+        elif same and (place.stat().st_size, content_id(path)) == (copy.bytes, copy.source):
             done[file] = copy
         else:
             todo[file] = (str(path), str(place), short_side, fps, crf)

@@ -124,20 +124,15 @@ def video_grid(data: DataConfig, info: VideoInfo, snippets: int) -> Grid:
     """Where the snippets of one video lie: `snippets` of a whole one, else every few frames."""
     if not data.window_stride:
         return Grid.whole(snippets, info.duration_s)
-    count, fps = info.num_frames, info.fps
-    if data.resample_fps:
-        count = len(resampled_frames(info.num_frames, info.fps, data.resample_fps))
-        fps = count / info.duration_s
+    count = len(resampled_frames(info.num_frames, info.fps, data.resample_fps))
+    fps = count / info.duration_s if data.resample_fps else info.fps
     return Grid.strided(-(-count // data.window_stride), data.window_stride, fps, count)
 
 
 def video_request(
-    data: DataConfig,
-    path: str | Path,
-    fidelity: Fidelity,
-    augmentation: Augmentation | None = None,
-    grid: Grid | None = None,
-) -> ClipRequest:
+    data: DataConfig, path: str | Path, fidelity: Fidelity,
+    augmentation: Augmentation | None = None, grid: Grid | None = None,
+) -> ClipRequest:  # fmt: skip
     """How the configuration cuts the snippets of one video, or of the window that is `grid`."""
     span = None
     if grid is not None and grid.stride:
@@ -148,10 +143,10 @@ def video_request(
 
 def fingerprint(items: Sequence[Video | TrimmedClip]) -> str:
     """Hash of what is trained on (names, labels, times), independent of where the files lie."""
-    rows = [
-        [item.id, [[s.start_s, s.end_s, s.label] for s in item.segments]]
-        if isinstance(item, Video)
-        else [item.path.name, item.label, item.start_s, item.end_s]
-        for item in items
-    ]
+    rows = []
+    for item in items:
+        if isinstance(item, Video):
+            rows.append([item.id, [[s.start_s, s.end_s, s.label] for s in item.segments]])
+        else:
+            rows.append([item.path.name, item.label, item.start_s, item.end_s])
     return hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:12]

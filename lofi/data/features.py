@@ -57,10 +57,7 @@ class FeatureHeader:
 
 
 def write_features(path: str | Path, features: Tensor, header: FeatureHeader) -> None:
-    """Write the features of one video, (C, T), atomically as float32.
-
-    ValueError when T is not `header.snippets`, or values are not finite.
-    """
+    """Write (C, T) atomically as float32; ValueError: T is not `header.snippets`, or not finite."""
     if features.ndim != 2 or features.shape[1] != header.snippets:
         wanted = f"features must be (C, {header.snippets}), got {tuple(features.shape)}"
         raise ValueError(f"{path}: {wanted}")
@@ -77,10 +74,7 @@ def read_features(
 ) -> tuple[Tensor, FeatureHeader]:
     """The features of one video, (C, T) float32, and what made them.
 
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: damaged, not written by `write_features`, or made otherwise than expected; names
-            every field that differs with both values.
+    FileNotFoundError: no file; ValueError: damaged, not ours, or (fields named) not as expected.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -111,10 +105,7 @@ def read_features(
 
 
 def resize_features(features: Tensor, steps: int) -> Tensor:
-    """Bring (C, T) features to (C, `steps`) by linear interpolation with half-pixel centres.
-
-    Source: the rule of G-TAD's data loader. T = `steps` is the identity.
-    """
+    """(C, T) features to (C, `steps`), linear with half-pixel centres (G-TAD's data loader)."""
     return F.interpolate(features[None], size=steps, mode="linear", align_corners=False)[0]
 
 
@@ -164,8 +155,7 @@ class FeatureStore:
     def extracted(folder: str | Path, expect: FeatureHeader, cure: str) -> "FeatureStore":
         """What `lofi train features` left in a folder; `cure` is the command that makes it.
 
-        `expect` is checked file by file, when it is read. Raises FileNotFoundError: nothing there;
-        ValueError: the extraction was not finished.
+        `expect` is checked when a file is read. FileNotFoundError: none; ValueError: unfinished.
         """
         folder = Path(folder)
         if not folder.is_dir():
@@ -190,8 +180,8 @@ class FeatureStore:
     def published(setting: PublishedFeatures, videos: Sequence[Video]) -> "FeatureStore":
         """A folder (or .h5 file) of features that others extracted; see `PublishedFeatures`.
 
-        The annotated videos give durations, and frame rates where `setting.fps` is 0. Raises
-        FileNotFoundError: no such folder; ValueError: nothing usable in it.
+        Videos give durations, and rates where `setting.fps` is 0. FileNotFoundError: no such
+        folder; ValueError: nothing usable in it.
         """
         from lofi.data.published import published_files, published_grid, read_published
 

@@ -116,8 +116,7 @@ def run_isolated(
 ) -> Iterator[tuple[int, Any]]:
     """Call `function(*call)` for every call in child processes, as they finish.
 
-    Yields (position in `calls`, result, or the exception: that of the function, or a VideoError
-    for a child that crashed or took longer than `limit_s` seconds). StartError when none starts.
+    Yields (position in `calls`, result or exception, see `Children.call`); raises StartError.
     """
     workers = max(1, min(workers, len(calls)))
     children = Children(workers)
@@ -137,8 +136,7 @@ def run_isolated(
 def shared_tensor(shape: tuple[int, ...]) -> tuple[str, torch.Tensor]:
     """A file in memory (on disk where memory is short) and the uint8 tensor that is mapped on it.
 
-    Space is reserved first: writing into a full shared memory (64 MB in many containers) would
-    kill the process instead of raising.
+    Space is reserved first: writing into full shared memory would kill the process, not raise.
     """
     size = math.prod(shape)
     for folder in (SHARED_MEMORY, Path(tempfile.gettempdir())):

@@ -58,8 +58,7 @@ def read_published(path: str | Path, setting: PublishedFeatures, video_id: str =
     header line, or .h5 / .hdf5 with one data set a video (needs h5py). `setting.width` tells (T, C)
     from (C, T); 0 takes the rows as steps.
 
-    Raises:
-        FileNotFoundError, ValueError: missing, unreadable, not finite numbers of this width.
+    FileNotFoundError, ValueError: missing, unreadable, not finite numbers of this width.
     """
     path = Path(path)
     if not path.is_file():

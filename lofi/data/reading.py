@@ -38,8 +38,7 @@ class FrameCache:
     Small videos are decoded whole, so that any fidelity of the same size and any window of a
     trimmed clip is a copy; of longer ones only the frames asked for are kept, by frame set.
 
-    `max_bytes` is for all frames together, 0 = keep none; a video whose frames take at most
-    `max_video_bytes` at the size asked for is "small".
+    `max_bytes` is for all frames, 0 = none; small are `max_video_bytes` at the size asked for.
     """
 
     def __init__(self, max_bytes: int, max_video_bytes: int = 64 * 2**20) -> None:
@@ -93,8 +92,7 @@ class ClipRequest(NamedTuple):
         jitter = self.augmentation.jitter if self.augmentation else None
         rule = self.frame_stride, self.rule, jitter, self.span
         indices = shown[frame_indices(len(shown), self.fidelity, *rule)]
-        view = self.fidelity.pixels, self.crop_ratio, self.augmentation
-        return _read_frames(self.path, indices.reshape(-1), info, view, cache).view(self.shape)
+        return _read_frames(self, indices.reshape(-1), info, cache).view(self.shape)
 
 
 class TrimmedRequest(NamedTuple):
@@ -129,8 +127,7 @@ class TrimmedRequest(NamedTuple):
         fps = len(shown) / info.duration_s if self.resample_fps else info.fps
         rule = self.frames, self.frame_stride, self.augmentation
         indices = shown[window_indices(self.clip, len(shown), fps, *rule)]
-        view = self.pixels, self.crop_ratio, self.augmentation
-        return _read_frames(self.path, indices, info, view, cache)
+        return _read_frames(self, indices, info, cache)
 
 
 Request = ClipRequest | TrimmedRequest
@@ -151,10 +148,11 @@ def read_trimmed_clip(
 
 
 def _read_frames(
-    path: str | Path, indices: np.ndarray, info: VideoInfo, view: tuple, cache: FrameCache | None
+    request: Request, indices: np.ndarray, info: VideoInfo, cache: FrameCache | None
 ) -> torch.Tensor:
     """Decode (or look up), crop and mirror: uint8 (n, 3, S, S), never a view of the cache."""
     cache = FrameCache(0) if cache is None else cache
+    path, view = request.path, (request.shape[-1], request.crop_ratio, request.augmentation)
     crop = crop_of(info.height, info.width, *view)
     size = crop.height, crop.width
     key = (*file_identity(path), *size)
@@ -167,9 +165,8 @@ def _read_frames(
     def decode() -> torch.Tensor:
         return torch.from_numpy(decode_frames(path, wanted, size)).permute(0, 3, 1, 2).contiguous()
 
-    frames = cache.frames(key, decode)
     bottom, right = crop.top + crop.pixels, crop.left + crop.pixels
-    part = frames[:, :, crop.top : bottom, crop.left : right]
+    part = cache.frames(key, decode)[:, :, crop.top : bottom, crop.left : right]
     if (np.diff(rows) == 1).all():  # neighbours: one copy, no table of rows
         part = part[int(rows[0]) : int(rows[-1]) + 1]
         return part.flip(-1) if crop.flip else part.clone(memory_format=torch.contiguous_format)

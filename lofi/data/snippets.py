@@ -30,8 +30,7 @@ Time = TypeVar("Time", float, np.ndarray, torch.Tensor)
 def snippet_to_seconds(position: Time, duration_s: float, snippets: int) -> Time:
     """Seconds of a position on the snippet axis, position · duration / L.
 
-    Snippet i covers positions [i, i + 1): its left edge is i, its middle i + 0.5. The boundary
-    scores of a head are read at edges. Works on numbers, arrays and tensors.
+    Snippet i covers [i, i + 1), its middle is i + 0.5; a head's boundary scores are read at edges.
     """
     return position * (duration_s / snippets)
 
@@ -47,13 +46,9 @@ def snippet_centres(num_frames: int, snippets: int) -> np.ndarray:
 
 
 def frame_indices(
-    num_frames: int,
-    fidelity: Fidelity,
-    frame_stride: int = 8,
-    rule: str = "centred",
-    jitter: Sequence[float] | None = None,
-    span: tuple[int, int] | None = None,
-) -> np.ndarray:
+    num_frames: int, fidelity: Fidelity, frame_stride: int = 8, rule: str = "centred",
+    jitter: Sequence[float] | None = None, span: tuple[int, int] | None = None,
+) -> np.ndarray:  # fmt: skip
     """Frames of every snippet: int64 (L, F), in [0, N - 1].
 
     Args:
@@ -97,10 +92,9 @@ def frame_indices(
 
 
 def resampled_frames(num_frames: int, fps: float, resample_fps: float) -> np.ndarray:
-    """The video as if it had another frame rate: int64 (M,), which decoded frame stands for each.
+    """The video as if it had another frame rate: int64 (M,), the frame on screen in each middle.
 
-    M = N · resample_fps / fps frames (rounded, at least 1; `resample_fps` 0: N) divide the video's
-    length evenly; each shows the decoded frame that is on screen in its middle.
+    M = N · resample_fps / fps (rounded, at least 1; `resample_fps` 0: N) divide the length evenly.
     """
     if resample_fps < 0:
         raise ValueError(f"resample_fps is {resample_fps}, expected 0 (as decoded) or frames/s")
@@ -125,10 +119,7 @@ class Augmentation:
 
     @classmethod
     def draw(cls, generator: torch.Generator | None = None, snippets: int = 0) -> "Augmentation":
-        """Uniform position and time, mirrored half of the time, and jitter for `snippets` (L).
-
-        Takes 4 + `snippets` numbers of a CPU generator.
-        """
+        """Uniform, mirrored half of the time; takes 4 + `snippets` numbers of a CPU generator."""
         top, left, flip, time = torch.rand(4, generator=generator).tolist()
         jitter = tuple(torch.rand(snippets, generator=generator).tolist()) if snippets else None
         return cls(top, left, flip < 0.5, time, jitter)
@@ -149,16 +140,12 @@ class Crop(NamedTuple):
 
 
 def crop_of(
-    height: int,
-    width: int,
-    pixels: int,
-    crop_ratio: float = 0.875,
+    height: int, width: int, pixels: int, crop_ratio: float = 0.875,
     augmentation: Augmentation | None = None,
-) -> Crop:
+) -> Crop:  # fmt: skip
     """Scale and crop that show the same field of view at every S.
 
-    The crop's side S (`pixels`) is `crop_ratio`, in (0, 1], of the short side of the video (224 of
-    256 in the paper's pipeline), so the video is scaled to a short side of S / crop_ratio.
+    The video is scaled to a short side of S / crop_ratio, which lies in (0, 1] (paper: 224 / 256).
     """
     if not 0 < crop_ratio <= 1:
         raise ValueError(f"crop_ratio must be in (0, 1], got {crop_ratio}")
@@ -172,13 +159,9 @@ def crop_of(
 
 
 def window_indices(
-    clip: TrimmedClip,
-    num_frames: int,
-    fps: float,
-    frames: int,
-    frame_stride: int,
+    clip: TrimmedClip, num_frames: int, fps: float, frames: int, frame_stride: int,
     augmentation: Augmentation | None = None,
-) -> np.ndarray:
+) -> np.ndarray:  # fmt: skip
     """Frames of one window of a trimmed clip: int64 (F,); see `read_trimmed_clip`."""
     start_s = clip.start_s or 0.0
     if start_s * fps >= num_frames:
@@ -201,8 +184,8 @@ def window_indices(
 class Window(NamedTuple):
     """L snippets of a long video, one every `stride` frames; the next window begins L / 2 further.
 
-    Times are frames of the video (the frame columns of G-TAD's tables are seconds times a nominal
-    rate, 30, 25 or 24). The last snippets may lie beyond the end (they are zero in training).
+    In frames of the video, not of G-TAD's tables (seconds times a nominal 30, 25 or 24). The last
+    snippets may lie beyond the end (they are zero in training).
     """
 
     first_frame: int  # of the first snippet
@@ -223,8 +206,9 @@ def windows(
         raise ValueError(f"{found}: expected numbers of at least 1")
     count = -(-num_frames // stride)
     starts = list(range(0, max(count - snippets, 0) + 1, max(1, snippets // 2)))
-    lost = count - snippets - starts[-1]
-    if lost > snippets / stride:  # otherwise the last snippets are not looked at, as released
+    if (
+        count - snippets - starts[-1] > snippets / stride
+    ):  # otherwise the last snippets are not looked at, as released
         starts.append(count - snippets)
     found = [Window(start * stride, (start + snippets - 1) * stride) for start in starts]
     if segments is None:
@@ -246,8 +230,7 @@ def windows(
 class Grid:
     """T equal steps over a stretch of a video; step i is [start_s + i · step_s, + step_s).
 
-    A whole video that was cut into (or resized to) T steps has `stride` 0 and starts at 0. A video
-    of any length with a step every `stride` frames, and each window of it, has frame numbers too.
+    Whole videos in T steps have `stride` 0 and start at 0; strided ones have frame numbers too.
     """
 
     steps: int  # T
@@ -257,8 +240,7 @@ class Grid:
     fps: float = 0.0  # frames a second that `stride` counts
     num_frames: int = 0  # of the video, counted at `fps`
     first_frame: int = 0  # of the first step
-    # Left edge of step 0 minus the time of `first_frame`: (window - stride) / 2 frames for features
-    # whose window is longer than their stride.
+    # Left edge of step 0 minus the time of `first_frame`, (window - stride) / 2 frames of features.
     offset_s: float = 0.0
 
     @staticmethod
@@ -304,10 +286,9 @@ class Grid:
 
 
 def training_parts(video: Video, grid: Grid, steps: int) -> list[tuple[Video, Grid]]:
-    """What is trained on of one video: itself, or of a strided grid the windows worth it.
+    """What is trained on of one video: itself, or of a strided grid the `windows` with segments.
 
-    A window is worth it when it holds 90 % of some segment; its video's segments are those that it
-    touches, in seconds from its beginning (they may begin before it or end behind it).
+    Segments are in seconds from the window's beginning; they may begin before or end behind it.
     """
     if not grid.stride:
         return [(video, grid)]

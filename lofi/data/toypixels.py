@@ -77,13 +77,9 @@ class Phase(NamedTuple):
 
 
 def render(
-    world: ToyWorld,
-    look: Look,
-    rng: np.random.Generator,
-    label: str,
-    phases: tuple[Phase, ...],
+    world: ToyWorld, look: Look, rng: np.random.Generator, label: str, phases: tuple[Phase, ...],
     num_frames: int,
-) -> np.ndarray:
+) -> np.ndarray:  # fmt: skip
     """One clip or video of a class, (num_frames, H, W, 3) uint8."""
     shape, axis = label.split(" ")
     shake = rng.normal(0, look.jitter, (num_frames, 2))  # camera, (y, x)
@@ -110,10 +106,7 @@ def render(
 def _background(
     rng: np.random.Generator, world: ToyWorld, look: Look, shake: np.ndarray
 ) -> tuple[np.ndarray, float]:
-    """A drifting texture, (N, H, W, 3) float32 in grey levels (not clipped), and its mean luma.
-
-    `shake` are the camera's offsets (y, x) in pixels, (N, 2).
-    """
+    """A drifting texture, (N, H, W, 3) float32 (not clipped), and its mean luma; `shake` (y, x)."""
     grey, tint = _texture(rng, look.exponent, 1), _texture(rng, look.exponent, 3)
     base = rng.uniform(80, 175) + rng.uniform(-25, 25, 3).astype(np.float32)
     texture = (base + look.contrast * (0.9 * grey + 0.45 * tint)).astype(np.float32)
@@ -145,13 +138,9 @@ def _texture(rng: np.random.Generator, exponent: float, channels: int) -> np.nda
 
 
 def _motion(
-    rng: np.random.Generator,
-    world: ToyWorld,
-    radius: float,
-    axis: str,
-    phases: tuple[Phase, ...],
-    num_frames: int,
-) -> np.ndarray:
+    rng: np.random.Generator, world: ToyWorld, radius: float, axis: str,
+    phases: tuple[Phase, ...], num_frames: int,
+) -> np.ndarray:  # fmt: skip
     """Centre x, y and elongation of the one who acts, (3, N); a new place after each absence."""
     period = rng.uniform(*world.period)
     wave = np.sin(2 * np.pi * (np.arange(num_frames) / period + rng.uniform()))
@@ -187,8 +176,7 @@ def appearances(phases: tuple[Phase, ...]) -> list[list[Phase]]:
 def pick_colours(rng: np.random.Generator, mean_luma: float, distance: float) -> np.ndarray:
     """Two colours (2, 3) of one luma, more than `distance` grey levels from the background's mean.
 
-    Without this rule some actors are all but invisible after H.264, and the classifier's training
-    stays on its plateau for some seeds.
+    Others are all but invisible after H.264, and some seeds' training then stays on its plateau.
     """
     while True:
         first, other = rng.uniform(10, 245, (2, 3)).astype(np.float32)
@@ -204,10 +192,8 @@ def _draw(
 ) -> None:
     """Blend an actor into (N, H, W, 3) float32 frames in place; parts outside are cut off.
 
-    Args:
-        colours: (2, 3) float32, upper and lower half.
-        radius: half width in pixels; half the height is radius * elongation.
-        track: (3, N) centre x, y and elongation, which is 0 where the actor is absent.
+    `colours`: (2, 3) float32, upper and lower half. `radius`: half the width in pixels; times the
+    elongation half the height. `track`: (3, N) of `_motion`, elongation 0 where nobody is there.
     """
     shown = np.flatnonzero(track[2])
     if not len(shown):
@@ -248,10 +234,9 @@ def _distance(shape: str, u: np.ndarray, v: np.ndarray) -> np.ndarray:
 
 
 def _exposed(frames: np.ndarray, rng: np.random.Generator, strength: float) -> np.ndarray:
-    """Contrast and brightness that sway over about a second, like a camera's automatic exposure.
+    """Contrast and brightness sway over about a second, as with automatic exposure.
 
-    A classifier learns to ignore them, the features of an untrained encoder do not: without this
-    the mere presence of an actor was enough to localize well.
+    Without this, features of an untrained encoder localized well by an actor's mere presence.
     """
     own = np.random.default_rng(rng.integers(2**31))
     window = np.hanning(13)

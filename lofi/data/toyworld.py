@@ -37,16 +37,14 @@ from lofi.files import read_json, sha256, write_json, write_text
 logger = logging.getLogger(__name__)
 
 SUBSETS = ("training", "validation")
-# Without x264's macroblock tree, as `write_video` has it: with the tree, frames this small do not
-# always give the same bytes (14 of 84 files differed between calls, 0 of 84 without). The world's
-# crf of 22 then has the PSNR of "veryfast" with the tree at crf 18, for 15 % more bytes.
+# Without x264's macroblock tree, as in `write_video` (with it 14 of 84 such files differed between
+# calls), a crf of 22 has the PSNR of "veryfast" with the tree at crf 18, for 15 % more bytes.
 PRESET = "superfast"
 
-# Tuned on seeds 100 to 104 and frozen: results are quoted for other seeds. What was tuned is
-# whether action classification (AdamW 0.004, weight decay 0.01, batch 64, 10 epochs) leaves its
-# plateau: actors larger by 6 %, a period of 6 to 9 frames (first 7 to 11) and a distractor in half
-# of the source clips (first in all). Held-out accuracy on decoded frames then was 0.975, 0.983,
-# 0.979, 0.988, 0.983. Localization was not looked at.
+# Tuned on seeds 100 to 104 and frozen (results are quoted for others), so that classification
+# (AdamW 0.004, weight decay 0.01, batch 64, 10 epochs) leaves its plateau: actors larger by 6 %, a
+# period of 6 to 9 frames (first 7 to 11), a distractor in half of the source clips (first in all).
+# Held-out accuracy then was 0.975, 0.983, 0.979, 0.988, 0.983. Localization was not looked at.
 TOY = ToyWorld(
     name="toy", shapes=("ring", "cross", "square", "triangle"),
     height=48, width=56, actor_width=48,  # decord2 cannot read a width of 48
@@ -61,9 +59,8 @@ TOY = ToyWorld(
     instances=(0.4, 0.4, 0.2), instance_frames=(14, 48), context_frames=(6, 19), false_start=0.5,
 )  # fmt: skip
 
-# For tests: fewer classes, taller and faster actors, little noise. Only the number of epochs
-# (batch 32, else as above) was tuned on seeds 100 to 104: held-out accuracy after 8 was 0.988,
-# 0.950, 1.000, 0.900, 0.988; after 10 it was 1.000 (100) and 0.988 (103, the slowest).
+# For tests: fewer classes, taller and faster actors, little noise. Only the epochs (batch 32) were
+# tuned on seeds 100 to 104: held-out accuracy after 8 was 0.988, 0.950, 1.000, 0.900, 0.988.
 TINY = replace(
     TOY,
     name="tiny", shapes=("ring", "cross"),
@@ -187,17 +184,14 @@ class WorldPaths(NamedTuple):
 
 
 def write_world(
-    folder: str | Path,
-    world: ToyWorld,
-    seed: int,
+    folder: str | Path, world: ToyWorld, seed: int,
     progress: Callable[[int, int], None] | None = None,
-) -> WorldPaths:
+) -> WorldPaths:  # fmt: skip
     """Render a world into `folder`, or return at once when it is already there.
 
-    The bytes depend on `world` and `seed` alone (and on the version of the encoder library). A
-    killed call is continued by the next; files that were deleted since are rendered again.
-    ValueError: the folder holds another world (names the differing settings), or files were changed
-    since they were written.
+    The bytes depend on `world`, `seed` and the version of the encoder library. A killed call is
+    continued by the next; files that were deleted since are rendered again.
+    ValueError: the folder holds another world, or files were changed since they were written.
     """
     folder = Path(folder)
     names = ("source", "source.csv", "videos", "annotations.json", "events.json", "manifest.json")
@@ -243,26 +237,21 @@ def write_world(
 
 
 def _tables(world: ToyWorld, clips: list[ClipPlan], videos: list[VideoPlan]) -> dict[str, str]:
-    """The texts of the tables, by file name; annotations have the official ActivityNet layout.
-
-    Events are all phases, with their vigour on the scale of the source clips; only actions are
-    annotated.
-    """
+    """Texts by file name; events are all phases, with vigour on the scale of the source clips."""
     rows = [f"source/{c.file},{c.label},{c.vigour:.4f},{c.subset}\n" for c in clips]
     low, high = world.source_swing
     events, database = {}, {}
     for video in videos:
-        label, actions = video.label, []
         events[video.id] = []
+        entry = {"subset": video.subset, "duration": world.video_frames / world.fps, "url": ""}
+        database[video.id] = entry | {"annotations": []}
         for phase in video.phases:
             span = [phase.start / world.fps, phase.end / world.fps]
+            action = {"segment": span, "label": video.label}
             vigour = round((phase.swing - low) / (high - low), 4)
-            event = {"kind": phase.kind, "segment": span, "label": label, "vigour": vigour}
-            events[video.id].append(event)
+            events[video.id].append({"kind": phase.kind, **action, "vigour": vigour})
             if phase.kind == "action":
-                actions.append({"segment": span, "label": label})
-        entry = {"subset": video.subset, "duration": world.video_frames / world.fps, "url": ""}
-        database[video.id] = entry | {"annotations": actions}
+                database[video.id]["annotations"].append(action)
     nodes = [{"nodeId": 0, "nodeName": "Root", "parentId": None, "parentName": None}]
     for i, name in enumerate(world.classes, 1):
         nodes.append({"nodeId": i, "nodeName": name, "parentId": 0, "parentName": "Root"})

@@ -64,9 +64,8 @@ def declared_frames(path: str | Path) -> int:
 def probe(path: str | Path) -> VideoInfo:
     """Frame count, frame rate and size of a video, from one pass over its packets.
 
-    The whole file is decoded only where packets and frames may differ. A file cut short reports the
-    frames before the cut and logs a warning. Remembered until size or modification time change.
-    VideoError: missing, empty, not a video, or no frame decodes.
+    Decoded whole only where packets and frames may differ; a file cut short logs a warning. Kept
+    until size or time change. VideoError: missing, empty, not a video, or no frame decodes.
     """
     return _scan(*file_identity(path)).info
 
@@ -90,14 +89,12 @@ def decode_frames(
 
     Args:
         indices: N of them in [0, num_frames), in any order, repeats allowed.
-        size: (height, width) of the result, None for the video's own; scaled (bicubic) before the
-            frames leave the decoder.
+        size: (height, width) to scale to (bicubic, in the decoder); None = the video's own.
     Raises:
         VideoError: see `probe`; or frames that should be there do not decode.
         ValueError: an index outside the video, or a size below 1.
     """
-    identity = file_identity(path)
-    scan = _scan(*identity)
+    scan = _scan(*(identity := file_identity(path)))
     wanted = np.asarray(indices, dtype=np.int64).reshape(-1)
     height, width = size or (scan.info.height, scan.info.width)
     if height < 1 or width < 1:
@@ -212,8 +209,7 @@ def _read_packets(container, stream):
 def frames_in_order(path: str | Path, errors: list[Exception] | None = None) -> Iterator:
     """Every frame that decodes, in display order.
 
-    Damaged packets are passed over (in a cut file the last one; frames still in the decoder come
-    out after it); what the decoder says about them is appended to `errors`.
+    Damaged packets are passed over (in a cut file the last one); `errors` collects the reasons.
     """
     import av
 
@@ -234,10 +230,7 @@ def frames_in_order(path: str | Path, errors: list[Exception] | None = None) -> 
 
 
 def scaled_frames(path: str | Path, height: int, width: int) -> Iterator[Callable[[], np.ndarray]]:
-    """For every frame in order a function that gives it upright, (height, width, 3) uint8 RGB.
-
-    Scaled like decord does (bicubic); frames whose function is not called cost no scaling.
-    """
+    """A function a frame that scales it (bicubic, as decord): upright (height, width, 3) uint8."""
     from av.video.reformatter import VideoReformatter
 
     reformatter = VideoReformatter()  # one for all frames: it keeps its scaling tables
