@@ -70,9 +70,7 @@ def read_video_classes(path: str | Path) -> VideoClasses:
     `{"results": {id: [C scores]}, "class": [C names]}` (the CUHK file of G-TAD), and
     `{id: [{"label": name, "score": x}, ...]}`, optionally under "results"; classes that a video
     does not list get score 0 there. Scores are used as stored. A prefix `v_` of ids is dropped.
-
-    Raises:
-        FileNotFoundError, ValueError: with the file and what was expected.
+    FileNotFoundError, ValueError: with the file and what was expected.
     """
     if Path(path).suffix == ".npy":
         return read_untrimmednet(path)
@@ -106,10 +104,8 @@ def read_hacs_top2(
     """Read G-TAD's HACS file: two (class index, raw score) per video, keyed by position.
 
     Args:
-        names: the alphabetical HACS class list that the indices refer to.
-        video_ids: ids in the order the file counts them (the sorted validation ids).
-    Raises:
-        ValueError: too few entries for `video_ids`, or an index outside `names`.
+        names: the alphabetical HACS class list that the indices refer to, else ValueError.
+        video_ids: sorted validation ids, as the file counts them; ValueError where it has fewer.
     """
     rows = read_json(path, "two best classes per video, keyed by position")
     scores = {}
@@ -167,10 +163,7 @@ def detections(
 ) -> list[Detection]:  # fmt: skip
     """What is left after suppression, cut at the ends of the video, with classes.
 
-    Args:
-        class_scores: (C,) of the video; None = class-agnostic, label "".
-        names: C class names.
-    """
+    `class_scores` (C,) of the video; None = class-agnostic, label ""."""
     start, end = kept.segments_s.T
     segments = np.stack([np.maximum(start, 0.0), np.minimum(end, duration_s)], 1)
     if class_scores is None:
@@ -193,11 +186,7 @@ def add_classes(
     score x class score; `hacs` uses the best class only, weighted by best / (best + second);
     `thumos` lists both classes of a proposal side by side, rounds scores to 6 digits and times to
     0.1 s. Equal class scores: the earlier name first. A class whose score is 0 is left out.
-
-    Args:
-        segments: (K, 2) seconds.
-        scores: (K,).
-        class_scores: (C,) in the order of `names`.
+    Segments (K, 2) in seconds, scores (K,), class scores (C,) in the order of `names`.
     """
     if rule not in CLASS_RULES:
         raise ValueError(f"class rule {rule!r} is unknown; choose one of {', '.join(CLASS_RULES)}")
@@ -280,14 +269,13 @@ def train_video_classifier(
 ) -> VideoClassifier:
     """Fit the classifier with L-BFGS on the standardised summaries.
 
-    The problem is convex and starts at zero, so the result depends on no seed.
+    The problem is convex and starts at zero, so the result depends on no seed. ValueError for fewer
+    than 2 classes.
 
     Args:
         features: video id -> (C, L) snippet features.
         labels: video id -> class name; videos without features are left out.
         weight_decay: factor of half the squared weights beside the mean cross-entropy.
-    Raises:
-        ValueError: no video has both, or only one class is left.
     """
     videos = [video for video in labels if video in features]
     names = tuple(sorted({labels[video] for video in videos}))

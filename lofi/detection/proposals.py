@@ -16,11 +16,8 @@ from lofi.heads.base import Proposals
 def suppress(windows: Sequence[Proposals], post: PostProcessing, joined: bool = False) -> Proposals:
     """Soft-NMS over the proposals of one video, best first.
 
-    Args:
-        windows: the proposals of a whole video, or of each of its sliding windows.
-        joined: they are windows: suppression runs inside each, then over their union.
-    Raises:
-        ValueError: no proposal at all, or windows with another suppression than "gaussian".
+    `joined`: `windows` are sliding windows; suppression runs inside each, then over their union.
+    ValueError for no proposal at all, or windows with another suppression than "gaussian".
     """
     if joined:
         if post.suppression != "gaussian":
@@ -34,9 +31,8 @@ def suppress(windows: Sequence[Proposals], post: PostProcessing, joined: bool = 
     if not len(table.scores):
         raise ValueError("no cell of the maps is a proposal; use more snippets")
     if post.suppression == "bmn":  # its limits count in shares of the video
-        found, scores = soft_nms_bmn(
-            table.cells / table.steps, table.scores, post.sigma, top_k=post.top_k
-        )
+        shares = table.cells / table.steps
+        found, scores = soft_nms_bmn(shares, table.scores, post.sigma, top_k=post.top_k)
         row_of = {cell: row for row, cell in enumerate(map(tuple, table.cells))}
         cells = np.rint(found * table.steps).astype(int)
         rows = np.array([row_of[tuple(cell)] for cell in cells], int)

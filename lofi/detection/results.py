@@ -66,9 +66,7 @@ def write_detections(
 def read_detections(path: str | Path) -> dict[str, list[Detection]]:
     """Read detections or proposals from ActivityNet-format JSON or from our CSV (by suffix).
 
-    Raises:
-        FileNotFoundError, ValueError: one line with the file, the entry and what was expected.
-    """
+    Errors name the file, the entry and what was expected, in one line."""
     if Path(path).suffix.lower() == ".csv":
         return _read_csv(Path(path))
     content = read_json(path, "detections in ActivityNet format")

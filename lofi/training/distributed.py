@@ -30,10 +30,7 @@ def restarted() -> bool:
 def joined(device: str = "cpu") -> Iterator[str]:
     """Join the other processes that torchrun started, if it did; yields this process's device.
 
-    "cuda" becomes the card of this process's local rank.
-
-    Raises:
-        ValueError: more processes than cards on this machine.
+    "cuda" becomes the card of the local rank; ValueError where there are fewer cards than ranks.
     """
     if not {"RANK", "WORLD_SIZE", "MASTER_ADDR"} <= set(os.environ):  # not started by torchrun
         yield device

@@ -67,12 +67,7 @@ def trains(task_of: Callable[[Config, str | Path], Task]) -> Callable[..., dict[
 
 @trains
 def train_acp(config: Config, run_dir: str | Path) -> Task:
-    """Action-classification pre-training on the source clips.
-
-    Returns:
-        {"encoder": path, "accuracy": on held-out source clips, "sha256", "weights": where it
-        started, …}; also in result.json.
-    """
+    """Action-classification pre-training on the source clips; returns what `pretrain` does."""
     clips, encoder = source_clips(config, run_dir, "acp"), methods.start_encoder(config)
     return _classification(config, "acp", encoder, clips, split_clips(clips), config.acp)
 
@@ -96,9 +91,7 @@ def train_icp(
     Published ImageNet weights (`config.weights`) are taken as they are. In a toy world, which has
     no images, single frames of the source clips carry the clip's label; half of that label is the
     axis of the motion, which no frame shows, so about half of the accuracy is out of reach.
-
-    Raises:
-        ValueError: real data without `config.weights`; an encoder without an image form.
+    ValueError for real data without `config.weights`, or an encoder without an image form.
     """
     encoder = methods.start_encoder(config, methods.unshifted(config.encoder))
     if config.weights:
@@ -161,7 +154,8 @@ def _read_labelled(names, frames: int, source, clips, address: tuple, augment: s
 
 
 def pretrain(config: Config, run_dir, task: Task, resume: bool, on_step, device: str) -> dict:
-    """Train a task in its run folder; returns and stores the encoder's path and the accuracy.
+    """Train a task in its run folder; returns what is in result.json: {"encoder": path,
+    "accuracy": on held-out clips, "sha256", "weights": where it started, …}.
 
     The loss is the cross-entropy, a mean over all items of the logical batch that could be read.
     """
