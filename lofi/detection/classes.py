@@ -43,10 +43,9 @@ class VideoClasses:
     def __post_init__(self) -> None:
         for video, scores in self.scores.items():
             if np.shape(scores) != (len(self.names),):
-                raise ValueError(
-                    f"{self.source}: video {video} has class scores of shape {np.shape(scores)}; "
-                    f"expected ({len(self.names)},), one per class"
-                )
+                found = f"video {video} has class scores of shape {np.shape(scores)}"
+                expected = f"({len(self.names)},), one per class"
+                raise ValueError(f"{self.source}: {found}; expected {expected}")
 
     def of(self, video: str) -> np.ndarray:
         """(C,) scores of one video; ValueError when the file does not have it."""
@@ -171,9 +170,8 @@ def detections(
         return [Detection(start, end, "", score) for (start, end), score in pairs]
     if len(class_scores) != len(names):
         raise ValueError(f"{len(class_scores)} class scores for {len(names)} names; expected equal")
-    return add_classes(
-        segments, kept.scores, class_scores, names, post.class_rule, post.classes_per_video
-    )
+    rule = post.class_rule, post.classes_per_video
+    return add_classes(segments, kept.scores, class_scores, names, *rule)
 
 
 def add_classes(
@@ -225,10 +223,9 @@ class VideoClassifier:
     def predict(self, features: torch.Tensor) -> np.ndarray:
         """Probabilities (classes,) of one video from its (C, L) snippet features."""
         if 2 * len(features) != len(self.mean):
-            raise ValueError(
-                f"features have {len(features)} channels, this classifier was trained on "
-                f"{len(self.mean) // 2}; use the encoder it was trained with"
-            )
+            known = f"this classifier was trained on {len(self.mean) // 2}"
+            cure = "use the encoder it was trained with"
+            raise ValueError(f"features have {len(features)} channels, {known}; {cure}")
         summary = (video_summary(features) - self.mean) / self.std
         return (self.weight @ summary + self.bias).softmax(0).double().numpy()
 

@@ -152,7 +152,7 @@ def classifier_path(run_dir: str | Path, method: str) -> Path:
 def train_classifier(config: Config, run_dir: str | Path, method: str = "") -> dict[str, Any]:
     """Stage `classes`: a video classifier on a method's features of the training videos.
 
-    It is fitted again whenever it is asked for."""
+    Convex and without randomness, so it is simply fitted again whenever it is asked for."""
     method = method or methods.default_method(config)
     data = methods.run_data(config, run_dir)
     store = methods.open_features(config, run_dir, method, data)

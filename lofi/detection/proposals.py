@@ -55,11 +55,8 @@ def join_windows(
 ) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
     """Merge the proposals of one video's sliding windows (G-TAD, THUMOS14).
 
-    Args:
-        windows: per window segments (N, 2) in any unit of the video's time, and scores (N,).
-        longest: segments of this length or more get score 0 before each pass.
-    Returns:
-        segments (K, 2) and scores (K,), K <= top_k, best first.
+    Per window segments (N, 2) in any unit of the video's time and scores (N,); segments of length
+    >= `longest` get score 0 before each pass. Returns (K, 2) and (K,), K <= top_k, best first.
     """
 
     def once(segments: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

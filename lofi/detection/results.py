@@ -58,9 +58,8 @@ def write_detections(
         lines.append(f"{json.dumps(video)}: {json.dumps(entries, allow_nan=False)}")
     body = ",\n".join(lines)
     head, tail = json.dumps(version), json.dumps(external, allow_nan=False)
-    write_text(
-        path, f'{{"version": {head},\n"results": {{\n{body}\n}},\n"external_data": {tail}}}\n'
-    )
+    text = f'{{"version": {head},\n"results": {{\n{body}\n}},\n"external_data": {tail}}}\n'
+    write_text(path, text)
 
 
 def read_detections(path: str | Path) -> dict[str, list[Detection]]:

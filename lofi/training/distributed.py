@@ -51,9 +51,8 @@ def joined(device: str = "cpu") -> Iterator[str]:
         # address that another one had before the failure, and wait for it.
         attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
         store = dist.PrefixStore(f"lofi-{attempt}", store)
-    dist.init_process_group(
-        backend, store=store, rank=number, world_size=processes, timeout=CONNECT, **options
-    )
+    options |= {"store": store, "rank": number, "world_size": processes, "timeout": CONNECT}
+    dist.init_process_group(backend, **options)
     # Not part of torch's public interface; without it, waiting is limited to CONNECT.
     set_timeout = getattr(dist.distributed_c10d, "_set_pg_timeout", lambda timeout: None)
     set_timeout(TIMEOUT)

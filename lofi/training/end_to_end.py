@@ -50,7 +50,8 @@ class EndToEnd:
     """Forward and backward of encoder and head over one process's share of a logical batch.
 
     Args:
-        mode: see `lofi.config.Mode`; "partial" and "frozen" freeze the encoder here.
+        mode: see `lofi.config.Mode`; "partial" and "frozen" freeze the encoder here. ValueError
+            where live batch statistics would make it inexact.
         parameters: everything that is trained; their gradients are accumulated.
         amp: "fp32", or "bf16" for autocast (both passes of the chunked modes alike).
         micro_batch: videos whose graph is held at once; 0 = the whole share.
@@ -76,9 +77,9 @@ class EndToEnd:
         if (self.mode.chunked or self.micro_batch) and (live := _live_norms(self.encoder)):
             what = f"mode {self.mode.name}" if self.mode.chunked else "a micro-batch"
             raise ValueError(
-                f"{what} needs frozen batch norm, but {live[0]} of {self.encoder.name} follows "
-                "the statistics of each chunk, which is another function; "
-                "set lofi.frozen_bn or use mode full without micro-batches"
+                f"{what} needs frozen batch norm, but {live[0]} of {self.encoder.name} follows the "
+                "statistics of each chunk, which is another function; set lofi.frozen_bn or use "
+                "mode full without micro-batches"
             )
 
     def backpropagate(

@@ -43,9 +43,8 @@ FIRST_LESSONS = ("acp", "acp+", "icp", "arrow", "speed")  # stage 1
 def lofi_method(config: Config) -> str:
     """The method name that stage 2 trains under this configuration, see `JOINT`."""
     schedule, mode = config.lofi.schedule, config.lofi.mode.name
-    if schedule not in (*SCHEDULES, "full"):
-        known = ", ".join([*SCHEDULES, "full"])
-        raise ValueError(f"unknown lofi.schedule {schedule!r}; known: {known}")
+    if schedule not in (known := [*SCHEDULES, "full"]):
+        raise ValueError(f"unknown lofi.schedule {schedule!r}; known: {', '.join(known)}")
     wanted = schedule, "full" if mode == "exact" and schedule != "full" else mode
     return next(name for name, trained_by in JOINT.items() if trained_by == wanted)
 
@@ -54,10 +53,8 @@ def method_config(config: Config, method: str) -> Config:
     """`config` with the schedule and mode that train `method`, see `JOINT`; else ValueError."""
     if method not in JOINT:
         known = ["random", "acp", "acp+", *SCHEDULES.values(), *MODES, "icp", "arrow", "speed"]
-        raise ValueError(
-            f"unknown method {method!r}; known: {', '.join(known)}, weights, "
-            "or two of them side by side, such as acp+arrow"
-        )
+        listed = f"{', '.join(known)}, weights, or two of them side by side, such as acp+arrow"
+        raise ValueError(f"unknown method {method!r}; known: {listed}")
     schedule, name = JOINT[method]
     if method in SCHEDULES.values() and config.lofi.mode.name == "exact":
         name = "exact"

@@ -99,10 +99,9 @@ def train_icp(
         run = RunFolder(Path(run_dir) / "icp" / "encoder", settings, resume)
         return run.result() or run.finish(methods.save_stage_encoder(config, run, encoder, "icp"))
     if not config.data.preset:
-        raise ValueError(
-            "stage icp takes published ImageNet weights: set weights to such a file (torchvision's "
-            "resnet18-f37072fd.pth, …); only the toy worlds train it"
-        )
+        cure = "set weights to such a file (torchvision's resnet18-f37072fd.pth, …)"
+        found = f"stage icp takes published ImageNet weights: {cure}"
+        raise ValueError(f"{found}; only the toy worlds train it")
     clips = source_clips(config, run_dir, "icp")
     task = _classification(config, "icp", encoder, clips, split_clips(clips), config.icp, frames=1)
     return pretrain(config, run_dir, task, resume, on_step, device)
@@ -239,12 +238,9 @@ class ClipSource(AbstractContextManager):
 
     def read(self, clips, views, frames: int, stride: int = 0) -> list[torch.Tensor | None]:
         """uint8 (frames, 3, S, S) of each clip in its view, None for one that cannot be read."""
-        data, stride = self.data, stride or self.data.frame_stride
-        how = frames, self.pixels, stride, data.crop_ratio
-        requests = [
-            TrimmedRequest(clip, *how, view, data.resample_fps) for clip, view in zip(clips, views)
-        ]
-        found = self.reader.read(requests)
+        how = frames, self.pixels, stride or self.data.frame_stride, self.data.crop_ratio
+        fps = self.data.resample_fps
+        found = self.reader.read([TrimmedRequest(c, *how, v, fps) for c, v in zip(clips, views)])
         for clip, item in zip(clips, found):
             if isinstance(item, VideoError):
                 self.run.skip(str(clip.path), item)
