@@ -42,9 +42,7 @@ def evaluate_stage(
 ) -> dict[str, Any]:
     """Stage `evaluate`: average mAP of a method's detections; <method>/metrics holds the rest.
 
-    Returns:
-        {source of the classes: average mAP, …, "protocol", "tious", "videos"}.
-    """
+    Returns {source of the classes: average mAP, …, "protocol", "tious", "videos"}."""
     method = method or default_method(config)
     rows = evaluate_method(config, run_dir, method, variant)
     found = {row["classes"]: round(row["average_map"], 4) for row in rows}
@@ -107,10 +105,7 @@ def evaluate_method(
     """Evaluate the detections of one method; one row for each source of classes, metrics files.
 
     Class rule "thumos" goes with THUMOS14's protocol (tIoU 0.3 to 0.7), the others with
-    ActivityNet's.
-
-    Raises:
-        FileNotFoundError: there are no detections; names the command that makes them.
+    ActivityNet's. FileNotFoundError, with the command, where there are no detections.
     """
     protocol = "thumos14" if config.detect.class_rule == "thumos" else "activitynet"
     data = run_data(config, run_dir)

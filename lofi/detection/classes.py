@@ -43,10 +43,9 @@ class VideoClasses:
     def __post_init__(self) -> None:
         for video, scores in self.scores.items():
             if np.shape(scores) != (len(self.names),):
-                raise ValueError(
-                    f"{self.source}: video {video} has class scores of shape {np.shape(scores)}; "
-                    f"expected ({len(self.names)},), one per class"
-                )
+                found = f"video {video} has class scores of shape {np.shape(scores)}"
+                expected = f"({len(self.names)},), one per class"
+                raise ValueError(f"{self.source}: {found}; expected {expected}")
 
     def of(self, video: str) -> np.ndarray:
         """(C,) scores of one video; ValueError when the file does not have it."""
@@ -70,9 +69,7 @@ def read_video_classes(path: str | Path) -> VideoClasses:
     `{"results": {id: [C scores]}, "class": [C names]}` (the CUHK file of G-TAD), and
     `{id: [{"label": name, "score": x}, ...]}`, optionally under "results"; classes that a video
     does not list get score 0 there. Scores are used as stored. A prefix `v_` of ids is dropped.
-
-    Raises:
-        FileNotFoundError, ValueError: with the file and what was expected.
+    FileNotFoundError, ValueError: with the file and what was expected.
     """
     if Path(path).suffix == ".npy":
         return read_untrimmednet(path)
@@ -106,10 +103,8 @@ def read_hacs_top2(
     """Read G-TAD's HACS file: two (class index, raw score) per video, keyed by position.
 
     Args:
-        names: the alphabetical HACS class list that the indices refer to.
-        video_ids: ids in the order the file counts them (the sorted validation ids).
-    Raises:
-        ValueError: too few entries for `video_ids`, or an index outside `names`.
+        names: the alphabetical HACS class list that the indices refer to, else ValueError.
+        video_ids: sorted validation ids, as the file counts them; ValueError where it has fewer.
     """
     rows = read_json(path, "two best classes per video, keyed by position")
     scores = {}
@@ -167,10 +162,7 @@ def detections(
 ) -> list[Detection]:  # fmt: skip
     """What is left after suppression, cut at the ends of the video, with classes.
 
-    Args:
-        class_scores: (C,) of the video; None = class-agnostic, label "".
-        names: C class names.
-    """
+    `class_scores` (C,) of the video; None = class-agnostic, label ""."""
     start, end = kept.segments_s.T
     segments = np.stack([np.maximum(start, 0.0), np.minimum(end, duration_s)], 1)
     if class_scores is None:
@@ -178,9 +170,8 @@ def detections(
         return [Detection(start, end, "", score) for (start, end), score in pairs]
     if len(class_scores) != len(names):
         raise ValueError(f"{len(class_scores)} class scores for {len(names)} names; expected equal")
-    return add_classes(
-        segments, kept.scores, class_scores, names, post.class_rule, post.classes_per_video
-    )
+    rule = post.class_rule, post.classes_per_video
+    return add_classes(segments, kept.scores, class_scores, names, *rule)
 
 
 def add_classes(
@@ -193,11 +184,7 @@ def add_classes(
     score x class score; `hacs` uses the best class only, weighted by best / (best + second);
     `thumos` lists both classes of a proposal side by side, rounds scores to 6 digits and times to
     0.1 s. Equal class scores: the earlier name first. A class whose score is 0 is left out.
-
-    Args:
-        segments: (K, 2) seconds.
-        scores: (K,).
-        class_scores: (C,) in the order of `names`.
+    Segments (K, 2) in seconds, scores (K,), class scores (C,) in the order of `names`.
     """
     if rule not in CLASS_RULES:
         raise ValueError(f"class rule {rule!r} is unknown; choose one of {', '.join(CLASS_RULES)}")
@@ -236,10 +223,9 @@ class VideoClassifier:
     def predict(self, features: torch.Tensor) -> np.ndarray:
         """Probabilities (classes,) of one video from its (C, L) snippet features."""
         if 2 * len(features) != len(self.mean):
-            raise ValueError(
-                f"features have {len(features)} channels, this classifier was trained on "
-                f"{len(self.mean) // 2}; use the encoder it was trained with"
-            )
+            known = f"this classifier was trained on {len(self.mean) // 2}"
+            cure = "use the encoder it was trained with"
+            raise ValueError(f"features have {len(features)} channels, {known}; {cure}")
         summary = (video_summary(features) - self.mean) / self.std
         return (self.weight @ summary + self.bias).softmax(0).double().numpy()
 
@@ -280,14 +266,13 @@ def train_video_classifier(
 ) -> VideoClassifier:
     """Fit the classifier with L-BFGS on the standardised summaries.
 
-    The problem is convex and starts at zero, so the result depends on no seed.
+    The problem is convex and starts at zero, so the result depends on no seed. ValueError for fewer
+    than 2 classes.
 
     Args:
         features: video id -> (C, L) snippet features.
         labels: video id -> class name; videos without features are left out.
         weight_decay: factor of half the squared weights beside the mean cross-entropy.
-    Raises:
-        ValueError: no video has both, or only one class is left.
     """
     videos = [video for video in labels if video in features]
     names = tuple(sorted({labels[video] for video in videos}))

@@ -29,16 +29,9 @@ from lofi.encoders.extraction import video_features
 from lofi.files import write_json
 from lofi.heads.base import Proposals
 from lofi.heads.scaled import ScaledHead
+from lofi.training import methods
 from lofi.training.distributed import barrier, gather, is_first, share
 from lofi.training.loop import OnStep
-from lofi.training.methods import (
-    command,
-    default_method,
-    load_encoder,
-    load_head,
-    open_features,
-    run_data,
-)
 
 log = logging.getLogger(__name__)
 CLASSES = ("shared", "own", "oracle")
@@ -91,26 +84,20 @@ class Detector:
         config = configs.load(run_dir / "config.json")
         method = method or best_method(config, run_dir)
         if method == "published":
-            raise ValueError(
-                f"{run_dir}: trained on published features, whose encoder is not ours: it cannot "
-                f"see videos. Detect in its test videos with: "
-                f"{command('detect', config, run_dir, method)}"
-            )
-        encoder, _ = load_encoder(config, run_dir, method)
-        head = load_head(config, run_dir, method, variant)
+            found = "trained on published features, whose encoder is not ours: it cannot see videos"
+            cure = methods.command("detect", config, run_dir, method)
+            raise ValueError(f"{run_dir}: {found}. Detect in its test videos with: {cure}")
+        encoder, _ = methods.load_encoder(config, run_dir, method)
+        head = methods.load_head(config, run_dir, method, variant)
         path = classifier_path(run_dir, method)
         if not path.is_file():
-            cure = command("classes", config, run_dir, method)
+            cure = methods.command("classes", config, run_dir, method)
             raise FileNotFoundError(f"{path}: no video classifier; run: {cure}")
         classifier = VideoClassifier.load(path)
         return Detector(config, method, encoder.to(device).eval(), head.to(device), classifier)
 
     def detect(self, path: str | Path) -> list[Detection]:
-        """All detections of one video file, best first.
-
-        Raises:
-            FileNotFoundError, ValueError: the file is missing or not a readable video.
-        """
+        """All detections of one video file, best first; errors as in `video_features`."""
         features, info = video_features(self.config, self.encoder, path)
         classes = self.classifier.predict(features.values), self.classifier.names
         kept = propose(self.config, self.head, features)
@@ -124,7 +111,7 @@ def best_method(config: Config, run_dir: Path) -> str:
     for method in (*BEST_FIRST, *sorted(trained)):
         if method in trained:
             return method
-    cure = command("head", config, run_dir, default_method(config))
+    cure = methods.command("head", config, run_dir, methods.default_method(config))
     raise FileNotFoundError(f"{run_dir}: no method with a trained head; run: {cure}")
 
 
@@ -165,11 +152,10 @@ def classifier_path(run_dir: str | Path, method: str) -> Path:
 def train_classifier(config: Config, run_dir: str | Path, method: str = "") -> dict[str, Any]:
     """Stage `classes`: a video classifier on a method's features of the training videos.
 
-    Convex and without randomness, so it is simply fitted again whenever it is asked for.
-    """
-    method = method or default_method(config)
-    data = run_data(config, run_dir)
-    store = open_features(config, run_dir, method, data)
+    Convex and without randomness, so it is simply fitted again whenever it is asked for."""
+    method = method or methods.default_method(config)
+    data = methods.run_data(config, run_dir)
+    store = methods.open_features(config, run_dir, method, data)
     features = {video.id: store[video.id].values for video in store.require(data.train)}
     classifier = train_video_classifier(features, main_labels(data.train))
     path = classifier_path(run_dir, method)
@@ -194,7 +180,7 @@ def video_classes(
     if kind == "shared" and is_class_file(source):
         return read_video_classes(source)
     train_classifier(config, run_dir, source)
-    store = open_features(config, run_dir, source, data)
+    store = methods.open_features(config, run_dir, source, data)
     classifier = VideoClassifier.load(classifier_path(run_dir, source))
     return classifier.video_classes({v.id: store[v.id].values for v in store.require(data.test)})
 
@@ -214,10 +200,10 @@ def detect_stage(
     processes share the videos. Shared classes need the features of another method, or a score file:
     where neither is there they are left out, with a warning that says how to get them.
     """
-    method = method or default_method(config)
-    data = run_data(config, run_dir)
-    store = open_features(config, run_dir, method, data)
-    head = load_head(config, run_dir, method, variant).to(device)
+    method = method or methods.default_method(config)
+    data = methods.run_data(config, run_dir)
+    store = methods.open_features(config, run_dir, method, data)
+    head = methods.load_head(config, run_dir, method, variant).to(device)
     keys = [video.id for video in store.require(data.test)]
     kept, seconds = {}, {}
     for done, i in enumerate(mine := share(len(keys))):

@@ -87,9 +87,8 @@ class _Decay:
 
     def __init__(self, spans: np.ndarray, sigma: float) -> None:
         if not sigma > 0:
-            raise ValueError(
-                f"sigma is {sigma}; expected a positive number (0.84 in the LoFi paper)"
-            )
+            expected = "a positive number (0.84 in the LoFi paper)"
+            raise ValueError(f"sigma is {sigma}; expected {expected}")
         self.start, self.end = spans.T.copy()
         self.sigma = sigma
         self.proper = bool((self.end > self.start).all())
@@ -157,10 +156,8 @@ class GridSoftNMS:
         index = np.full(self._size, -1)
         index[rows] = np.arange(len(rows))
         if rows.min() < 0 or np.count_nonzero(index >= 0) < len(rows):
-            raise ValueError(
-                f"cells are outside the grid of {self.snippets} snippets or occur twice; "
-                "use soft_nms for free segments"
-            )
+            found = f"cells are outside the grid of {self.snippets} snippets or occur twice"
+            raise ValueError(f"{found}; use soft_nms for free segments")
         on_grid = np.zeros(self._size)
         on_grid[rows] = scores
         picks, kept = _greedy(on_grid, index, len(rows), self._factors, top_k)
@@ -209,9 +206,8 @@ def _checked(segments: Any, scores: Any) -> tuple[np.ndarray, np.ndarray]:
         for x in (segments, scores)
     )
     if values.ndim != 1 or (spans.shape != (len(values), 2) and len(values)):
-        raise ValueError(
-            f"segments {spans.shape} and scores {values.shape}; expected (N, 2) and (N,)"
-        )
+        found = f"segments {spans.shape} and scores {values.shape}"
+        raise ValueError(f"{found}; expected (N, 2) and (N,)")
     if not (np.isfinite(values).all() and np.isfinite(spans).all()):
         raise ValueError("segments or scores contain NaN or infinite values; check the maps")
     return spans.reshape(-1, 2), values

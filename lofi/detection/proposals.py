@@ -16,11 +16,8 @@ from lofi.heads.base import Proposals
 def suppress(windows: Sequence[Proposals], post: PostProcessing, joined: bool = False) -> Proposals:
     """Soft-NMS over the proposals of one video, best first.
 
-    Args:
-        windows: the proposals of a whole video, or of each of its sliding windows.
-        joined: they are windows: suppression runs inside each, then over their union.
-    Raises:
-        ValueError: no proposal at all, or windows with another suppression than "gaussian".
+    `joined`: `windows` are sliding windows; suppression runs inside each, then over their union.
+    ValueError for no proposal at all, or windows with another suppression than "gaussian".
     """
     if joined:
         if post.suppression != "gaussian":
@@ -34,9 +31,8 @@ def suppress(windows: Sequence[Proposals], post: PostProcessing, joined: bool = 
     if not len(table.scores):
         raise ValueError("no cell of the maps is a proposal; use more snippets")
     if post.suppression == "bmn":  # its limits count in shares of the video
-        found, scores = soft_nms_bmn(
-            table.cells / table.steps, table.scores, post.sigma, top_k=post.top_k
-        )
+        shares = table.cells / table.steps
+        found, scores = soft_nms_bmn(shares, table.scores, post.sigma, top_k=post.top_k)
         row_of = {cell: row for row, cell in enumerate(map(tuple, table.cells))}
         cells = np.rint(found * table.steps).astype(int)
         rows = np.array([row_of[tuple(cell)] for cell in cells], int)
@@ -59,11 +55,8 @@ def join_windows(
 ) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
     """Merge the proposals of one video's sliding windows (G-TAD, THUMOS14).
 
-    Args:
-        windows: per window segments (N, 2) in any unit of the video's time, and scores (N,).
-        longest: segments of this length or more get score 0 before each pass.
-    Returns:
-        segments (K, 2) and scores (K,), K <= top_k, best first.
+    Per window segments (N, 2) in any unit of the video's time and scores (N,); segments of length
+    >= `longest` get score 0 before each pass. Returns (K, 2) and (K,), K <= top_k, best first.
     """
 
     def once(segments: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

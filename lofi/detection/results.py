@@ -58,17 +58,14 @@ def write_detections(
         lines.append(f"{json.dumps(video)}: {json.dumps(entries, allow_nan=False)}")
     body = ",\n".join(lines)
     head, tail = json.dumps(version), json.dumps(external, allow_nan=False)
-    write_text(
-        path, f'{{"version": {head},\n"results": {{\n{body}\n}},\n"external_data": {tail}}}\n'
-    )
+    text = f'{{"version": {head},\n"results": {{\n{body}\n}},\n"external_data": {tail}}}\n'
+    write_text(path, text)
 
 
 def read_detections(path: str | Path) -> dict[str, list[Detection]]:
     """Read detections or proposals from ActivityNet-format JSON or from our CSV (by suffix).
 
-    Raises:
-        FileNotFoundError, ValueError: one line with the file, the entry and what was expected.
-    """
+    Errors name the file, the entry and what was expected, in one line."""
     if Path(path).suffix.lower() == ".csv":
         return _read_csv(Path(path))
     content = read_json(path, "detections in ActivityNet format")

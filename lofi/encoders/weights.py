@@ -77,13 +77,9 @@ def load_weights(encoder: Encoder, path: str | Path, strict: bool = True) -> Loa
     Layouts: "lofi" (`save_encoder`), "torchvision", "tsm" (TSM's own Kinetics files), "mmaction2",
     "tsp". A classification layer is left out. Nothing is copied when an error is raised.
 
-    Args:
-        strict: refuse a file that lacks tensors of the encoder or has others; False copies what
-            fits in name and shape and reports the rest.
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: not a weight file, damaged, not finite, with non-local blocks, or (strict) of
-            another encoder.
+    `strict` refuses a file that lacks tensors of the encoder or has others; False copies what fits
+    in name and shape and reports the rest. FileNotFoundError, or ValueError: not a weight file,
+    damaged, not finite, with non-local blocks, or (strict) of another encoder.
     """
     path = Path(path)
     found, origin = _read(path)

@@ -95,10 +95,8 @@ def _read_fast(path: str | Path, what: str) -> Any:
 def truth_table(source: Any, subset: str, ignore: frozenset[str] = frozenset()) -> Truth:
     """Collect the annotations of a subset (exact name), without the labels to `ignore`.
 
-    Args:
-        source: path, ActivityNet-format dict, or list of `lofi.data.Video`.
-    Raises:
-        ValueError: no annotation in this subset (names the subsets there are), malformed entries.
+    `source`: path, ActivityNet-format dict, or list of `lofi.data.Video`. ValueError for malformed
+    entries, or no annotation in this subset (names the subsets there are).
     """
     what = str(source) if isinstance(source, str | Path) else "ground truth"
     videos = list(_annotated(source, what))
@@ -151,11 +149,9 @@ def _annotated(source: Any, what: str) -> Iterator[tuple[str, str | None, float,
 def prediction_table(source: Any, with_labels: bool) -> Predictions:
     """Collect detections (`with_labels`) or proposals.
 
-    Args:
-        source: path (ActivityNet-format JSON or our CSV), such a dict, or a dict from id to a list
-            of `Detection`, to a list of such JSON entries, or to arrays (segments (N, 2), scores).
-    Raises:
-        ValueError: malformed entries, scores or times that are not finite.
+    `source`: path (ActivityNet-format JSON or our CSV), such a dict, or a dict from id to a list of
+    `Detection`, to a list of such JSON entries, or to arrays (segments (N, 2), scores). ValueError
+    for malformed entries, and for scores or times that are not finite.
     """
     what = str(source) if isinstance(source, str | Path) else "predictions"
     if isinstance(source, str | Path) and Path(source).suffix.lower() == ".csv":
@@ -240,12 +236,9 @@ def restrict(truth: Truth, found: Predictions, available: Any) -> tuple[Truth, P
     Classes that then have no instance vanish, with their predictions; predictions in videos that
     the ground truth never had stay.
 
-    Args:
-        available: "auto" = every video with an entry (perhaps empty) in the prediction file; a
-            path: text with one id a line, JSON list, or JSON with "database" or "results"; or the
-            ids. A prefix `v_` is dropped where the id is then known.
-    Raises:
-        ValueError: none of them is annotated.
+    `available`: "auto" = every video with an entry (perhaps empty) in the prediction file; a path:
+    text with one id a line, JSON list, or JSON with "database" or "results"; or the ids. A prefix
+    `v_` is dropped where the id is then known. ValueError where none of them is annotated.
     """
     ids = set(found.videos)
     if not isinstance(available, str) or available != "auto":

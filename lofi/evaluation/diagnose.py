@@ -16,10 +16,8 @@ from lofi.evaluation.detection import DetectionResult, evaluate, load
 from lofi.evaluation.matching import Matches, ranks, tiou_of
 
 FLOOR = 0.1  # tIoU below which a detection has nothing to do with an instance
-CATEGORIES = (
-    *("true positive", "double detection", "wrong label", "localisation error"),
-    *("confusion", "background"),
-)
+CATEGORIES = ("true positive", "double detection", "wrong label", "localisation error",
+              "confusion", "background")  # fmt: skip
 RUNGS = {  # what is perfect -> what that means
     "labels": "every detection has the class of the instance it overlaps most",
     "boundaries": f"detections with tIoU >= {FLOOR} to an instance of their class end where it "

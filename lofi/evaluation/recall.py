@@ -49,12 +49,11 @@ def proposal_recall(
     """Compute AR@AN and AUC.
 
     Args:
-        ground_truth: path or dict in ActivityNet format, or list of `lofi.data.Video`.
+        ground_truth, available: as in `detection_map`.
         proposals: path, ActivityNet-format dict, or id -> list of `Detection` or
             (segments (N, 2), scores (N,)). Labels are not looked at.
         tious: thresholds; None = 0.5, 0.55, ..., 0.95.
         max_proposals: average per video; None = as many as the file has on average.
-        available: as in `detection_map`.
     Raises:
         ValueError: empty subset, malformed input, or no proposals at all.
     """

@@ -30,10 +30,7 @@ def restarted() -> bool:
 def joined(device: str = "cpu") -> Iterator[str]:
     """Join the other processes that torchrun started, if it did; yields this process's device.
 
-    "cuda" becomes the card of this process's local rank.
-
-    Raises:
-        ValueError: more processes than cards on this machine.
+    "cuda" becomes the card of the local rank; ValueError where there are fewer cards than ranks.
     """
     if not {"RANK", "WORLD_SIZE", "MASTER_ADDR"} <= set(os.environ):  # not started by torchrun
         yield device
@@ -54,9 +51,8 @@ def joined(device: str = "cpu") -> Iterator[str]:
         # address that another one had before the failure, and wait for it.
         attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
         store = dist.PrefixStore(f"lofi-{attempt}", store)
-    dist.init_process_group(
-        backend, store=store, rank=number, world_size=processes, timeout=CONNECT, **options
-    )
+    options |= {"store": store, "rank": number, "world_size": processes, "timeout": CONNECT}
+    dist.init_process_group(backend, **options)
     # Not part of torch's public interface; without it, waiting is limited to CONNECT.
     set_timeout = getattr(dist.distributed_c10d, "_set_pg_timeout", lambda timeout: None)
     set_timeout(TIMEOUT)

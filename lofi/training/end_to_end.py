@@ -50,13 +50,11 @@ class EndToEnd:
     """Forward and backward of encoder and head over one process's share of a logical batch.
 
     Args:
-        encoder: on the device that computes.
-        mode: see `lofi.config.Mode`; "partial" and "frozen" freeze the encoder here.
+        mode: see `lofi.config.Mode`; "partial" and "frozen" freeze the encoder here. ValueError
+            where live batch statistics would make it inexact.
         parameters: everything that is trained; their gradients are accumulated.
         amp: "fp32", or "bf16" for autocast (both passes of the chunked modes alike).
         micro_batch: videos whose graph is held at once; 0 = the whole share.
-    Raises:
-        ValueError: the mode would not be exact for this encoder: live batch statistics.
     """
 
     def __init__(
@@ -76,14 +74,12 @@ class EndToEnd:
 
     def refuse_live_statistics(self) -> None:
         """ValueError when batch statistics would make a chunked or micro-batched step inexact."""
-        if not (self.mode.chunked or self.micro_batch):
-            return
-        if live := _live_norms(self.encoder):
+        if (self.mode.chunked or self.micro_batch) and (live := _live_norms(self.encoder)):
             what = f"mode {self.mode.name}" if self.mode.chunked else "a micro-batch"
             raise ValueError(
-                f"{what} needs frozen batch norm, but {live[0]} of {self.encoder.name} follows "
-                "the statistics of each chunk, which is another function; "
-                "set lofi.frozen_bn or use mode full without micro-batches"
+                f"{what} needs frozen batch norm, but {live[0]} of {self.encoder.name} follows the "
+                "statistics of each chunk, which is another function; set lofi.frozen_bn or use "
+                "mode full without micro-batches"
             )
 
     def backpropagate(
@@ -214,12 +210,9 @@ def sampled_snippets(videos: int, snippets: int, ratio: float, generator) -> Ten
 
 
 def verify_exact(encoder: Encoder, mode: Mode, clips: Tensor) -> float:
-    """Relative error of the chunked gradient against one graph, on a small part of one video.
+    """Relative error of the chunked gradient against one graph; ValueError where it is above 1e-3.
 
-    Args:
-        clips: (B, L, F, 3, S, S) uint8; a few snippets of the first video at 64 pixels are used.
-    Raises:
-        ValueError: the error is above 1e-3; says what may be the reason.
+    Of `clips` (B, L, F, 3, S, S) uint8 a few snippets of the first video at 64 pixels are used.
     """
     step = max(1, clips.shape[-1] // SMALL)
     clips = clips[:1, : 2 * mode.chunk + 1, ..., ::step, ::step]

@@ -107,10 +107,7 @@ def train_head(
     config: Config, run_dir: str | Path, method: str = "", *, variant: str = "",
     resume: bool = True, on_step: OnStep | None = None, device: str = "cpu",
 ) -> dict[str, Any]:  # fmt: skip
-    """Stage 3: a head from scratch on the frozen encoder's full-fidelity features.
-
-    `variant` lists changes for this head alone, see `head_variant`.
-    """
+    """Stage 3: a head from scratch on full-fidelity features; `variant`: see `head_variant`."""
     method = method or methods.default_method(config)
     data = methods.run_data(config, run_dir)
     store = methods.open_features(config, run_dir, method, data)

@@ -71,10 +71,8 @@ def train_lofi(
 
 
 def joint_items(config: Config, videos: Sequence[Video]) -> list[tuple[Video, Grid | None]]:
-    """What is trained on: videos (None: their grid follows when they are read) or windows of them.
-
-    ValueError when no window is left.
-    """
+    """What is trained on: videos (None: their grid follows when they are read) or windows of them;
+    ValueError when no window is left."""
     if not config.data.window_stride:
         return [(video, None) for video in videos]
     items: list[tuple[Video, Grid | None]] = []

@@ -173,10 +173,9 @@ def fit(training: Training, run: RunFolder, on_step: OnStep | None = None) -> No
                 if on_step and is_first():
                     on_step(step, batches.steps, record)
             elif step >= start + batches.per_epoch - 1 and not trained:
-                raise ValueError(
-                    f"{run.folder}: not one of {batches.items} items could be read; "
-                    "see skipped.jsonl there for the reasons (lofi check finds broken videos)"
-                )
+                found = f"{run.folder}: not one of {batches.items} items could be read"
+                cure = "see skipped.jsonl there for the reasons (lofi check finds broken videos)"
+                raise ValueError(f"{found}; {cure}")
             done = step + 1
             if done % training.checkpoint_every == 0 or done == batches.steps:
                 weights = {name: module.state_dict() for name, module in modules.items()}
@@ -198,10 +197,8 @@ def _together(training: Training, found: dict | None, step: int, parameters: lis
         )
     sum_gradients(parameters)
     if all(parameter.grad is None for parameter in parameters):
-        raise RuntimeError(
-            f"step {step} left no gradient on any of {len(parameters)} trained parameters: its "
-            "loss was detached, or backward() was not called"
-        )
+        found = f"step {step} left no gradient on any of {len(parameters)} trained parameters"
+        raise RuntimeError(f"{found}: its loss was detached, or backward() was not called")
     return record
 
 
@@ -223,10 +220,8 @@ def _restore(modules: dict[str, nn.Module], optimizer, run: RunFolder) -> int:
     state = run.load_checkpoint()
     starts = gather(0 if state is None else state["step"])
     if len(set(starts)) > 1:
-        raise ValueError(
-            f"{run.folder}: the processes see checkpoints of different steps {starts}; "
-            "all machines need the same run folder on shared storage"
-        )
+        found = f"{run.folder}: the processes see checkpoints of different steps {starts}"
+        raise ValueError(f"{found}; all machines need the same run folder on shared storage")
     if state is None:
         return 0
     for name, module in modules.items():

@@ -43,9 +43,8 @@ FIRST_LESSONS = ("acp", "acp+", "icp", "arrow", "speed")  # stage 1
 def lofi_method(config: Config) -> str:
     """The method name that stage 2 trains under this configuration, see `JOINT`."""
     schedule, mode = config.lofi.schedule, config.lofi.mode.name
-    if schedule not in (*SCHEDULES, "full"):
-        known = ", ".join([*SCHEDULES, "full"])
-        raise ValueError(f"unknown lofi.schedule {schedule!r}; known: {known}")
+    if schedule not in (known := [*SCHEDULES, "full"]):
+        raise ValueError(f"unknown lofi.schedule {schedule!r}; known: {', '.join(known)}")
     wanted = schedule, "full" if mode == "exact" and schedule != "full" else mode
     return next(name for name, trained_by in JOINT.items() if trained_by == wanted)
 
@@ -54,10 +53,8 @@ def method_config(config: Config, method: str) -> Config:
     """`config` with the schedule and mode that train `method`, see `JOINT`; else ValueError."""
     if method not in JOINT:
         known = ["random", "acp", "acp+", *SCHEDULES.values(), *MODES, "icp", "arrow", "speed"]
-        raise ValueError(
-            f"unknown method {method!r}; known: {', '.join(known)}, weights, "
-            "or two of them side by side, such as acp+arrow"
-        )
+        listed = f"{', '.join(known)}, weights, or two of them side by side, such as acp+arrow"
+        raise ValueError(f"unknown method {method!r}; known: {listed}")
     schedule, name = JOINT[method]
     if method in SCHEDULES.values() and config.lofi.mode.name == "exact":
         name = "exact"
@@ -94,9 +91,7 @@ def head_variant(config: Config, variant: str) -> Config:
 
     Names are fields of `head_training` and of the head's own settings, or `seed`. Variants of stage
     3 share encoder and features, and lie side by side in <method>/head/<variant>.
-
-    Raises:
-        ValueError: no such setting (the known ones are listed), or a value of another type.
+    ValueError for another name (it lists the known ones) or a value of another type.
     """
     for change in filter(None, variant.split(",")):
         name, _, text = change.partition("=")
@@ -117,8 +112,7 @@ def head_variant(config: Config, variant: str) -> Config:
 def load_head(config: Config, run_dir: str | Path, method: str, variant: str = "") -> ScaledHead:
     """Input statistics and head as stage 3 trained them, in eval mode.
 
-    Raises:
-        FileNotFoundError, ValueError: not trained, or of other settings; name the command.
+    FileNotFoundError or ValueError, with the command, where it is untrained or of other settings.
     """
     more = f" --variant {variant}" if variant else ""
     path = head_dir(run_dir, method, variant) / "head.safetensors"
@@ -138,19 +132,13 @@ def encoder_path(run_dir: str | Path, method: str) -> Path:
 
 
 def components(method: str) -> tuple[str, ...]:
-    """The two methods of a combination such as "acp+arrow"; a single method alone.
-
-    "acp+" is a method of its own (it trains on); a combination names something behind the plus.
-    """
+    """The two methods of a combination such as "acp+arrow"; a single one, "acp+" too, alone."""
     first, _, second = method.rpartition("+")
     return (first, second) if first and second else (method,)
 
 
 def unshifted(name: str) -> str:
-    """The image network without temporal shift that shares a TSM encoder's weights (ICP).
-
-    ValueError where there is none (R(2+1)D has no image form).
-    """
+    """The image network that shares a TSM encoder's weights (ICP); ValueError if there is none."""
     plain = name.replace("tsm-r", "resnet-").replace("tsm-", "resnet-")
     if plain not in ENCODERS or plain.startswith("r2plus1d"):
         raise ValueError(f"{name} has no image form to pre-train (ICP); use a tsm-* encoder")
@@ -162,9 +150,7 @@ def start_encoder(config: Config, name: str = "") -> Encoder:
 
     `origin` on the encoder says where its weights come from; it is logged, and every later file
     made from them carries it (lofi.md question 30). `name` is the architecture, "" = configured.
-
-    Raises:
-        FileNotFoundError, ValueError: no such file, or weights of another encoder.
+    Errors as in `load_weights`.
     """
     encoder = build_encoder(name or config.encoder, seed=config.seed)
     encoder.origin = {"weights": "random"}
@@ -184,9 +170,8 @@ def start_encoder(config: Config, name: str = "") -> Encoder:
 class Concatenated(Encoder):
     """Two separate encoders on the same frames, features one after the other: (N, C1 + C2).
 
-    Source: LoFi table 7, "ACP+Arrow" and "ACP+Speed", which cost twice the encoding. With `l2` each
-    half is scaled to length 1, so that neither outweighs the other. ValueError where the encoders
-    want frames normalised differently.
+    Source: LoFi table 7, "ACP+Arrow" and "ACP+Speed". With `l2` each half is scaled to length 1.
+    ValueError where the encoders want frames normalised differently.
     """
 
     def __init__(self, first: Encoder, second: Encoder, l2: bool = False):
@@ -206,11 +191,8 @@ class Concatenated(Encoder):
 
 
 def standardises(config: Config, method: str) -> bool:
-    """Whether a method's features are standardised per channel before the head.
-
-    The halves of a combination have scales of their own, so "concat_norm" asks for it even where
-    the configuration does not.
-    """
+    """Whether a method's features are standardised per channel before the head: the halves of a
+    combination have scales of their own, so "concat_norm" can ask for it as well."""
     combined = len(components(method)) > 1 and config.concat_norm == "standardise"
     return config.standardise or combined
 
@@ -218,14 +200,11 @@ def standardises(config: Config, method: str) -> bool:
 def load_encoder(config: Config, run_dir: str | Path, method: str) -> tuple[Encoder, str]:
     """A method's encoder and its hash, which covers both encoders of a combination.
 
-    Args:
-        method: a trained one ("acp", "icp", "c-lofi", …); "random", untrained; "weights", as
-            `config.weights` has them; or two joined by a plus ("acp+arrow"). "icp" is the network
-            without temporal shift that its weights were trained in, for features as well: behind
-            a shift they would see channels of other frames, which no image has taught them.
-    Raises:
-        FileNotFoundError: the method's encoder has not been trained; names the command.
-        ValueError: the file belongs to another architecture.
+    `method`: a trained one; "random", untrained; "weights", as `config.weights` has them; or two
+    joined by a plus. "icp" is the network without temporal shift that its weights were trained in,
+    for features as well: behind a shift they would see channels of other frames, which no image
+    has taught them. FileNotFoundError (with the command) where it is not trained, ValueError where
+    the file belongs to another architecture.
     """
     parts = components(method)
     if len(parts) > 1:
@@ -276,7 +255,7 @@ def clip_settings(config: Config) -> dict[str, Any]:
 
 def video_settings(config: Config) -> dict[str, Any]:
     """What features of whole videos depend on: clips, and where their snippets lie."""
-    where = {"rule": config.data.rule, "window_stride": config.data.window_stride}
+    where = {key: getattr(config.data, key) for key in ("rule", "window_stride")}
     return clip_settings(config) | where | {"full": asdict(config.full)}
 
 
@@ -293,9 +272,7 @@ def feature_header(config: Config, encoder: str, sha256: str) -> FeatureHeader:
 def open_features(config: Config, run_dir: str | Path, method: str, data: Datasets) -> FeatureStore:
     """The features of a method, its own or published ones, for every stage behind them.
 
-    Raises:
-        FileNotFoundError, ValueError: not extracted, incomplete, or made otherwise; names the
-            command that helps.
+    FileNotFoundError or ValueError, with the command that helps: missing, incomplete, or others.
     """
     if method == "published":
         if not config.data.features.folder:

@@ -67,12 +67,7 @@ def trains(task_of: Callable[[Config, str | Path], Task]) -> Callable[..., dict[
 
 @trains
 def train_acp(config: Config, run_dir: str | Path) -> Task:
-    """Action-classification pre-training on the source clips.
-
-    Returns:
-        {"encoder": path, "accuracy": on held-out source clips, "sha256", "weights": where it
-        started, …}; also in result.json.
-    """
+    """Action-classification pre-training on the source clips; returns what `pretrain` does."""
     clips, encoder = source_clips(config, run_dir, "acp"), methods.start_encoder(config)
     return _classification(config, "acp", encoder, clips, split_clips(clips), config.acp)
 
@@ -96,9 +91,7 @@ def train_icp(
     Published ImageNet weights (`config.weights`) are taken as they are. In a toy world, which has
     no images, single frames of the source clips carry the clip's label; half of that label is the
     axis of the motion, which no frame shows, so about half of the accuracy is out of reach.
-
-    Raises:
-        ValueError: real data without `config.weights`; an encoder without an image form.
+    ValueError for real data without `config.weights`, or an encoder without an image form.
     """
     encoder = methods.start_encoder(config, methods.unshifted(config.encoder))
     if config.weights:
@@ -106,10 +99,9 @@ def train_icp(
         run = RunFolder(Path(run_dir) / "icp" / "encoder", settings, resume)
         return run.result() or run.finish(methods.save_stage_encoder(config, run, encoder, "icp"))
     if not config.data.preset:
-        raise ValueError(
-            "stage icp takes published ImageNet weights: set weights to such a file (torchvision's "
-            "resnet18-f37072fd.pth, …); only the toy worlds train it"
-        )
+        cure = "set weights to such a file (torchvision's resnet18-f37072fd.pth, …)"
+        found = f"stage icp takes published ImageNet weights: {cure}"
+        raise ValueError(f"{found}; only the toy worlds train it")
     clips = source_clips(config, run_dir, "icp")
     task = _classification(config, "icp", encoder, clips, split_clips(clips), config.icp, frames=1)
     return pretrain(config, run_dir, task, resume, on_step, device)
@@ -161,7 +153,8 @@ def _read_labelled(names, frames: int, source, clips, address: tuple, augment: s
 
 
 def pretrain(config: Config, run_dir, task: Task, resume: bool, on_step, device: str) -> dict:
-    """Train a task in its run folder; returns and stores the encoder's path and the accuracy.
+    """Train a task in its run folder; returns what is in result.json: {"encoder": path,
+    "accuracy": on held-out clips, "sha256", "weights": where it started, …}.
 
     The loss is the cross-entropy, a mean over all items of the logical batch that could be read.
     """
@@ -245,12 +238,9 @@ class ClipSource(AbstractContextManager):
 
     def read(self, clips, views, frames: int, stride: int = 0) -> list[torch.Tensor | None]:
         """uint8 (frames, 3, S, S) of each clip in its view, None for one that cannot be read."""
-        data, stride = self.data, stride or self.data.frame_stride
-        how = frames, self.pixels, stride, data.crop_ratio
-        requests = [
-            TrimmedRequest(clip, *how, view, data.resample_fps) for clip, view in zip(clips, views)
-        ]
-        found = self.reader.read(requests)
+        how = frames, self.pixels, stride or self.data.frame_stride, self.data.crop_ratio
+        fps = self.data.resample_fps
+        found = self.reader.read([TrimmedRequest(c, *how, v, fps) for c, v in zip(clips, views)])
         for clip, item in zip(clips, found):
             if isinstance(item, VideoError):
                 self.run.skip(str(clip.path), item)

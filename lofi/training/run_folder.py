@@ -27,14 +27,11 @@ class RunFolder:
     """A stage's folder: config.json, log.txt, metrics.jsonl, checkpoints/, result.json at the end.
 
     Args:
-        folder: created when absent.
         settings: everything the stage's result depends on, JSON types only. Its hash is the run's
-            identity: another identity in the same folder is refused.
+            identity; a folder of another identity is refused: ValueError with what differs.
         resume: False forgets what an earlier run with the same settings left, also when the stage
             before it has been trained anew since. A process that torchrun started again after a
             failure resumes in any case.
-    Raises:
-        ValueError: the folder belongs to other settings; names the ones that differ.
     """
 
     def __init__(self, folder: str | Path, settings: dict[str, Any], resume: bool = True):
@@ -155,10 +152,8 @@ class RunFolder:
         try:
             return torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:  # torch raises many kinds for a damaged file
-            raise ValueError(
-                f"{path}: cannot be read as a checkpoint ({type(error).__name__}); "
-                "remove it to start this stage anew"
-            ) from error
+            found = f"{path}: cannot be read as a checkpoint ({type(error).__name__})"
+            raise ValueError(f"{found}; remove it to start this stage anew") from error
 
 
 def read_metrics(folder: str | Path) -> list[dict[str, Any]]:
