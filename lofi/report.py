@@ -224,10 +224,7 @@ ALIKE = (
     "How alike the features of any two moments are. Blocks along the diagonal that match the "
     "actions mean that the encoder tells inside from outside."
 )
-MAPS = (
-    "confidence of every (start, duration) pair, and the probabilities that an action starts or "
-    "ends at each moment."
-)
+MAPS = "confidence of every (start, duration) pair, and start and end probability of each moment."
 
 
 def _training_parts(run_dir: Path, methods: Sequence[str]) -> list[Part]:
@@ -261,6 +258,6 @@ def _inside_parts(config: Config, run_dir: Path, video: Video, methods: list[str
     if shown := [m for m in ("random", "acp", "c-lofi") if m in methods]:
         parts.append(Picture(similarity_figure(run_dir, video, shown), ALIKE))
     if isinstance(load_head(config, run_dir, best).head, MapHead):
-        text = f"{NAMES.get(best, best)}: {MAPS}"
-        parts.append(Picture(maps_figure(config, run_dir, video, best), text))
+        figure = maps_figure(config, run_dir, video, best)
+        parts.append(Picture(figure, f"{NAMES.get(best, best)}: {MAPS}"))
     return parts

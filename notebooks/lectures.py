@@ -21,7 +21,7 @@ from lofi.data.toyworld import ToyWorld, plan_clips, render_clip
 from lofi.encoders import Encoder
 from lofi.fidelity import Fidelity
 from lofi.figures import confidence_map, style
-from lofi.figures.maps import POSITIVE_ABOVE, Seconds, shaded, time_axis
+from lofi.figures.maps import Seconds, shaded, time_axis
 from lofi.figures.style import Canvas, Segments, as_array, axes_for, fill, stroke
 from lofi.figures.timelines import pictures
 from lofi.training.end_to_end import Watch
@@ -30,6 +30,7 @@ Sizes = Mapping[str, float]  # name → bytes
 GIB = 2**30
 UNITS = ((GIB, "GiB"), (2**20, "MiB"), (2**10, "KiB"), (1, "bytes"))
 CARDS_GIB = (32, 80, 141)
+POSITIVE_ABOVE = (0.7, 0.9)  # tIoU
 LABELLED_UP_TO = 12  # snippets; a graph this small gets a number at every node
 ENDS_IN_ACTIONS = (  # how a semantic edge looks with 0, 1 or 2 ends in actions, and its name
     {"color": style.GREY, "linestyle": "-", "linewidth": 0.8, "label": "other semantic edge"},

@@ -17,7 +17,6 @@ from lofi.figures import style
 from lofi.figures.style import Canvas, Segments, Span, as_array, as_spans, axes_for
 
 Seconds = float | None  # length of the video
-POSITIVE_ABOVE = (0.7, 0.9)  # tIoU
 ROOMY_PX = 230  # small multiples have no room for texts; their caption explains them
 
 
