@@ -99,10 +99,12 @@ def _part(part: Part) -> str:
 
 
 def thumbnails_of(path: str | Path, count: int = 10) -> tuple[np.ndarray, np.ndarray, float]:
-    """Evenly spaced frames (n, H, W, 3) of a video, their times in seconds, and its duration."""
+    """Evenly spaced small frames (n, H, W, 3), their times in seconds, and the video's duration."""
     info = probe(path)
     indices = ((np.arange(count) + 0.5) * info.num_frames / count).astype(int)
-    return decode_frames(path, indices), (indices + 0.5) / info.fps, info.duration_s
+    scale = min(1.0, 240 / max(info.height, info.width))
+    size = max(1, round(info.height * scale)), max(1, round(info.width * scale))
+    return decode_frames(path, indices, size), (indices + 0.5) / info.fps, info.duration_s
 
 
 def detections_figure(path: str | Path, found: Sequence[Detection]) -> Figure:

@@ -14,10 +14,11 @@ import logging
 import math
 import os
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from itertools import product, zip_longest
+from itertools import zip_longest
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,10 @@ from typing import Any
 logger = logging.getLogger(__name__)
 
 FORMATS = ("auto", "activitynet", "bsn", "hacs", "thumos14", "csv")
-EXTENSIONS = (".mp4", ".mkv", ".webm", ".avi", ".mov")  # in order of preference
+EXTENSIONS = (  # of videos, in order of preference
+    *(".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".ts", ".mts", ".m2ts", ".mpg", ".mpeg"),
+    *(".vob", ".wmv", ".flv", ".f4v", ".3gp", ".ogv"),
+)
 
 
 @dataclass(frozen=True)
@@ -94,7 +98,7 @@ def read_annotations(
     for video in videos:
         check_video_id(video.id, str(path))
     files = index_videos(video_dir) if video_dir is not None else {}
-    named = [video.path and files.get(video.path.name) for video in videos]  # by the file itself
+    named = [video.path and files.get(nfc(video.path.name)) for video in videos]  # the file itself
     return [replace(v, path=file or find_in_index(v.id, files)) for v, file in zip(videos, named)]
 
 
@@ -117,7 +121,8 @@ def segments_as_clips(videos: Iterable[Video]) -> list[TrimmedClip]:
 def index_videos(video_dir: str | Path) -> dict[str, Path]:
     """Media files of a folder and its direct sub-folders (HACS: one a class), by name.
 
-    Keys are file names with and without extension; the upper folder and earlier `EXTENSIONS` win.
+    Keys are file names, of media also without extension; the upper folder and earlier `EXTENSIONS`
+    win. A name that a list gives in full is found whatever its extension.
     """
     folder = Path(video_dir)
     if not folder.is_dir():
@@ -125,19 +130,28 @@ def index_videos(video_dir: str | Path) -> dict[str, Path]:
     name = attrgetter("name")
     upper = sorted(os.scandir(folder), key=name)
     lower = [e for f in upper if f.is_dir() for e in sorted(os.scandir(f.path), key=name)]
+    media = []  # (level, place of the extension, file)
+    for level, entry in [(0, e) for e in upper] + [(1, e) for e in lower]:
+        if (suffix := os.path.splitext(entry.name)[1].lower()) in EXTENSIONS and entry.is_file():
+            media.append((level, EXTENSIONS.index(suffix), entry))
     found: dict[str, Path] = {}
-    for level, extension in product((upper, lower), EXTENSIONS):
-        for entry in level:
-            stem, suffix = os.path.splitext(entry.name)
-            if suffix.lower() == extension and entry.is_file():
-                for key in (stem, entry.name):
-                    found.setdefault(key, Path(entry.path))
+    for *_, entry in sorted(media, key=lambda item: item[:2]):
+        for key in (os.path.splitext(entry.name)[0], entry.name):
+            found.setdefault(nfc(key), Path(entry.path))
+    for entry in (*upper, *lower):
+        if nfc(entry.name) not in found and entry.is_file():
+            found[nfc(entry.name)] = Path(entry.path)
     return found
 
 
 def find_in_index(video_id: str, files: dict[str, Path]) -> Path | None:
     """Look a video up in the result of `index_videos`, with and without `v_`."""
-    return files.get(video_id) or files.get(f"v_{video_id}")
+    return files.get(nfc(video_id)) or files.get(nfc(f"v_{video_id}"))
+
+
+def nfc(name: str) -> str:
+    """One form of accents: macOS stores names decomposed, lists hold them composed."""
+    return unicodedata.normalize("NFC", name)
 
 
 # ---------------------------------------------------------------------------- JSON

@@ -1,5 +1,6 @@
 """What is wrong with a data set, found before a long run finds it."""
 
+import filecmp
 import os
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
@@ -8,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from lofi.data.annotations import Segment, Video, find_in_index, index_videos
+from lofi.data.copies import content_id
 from lofi.data.isolated import run_isolated
 from lofi.data.video import VideoError, VideoInfo, probe, verify
 from lofi.files import append_csv, read_csv, write_csv
@@ -20,6 +22,7 @@ KINDS = {
     "reversed": "start > end",
     "overlapping": "two segments with one label overlap",
     "duplicate": "one segment, or one video id, twice",
+    "same_film": "one file's content under two ids of different subsets",
     "label": "looks like a misspelling of another label",
 }
 COLUMNS = ["video", "kind", "detail", "frames", "fps", "width", "height", "bytes"]
@@ -131,12 +134,14 @@ def check_dataset(
         videos = [replace(v, path=v.path or find_in_index(v.id, found)) for v in videos]
     with_media = video_dir is not None or any(v.path is not None for v in videos)
     files = _decode(videos, workers, limit_s, report, progress) if decode else {}
+    films = _same_films([v for v in videos if v.id in files and files[v.id].info])
     suspects = suspicious_labels(Counter(s.label for v in videos for s in v.segments))
     entries: list[Finding] = []
     seen: set[str] = set()
     for video in videos:
         problems = [("duplicate", "the video id appears twice")] if video.id in seen else []
         seen.add(video.id)
+        problems += [("same_film", films[video.id])] if video.id in films else []
         file = files.get(video.id, FileResult(0))
         if with_media and not _has_file(video):
             place = video.path or f"in {video_dir or 'the video folder'}"
@@ -161,6 +166,19 @@ def check_dataset(
 
 def _has_file(video: Video) -> bool:
     return video.path is not None and video.path.is_file()
+
+
+def _same_films(videos: list[Video]) -> dict[str, str]:
+    """By id: videos with the content of an earlier one of another subset, which one it is."""
+    sizes, films, found = defaultdict(list), {}, {}
+    for video in videos:
+        sizes[os.path.getsize(video.path)].append(video)
+    for video in (video for group in sizes.values() if len(group) > 1 for video in group):
+        first = films.setdefault(content_id(video.path), video)
+        if first.subset != video.subset and filecmp.cmp(first.path, video.path, shallow=False):
+            both = f"({first.subset or 'no subset'}, here {video.subset or 'no subset'})"
+            found[video.id] = f"the same film as {first.id} {both}; keep it in one of them"
+    return found
 
 
 def _subset_lines(videos: list[Video], with_media: bool) -> Iterator[str]:

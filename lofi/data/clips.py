@@ -3,7 +3,14 @@
 import logging
 from pathlib import Path
 
-from lofi.data.annotations import EXTENSIONS, TrimmedClip, check_video_id, read_text, table_rows
+from lofi.data.annotations import (
+    EXTENSIONS,
+    TrimmedClip,
+    check_video_id,
+    nfc,
+    read_text,
+    table_rows,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +43,7 @@ def read_clip_list(path: str | Path) -> list[TrimmedClip]:
         if None not in (start, end) and start >= end:
             raise ValueError(f"{row.where}: the clip ends before it starts ({start}, {end})")
         subset = row.get("subset") or None
-        clips.append(TrimmedClip(path.parent / name, row["label"], start, end, subset))
+        clips.append(TrimmedClip(_on_disk(path.parent / name), row["label"], start, end, subset))
     if not clips:
         raise ValueError(f"{path}: no clips in it (expected rows clip,label); restore the file")
     return clips
@@ -47,13 +54,21 @@ def _in_folders(folder: Path) -> list[Path]:
     return sorted(file for file in folder.glob("*/*") if file.suffix.lower() in EXTENSIONS)
 
 
+def _on_disk(path: Path) -> Path:
+    """The file itself, or the one whose name differs only in how accents are stored."""
+    if path.exists() or nfc(str(path)).isascii() or not path.parent.is_dir():
+        return path
+    return next((p for p in path.parent.iterdir() if nfc(p.name) == nfc(path.name)), path)
+
+
 def _kinetics_clips(path: Path, text: str) -> list[TrimmedClip]:
     """Clips as the crawler of ActivityNet or the tools of TSM name them.
 
     Crawler: `<label>/<id>_<start, 6 digits>_<end, 6 digits>`. TSM: `<id>_<start>` in a folder with
     underscores for spaces and neither quotes nor parentheses.
     """
-    files = {(f.parent.name, f.stem): f for f in reversed(_in_folders(path.parent))}
+    found = reversed(_in_folders(path.parent))
+    files = {(nfc(file.parent.name), nfc(file.stem)): file for file in found}
     rows = table_rows(path, text, ("label", "youtube_id", "time_start", "time_end"))
     clips = []
     for row in rows:
@@ -62,7 +77,7 @@ def _kinetics_clips(path: Path, text: str) -> list[TrimmedClip]:
         plain = label.replace(" ", "_")
         folders = (label, plain, plain.translate(str.maketrans("", "", "\"'()")))
         names = (f"{start:06d}_{end:06d}", f"{start:06d}", f"{start}")
-        places = ((folder, f"{video_id}_{name}") for folder in folders for name in names)
+        places = ((nfc(folder), nfc(f"{video_id}_{name}")) for folder in folders for name in names)
         if place := next(filter(files.__contains__, places), None):
             clips.append(TrimmedClip(files[place], label, subset=row.get("split") or None))
     if not clips:

@@ -17,14 +17,7 @@ import numpy as np
 from lofi.data.annotations import EXTENSIONS
 from lofi.data.isolated import run_isolated
 from lofi.data.snippets import resampled_frames
-from lofi.data.video import (
-    MISREAD_WIDTHS,
-    VideoError,
-    VideoInfo,
-    declared_frames,
-    probe,
-    scaled_frames,
-)
+from lofi.data.video import VideoError, VideoInfo, probe, scaled_frames, shortage
 from lofi.files import append_csv, atomic_path, read_csv, write_csv
 
 MANIFEST = "cache.csv"
@@ -79,13 +72,11 @@ def _encode(path: Path, frames: Iterable, size: tuple[int, int], fps: float, x26
 def small_size(height: int, width: int, short_side: int) -> tuple[int, int]:
     """(height, width) with that short side, the aspect kept; even, never larger than before.
 
-    Widths that decord misreads are avoided; a side of one pixel cannot be made even and stays 2.
+    A side of one pixel cannot be made even and becomes 2.
     """
     scale = min(1.0, short_side / min(height, width))
     small = [2 * math.floor(side * scale / 2 + 0.5) for side in (height, width)]
     small = [max(2, min(new, side // 2 * 2)) for new, side in zip(small, (height, width))]
-    while small[1] in MISREAD_WIDTHS and small[1] > 4:
-        small[1] -= 2
     return small[0], small[1]
 
 
@@ -94,7 +85,7 @@ def reencode(
 ) -> VideoInfo:
     """Copy a video at low resolution in one pass, without sound; what decoding the copy gives.
 
-    It has the frames and the rate that `path` decodes to, damage passed over as in `probe`.
+    It has the frames and the rate of `path`, so also its times, damage passed over as in `probe`.
 
     Args:
         short_side: pixels of the shorter side; smaller videos keep their size.
@@ -239,7 +230,5 @@ def content_id(path: str | Path) -> str:
 def _copy(path: str, out: str, short_side: int, fps: float, crf: int) -> Copy:
     """In the child: one copy."""
     info = reencode(path, out, short_side, fps, crf)
-    found, declared = probe(path).num_frames, declared_frames(path)
-    damage = f"{found} of {declared} declared frames decode" if found < declared else ""
     numbers = info.num_frames, info.fps, info.width, info.height, os.path.getsize(out)
-    return Copy("", "ok", damage, *numbers, content_id(path))
+    return Copy("", "ok", shortage(path), *numbers, content_id(path))
