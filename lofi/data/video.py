@@ -160,9 +160,13 @@ def _scan(path: str, mtime_ns: int, num_bytes: int) -> _Scan:
         stamps = [pts for pts, _ in pictures]
         in_turn |= None in stamps or any(a >= b for a, b in pairwise(stamps))
         if in_turn:
-            if len(pictures) != len(packets) or any(dts is None for _, dts, _ in packets):
-                found = f"{len(pictures)} frames decode from {len(packets)} packets, times unknown"
-                raise VideoError(f"{path}: {found}; re-encode it, as with ffmpeg -i OLD NEW.mp4")
+            order = [dts for _, dts, _ in packets]
+            steady = None not in order and all(a < b for a, b in pairwise(order))
+            if len(pictures) != len(packets) or not steady:
+                found = (
+                    f"{len(pictures)} frames from {len(packets)} packets, whose times are unclear"
+                )
+                raise VideoError(f"{path}: {found}; make a new file: ffmpeg -i OLD NEW.mp4")
             pictures = sorted((dts, duration) for _, dts, duration in packets)
     else:
         pictures = sorted((pts, duration) for pts, _, duration in packets)
@@ -180,7 +184,7 @@ def _scan(path: str, mtime_ns: int, num_bytes: int) -> _Scan:
     count, fps, shown = _axis(path, times, last_s, rates)
     turns = round(first.rotation / 90) % 4
     sides = (first.height, first.width) if turns % 2 else (first.width, first.height)
-    jumps = plain and turns == 0 and len(stamps) == len(packets) and formats & SEEKABLE
+    jumps = plain and len(stamps) == len(packets) and formats & SEEKABLE
     if len(steps) and (steps == steps[0]).all():  # many scans are kept: no table where none is due
         stamps = range(int(stamps[0]), int(stamps[-1]) + 1, int(steps[0]))
     return _Scan(
@@ -272,7 +276,10 @@ def _read_packets(container, stream):
     try:
         for packet in container.demux(stream):
             if first is None:
-                first = next(iter(packet.decode()), None)
+                try:
+                    first = next(iter(packet.decode()), None)
+                except av.error.FFmpegError:
+                    plain = False
             if not packet.size:
                 continue
             pts = packet.pts
@@ -327,7 +334,7 @@ def _pictures(
     path: str, scan: _Scan, size: tuple[int, int], numbers: Iterable[int]
 ) -> Iterator[Callable[[], np.ndarray]]:
     """As `scaled_frames`, of the pictures with these ascending numbers, decoded in order."""
-    scale, picture, missing = _scaler(*size, scan.quarter_turns), None, set()
+    scale, picture, missing = _scaler(path, *size, scan.quarter_turns), None, set()
     decoded = zip(scan.stamps, frames_in_order(path)) if scan.in_turn else (
         (frame.pts, frame) for frame in frames_in_order(path) if frame.pts is not None
     )  # fmt: skip
@@ -358,7 +365,8 @@ def _fill_by_jumps(path: str, scan: _Scan, numbers: np.ndarray, frames: np.ndarr
     """
     if scan.keys is None:
         return False
-    scale, stamps = _scaler(*frames.shape[1:3], 0), np.asarray(scan.stamps)
+    scale = _scaler(path, *frames.shape[1:3], scan.quarter_turns)
+    stamps = np.asarray(scan.stamps)
     wanted = stamps[numbers]
     starts = scan.keys[np.searchsorted(scan.keys, wanted, side="right") - 1]
     firsts = np.searchsorted(stamps, starts)
@@ -383,7 +391,7 @@ def _fill_by_jumps(path: str, scan: _Scan, numbers: np.ndarray, frames: np.ndarr
     return True
 
 
-def _scaler(height: int, width: int, turns: int) -> Callable[..., np.ndarray]:
+def _scaler(path: str, height: int, width: int, turns: int) -> Callable[..., np.ndarray]:
     """A function that scales a frame (bicubic) and turns it upright: (height, width, 3) uint8."""
     import av.filter
 
@@ -393,17 +401,22 @@ def _scaler(height: int, width: int, turns: int) -> Callable[..., np.ndarray]:
 
     def scale(frame) -> np.ndarray:
         kind = frame.width, frame.height, frame.format.name
-        if kind not in graphs:
-            graph = av.filter.Graph()
-            graph.threads = 1
-            size = dict(width=frame.width, height=frame.height, format=frame.format)
-            source = graph.add_buffer(**size, time_base=Fraction(1, 1000))
-            steps = ("scale", f"{width}:{height}:flags=bicubic"), ("format", "rgb24")
-            nodes = [graph.add(*step) for step in (*steps, ("buffersink",))]
-            graph.link_nodes(source, *nodes).configure()
-            graphs[kind] = graph
-        graphs[kind].push(frame)
-        plane = graphs[kind].pull().planes[0]
+        try:
+            if kind not in graphs:
+                graph = av.filter.Graph()
+                graph.threads = 1
+                size = dict(width=frame.width, height=frame.height, format=frame.format)
+                source = graph.add_buffer(**size, time_base=Fraction(1, 1000))
+                steps = ("scale", f"{width}:{height}:flags=bicubic"), ("format", "rgb24")
+                nodes = [graph.add(*step) for step in (*steps, ("buffersink",))]
+                graph.link_nodes(source, *nodes).configure()
+                graphs[kind] = graph
+            graphs[kind].push(frame)
+            plane = graphs[kind].pull().planes[0]
+        except (av.error.FFmpegError, ValueError) as error:
+            found = "frames of {} x {} pixels, {}".format(*kind)
+            cure = f"cannot become {width} x {height} RGB ({error}); re-encode it or leave it out"
+            raise VideoError(f"{path}: {found}, {cure}") from None
         rows = np.frombuffer(plane, np.uint8).reshape(height, plane.line_size)
         return np.rot90(rows[:, : 3 * width].reshape(height, width, 3), turns)
 
