@@ -47,7 +47,7 @@ PRESET = "superfast"
 # Held-out accuracy then was 0.975, 0.983, 0.979, 0.988, 0.983. Localization was not looked at.
 TOY = ToyWorld(
     name="toy", shapes=("ring", "cross", "square", "triangle"),
-    height=48, width=56, actor_width=48,  # decord2 cannot read a width of 48
+    height=48, width=56, actor_width=48,  # 56 wide, as always: other pixels are another world
     source_clips=(2400, 240), videos=(160, 100), clip_frames=8, video_frames=128,
     source=Look((8.0, 10.5), noise=5, contrast=18, exponent=2.4, jitter=0.3, distractor=0.5),
     target=Look(
