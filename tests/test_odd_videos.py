@@ -7,6 +7,7 @@ picture on screen.
 
 import json
 import shutil
+import struct
 import subprocess
 from fractions import Fraction
 from pathlib import Path
@@ -221,6 +222,28 @@ def test_damaged_packets_shift_nothing(name, filling, tmp_path, caplog):
     assert verify(path) is not None
 
 
+def test_time_stamps_that_step_back_are_refused(tmp_path):
+    """Joined transport streams, whose second part counts from the beginning again."""
+    part = write(tmp_path / "part.ts", STEADY[:30]).read_bytes()
+    (tmp_path / "joined.ts").write_bytes(part + part)
+    with pytest.raises(VideoError, match="60 packets of unclear times; make a new file: ffmpeg"):
+        probe(tmp_path / "joined.ts")
+
+
+def test_a_turned_video_of_variable_rate_is_upright_at_the_right_second(tmp_path):
+    path = write(tmp_path / "a.mp4", BURSTS)
+    data = bytearray(path.read_bytes())
+    at = data.find(b"tkhd") + 4
+    at += 4 + (20 if data[at] == 0 else 32) + 16
+    one = 1 << 16
+    matrix = (-one, 0, 0, 0, -one, 0, 0, 0, 1 << 30)  # half a turn
+    data[at : at + 36] = struct.pack(">9i", *matrix)
+    (tmp_path / "turned.mp4").write_bytes(data)
+    asked = [1510, 5, 760, 80]  # at 25 frames a second: 60.4, 0.2, 30.4 and 3.2 s
+    turned = decode_frames(tmp_path / "turned.mp4", asked)
+    assert read_numbers(turned[:, ::-1, ::-1]) == [50, 5, 39, 25]
+
+
 def test_what_is_no_video_says_so_in_one_line(tmp_path):
     image = av.VideoFrame.from_ndarray(numbered_frames([5])[0], format="rgb24")
     encoder = av.CodecContext.create("png", "w")
@@ -251,6 +274,8 @@ def test_sizes_beyond_reason_are_refused_and_tiny_ones_work(tmp_path):
     path = write(tmp_path / "flat.mkv", STEADY[:2], "ffv1", size=(2, 8000))
     with pytest.raises(VideoError, match="8000 x 2 pixels"):
         probe(path)
+    with pytest.raises(VideoError, match="1 x 4000 pixels"):
+        probe(write(tmp_path / "thin.mkv", STEADY[:2], "ffv1", size=(4000, 1)))
     path = write(tmp_path / "dot.mkv", STEADY[:9], "ffv1", size=(1, 1))
     clip = ClipRequest(path, Fidelity(4, 2, 224)).read()
     assert probe(path).num_frames == 9 and clip.shape == (4, 2, 3, 224, 224)

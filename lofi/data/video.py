@@ -163,15 +163,18 @@ def _scan(path: str, mtime_ns: int, num_bytes: int) -> _Scan:
             order = [dts for _, dts, _ in packets]
             steady = None not in order and all(a < b for a, b in pairwise(order))
             if len(pictures) != len(packets) or not steady:
-                found = (
-                    f"{len(pictures)} frames from {len(packets)} packets, whose times are unclear"
-                )
+                found = f"{len(pictures)} frames from {len(packets)} packets of unclear times"
                 raise VideoError(f"{path}: {found}; make a new file: ffmpeg -i OLD NEW.mp4")
             pictures = sorted((dts, duration) for _, dts, duration in packets)
     else:
         pictures = sorted((pts, duration) for pts, _, duration in packets)
     if first is None or not pictures:
         raise VideoError(f"{path}: 0 frames decoded; {AGAIN}")
+    turns = round(first.rotation / 90) % 4
+    sides = (first.height, first.width) if turns % 2 else (first.width, first.height)
+    if max(sides) > MOST_ELONGATED * min(sides):
+        found = "frames of {} x {} pixels".format(*sides)
+        raise VideoError(f"{path}: {found} (expected sides at most 1:{MOST_ELONGATED}); crop it")
     stamps = np.array([stamp for stamp, _ in pictures], np.int64)
     steps = np.diff(stamps)
     if "avi" in formats and len(steps):  # its numbers count packets without a picture too
@@ -179,11 +182,9 @@ def _scan(path: str, mtime_ns: int, num_bytes: int) -> _Scan:
     if declared and len(stamps) < declared:
         logger.warning("%s: %d of %d declared frames decode", path, len(stamps), declared)
     late_s = max(0.0, float(stamps[0] * base) - began / 1e6) if began is not None else 0.0
-    times = late_s + (stamps - stamps[0]) * float(base)
+    times = late_s + (stamps.astype(np.float64) - stamps[0]) * float(base)
     last_s = (pictures[-1][1] or 0) * float(base)
     count, fps, shown = _axis(path, times, last_s, rates)
-    turns = round(first.rotation / 90) % 4
-    sides = (first.height, first.width) if turns % 2 else (first.width, first.height)
     jumps = plain and len(stamps) == len(packets) and formats & SEEKABLE
     if len(steps) and (steps == steps[0]).all():  # many scans are kept: no table where none is due
         stamps = range(int(stamps[0]), int(stamps[-1]) + 1, int(steps[0]))
@@ -202,7 +203,7 @@ def _axis(path: str, times: np.ndarray, last_s: float, rates: list[float]):
     last_s = last_s if last_s > 0 else 1 / rates[0] if rates else 0.0
     if len(times) > 1:
         last_s = last_s or float(times[-1] - times[-2])
-        rates = [*rates, (len(times) - 1) / float(times[-1] - times[0])]
+        rates = [*rates, (len(times) - 1) / max(1e-9, float(times[-1] - times[0]))]
     if not last_s:
         raise VideoError(f"{path}: the file gives no frame rate; re-encode it (constant rate)")
     end_s = float(times[-1]) + last_s
@@ -235,7 +236,8 @@ def _opened(path: str | Path) -> Iterator[tuple]:
     from av.stream import Disposition
 
     try:
-        with av.open(str(path), metadata_errors="replace") as container:
+        local = {"protocol_whitelist": "file"}  # playlists may name anything
+        with av.open(str(path), metadata_errors="replace", options=local) as container:
             name, raw = container.format.name, container.format.flags & Flags.no_timestamps.value
             if name.endswith("_pipe") or name == "image2":
                 raise VideoError(f"{path}: a picture ({name}), no video; leave it out")
@@ -248,13 +250,11 @@ def _opened(path: str | Path) -> Iterator[tuple]:
                 raise VideoError(f"{path}: no video stream, {found}; use another file")
             context = streams[0].codec_context
             if raw:
-                cure = f"wrap it: ffmpeg -r FRAMES_A_SECOND -i {Path(path).name} -c copy NEW.mp4"
+                cure = f"give it some: ffmpeg -r FRAMES_A_SECOND -i {Path(path).name} NEW.mp4"
                 raise VideoError(f"{path}: a raw {name} stream, which holds no times; {cure}")
-            low, high = sorted((context.width, context.height))
-            if low * high > MOST_PIXELS or high > MOST_ELONGATED * max(low, 1) > MOST_ELONGATED:
-                most = f"at most {MOST_PIXELS:,} pixels, sides at most 1:{MOST_ELONGATED}"
-                found = f"frames of {context.width} x {context.height} pixels (expected {most})"
-                raise VideoError(f"{path}: {found}; scale or crop it")
+            if context.width * context.height > MOST_PIXELS:
+                found = f"frames of {context.width} x {context.height} pixels"
+                raise VideoError(f"{path}: {found} (expected at most {MOST_PIXELS:,}); scale it")
             context.thread_count = 1
             context.options = {"max_pixels": str(MOST_PIXELS)}  # sizes may change on the way
             yield container, streams[0]
