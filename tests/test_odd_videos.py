@@ -6,6 +6,7 @@ picture on screen.
 """
 
 import json
+import os
 import shutil
 import struct
 import subprocess
@@ -274,8 +275,8 @@ def test_sizes_beyond_reason_are_refused_and_tiny_ones_work(tmp_path):
     path = write(tmp_path / "flat.mkv", STEADY[:2], "ffv1", size=(2, 8000))
     with pytest.raises(VideoError, match="8000 x 2 pixels"):
         probe(path)
-    with pytest.raises(VideoError, match="1 x 4000 pixels"):
-        probe(write(tmp_path / "thin.mkv", STEADY[:2], "ffv1", size=(4000, 1)))
+    with pytest.raises(VideoError, match="1 x 400 pixels"):
+        probe(write(tmp_path / "thin.avi", STEADY[:2], "rawvideo", size=(400, 1)))
     path = write(tmp_path / "dot.mkv", STEADY[:9], "ffv1", size=(1, 1))
     clip = ClipRequest(path, Fidelity(4, 2, 224)).read()
     assert probe(path).num_frames == 9 and clip.shape == (4, 2, 3, 224, 224)
@@ -355,3 +356,17 @@ def test_three_hundred_damaged_videos_end_nothing(tmp_path):
     report = check_dataset(videos, workers=2)
     assert {name for name, file in report.files.items() if file.info is None} == skipped.keys()
     assert skipped.keys() <= {entry.video_id for entry in report.of("undecodable")}
+
+
+def test_a_video_that_is_damaged_after_it_was_probed_is_a_clear_error(tmp_path):
+    path = write(tmp_path / "a.mp4", STEADY[:30])
+    times, data = path.stat(), path.read_bytes()
+    assert probe(path).num_frames == 30
+    path.write_bytes(bytes(len(data)))
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))  # as if nothing had happened
+    for content in (None, b""):
+        if content is not None:
+            path.write_bytes(content)
+        with ClipReader() as reader:
+            (found,) = reader.read([ClipRequest(path, Fidelity(3, 2, 16))])
+        assert isinstance(found, VideoError) and str(path) in str(found)
