@@ -369,13 +369,13 @@ def _fill_by_jumps(path: str, scan: _Scan, numbers: np.ndarray, frames: np.ndarr
     stamps = np.asarray(scan.stamps)
     wanted = stamps[numbers]
     starts = scan.keys[np.searchsorted(scan.keys, wanted, side="right") - 1]
-    firsts = np.searchsorted(stamps, starts)
+    jumps = zip(wanted.tolist(), starts.tolist(), np.searchsorted(stamps, starts).tolist())
     try:
         with _opened(path) as (container, stream):
             decoded, position = container.decode(stream), 0
-            for row, (stamp, start, first) in enumerate(zip(wanted, starts, firsts)):
+            for row, (stamp, start, first) in enumerate(jumps):
                 if first > position + 1:
-                    container.seek(int(start), stream=stream)
+                    container.seek(start, stream=stream)
                     decoded, position = container.decode(stream), first
                 for frame in decoded:
                     position += 1
@@ -418,6 +418,7 @@ def _scaler(path: str, height: int, width: int, turns: int) -> Callable[..., np.
             cure = f"cannot become {width} x {height} RGB ({error}); re-encode it or leave it out"
             raise VideoError(f"{path}: {found}, {cure}") from None
         rows = np.frombuffer(plane, np.uint8).reshape(height, plane.line_size)
-        return np.rot90(rows[:, : 3 * width].reshape(height, width, 3), turns)
+        image = rows[:, : 3 * width].reshape(height, width, 3)
+        return np.rot90(image, turns) if turns else image
 
     return scale
