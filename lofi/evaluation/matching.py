@@ -58,6 +58,8 @@ class Matches:
             truth_rows, key = truth_rows[long[truth_rows]], key[long]
         groups, size = np.unique(key, return_counts=True)
         first_truth = np.cumsum(size) - size
+        if not len(groups):
+            return np.zeros((3, 0), np.int64)
         rows = self.order[self.video[self.order] >= 0]
         key = self.found.label[rows] * len(truth.videos) + self.video[rows]
         slot = np.minimum(np.searchsorted(groups, key), len(groups) - 1)
