@@ -97,7 +97,9 @@ def test_thumos14_protocol_on_the_real_ground_truth(golden, shared_data):
         video = info["thumos"]["out_videos"][v]
         detections[video].append(Detection(s / 10, e / 10, names[c], score / 1e6))
     gt = shared_data / "thumos14/thumos_gt.json"
-    result = detection_map(gt, detections, protocol="thumos14")
+    with pytest.raises(ValueError, match="video_test_0000270, entry 0.*reversed"):
+        detection_map(gt, detections, protocol="thumos14")  # the released code writes some
+    result = detection_map(gt, detections, protocol="thumos14", strict=False)
     wanted = info["thumos_evaluation"]
     assert (result.videos, result.instances, len(result.classes)) == (210, 3311, 20)
     assert list(result.map) == wanted["mAP"] and result.average_map == wanted["average"]
@@ -505,7 +507,7 @@ def test_json_has_the_agreed_shape():
         ({"detections": {"v": [{"label": "a", "score": 1, "segment": [1, 2, 3]}]}}, "entry 0"),
         (
             {"detections": {"v": [Detection(0, 1, "a", float("nan"))]}},
-            "video v, entry 0: score is nan",
+            "entry 0: score is nan",
         ),
         ({"detections": [1, 2]}, "expected a dict"),
     ],

@@ -181,11 +181,15 @@ def read_entries(
 
     `duration` is the key of the seconds, `prefix` comes before ids, `info` has subsets and rates.
     """
-    videos = []
+    videos, wanted = [], {"annotations"}
+    if any(isinstance(value, dict) and "subset" in value for value in entries.values()):
+        wanted.add("subset")
     for key, value in entries.items():
         where = f"{path}: video {key!r}"
         if not isinstance(value, dict):
             raise ValueError(f"{where} is {type(value).__name__}, expected an object; correct it")
+        if missing := sorted(wanted - value.keys()):
+            raise ValueError(f"{where} has no {missing[0]!r}, expected at least null; correct it")
         given, row = value.get(duration), info.get(key, {})
         length = None if given is None else seconds(given, f"{where}: {duration}") or None
         fps = row.number("fps") or None if row.get("fps") else None
@@ -194,14 +198,18 @@ def read_entries(
         segments = []
         listed = value.get("annotations")
         if not isinstance(listed, list | tuple | None):
-            raise ValueError(f"{where}: annotations are {listed!r}, expected a list; correct it")
+            raise ValueError(
+                f"{where}: annotations are {listed!r:.60}, expected a list; correct it"
+            )
         for i, entry in enumerate(listed or ()):
             here = f"{where}: annotation {i}"
             if not isinstance(entry, dict) or "segment" not in entry or "label" not in entry:
                 raise ValueError(f"{here} lacks 'segment' or 'label'; correct it")
             times = entry["segment"]
             if not isinstance(times, list | tuple) or len(times) != 2:
-                raise ValueError(f"{here}: segment is {times!r}, expected [start, end]; correct it")
+                raise ValueError(
+                    f"{here}: segment is {times!r:.60}, expected [start, end]; correct it"
+                )
             start, end = (seconds(t, f"{here}: {n}") for t, n in zip(times, ("start", "end")))
             segments.append(Segment(start, end, label_of(entry["label"], f"{here}: label")))
         videos.append(Video(key.removeprefix(prefix), None, length, fps, subset, tuple(segments)))
@@ -335,9 +343,9 @@ def number(value: Any, where: str, least: float = 0.0) -> float:
     except (OverflowError, TypeError, ValueError):
         found = math.nan
     if not math.isfinite(found):
-        raise ValueError(f"{where} is {value!r}, expected a number; correct it")
+        raise ValueError(f"{where} is {value!r:.60}, expected a number; correct it")
     if found < least:
-        raise ValueError(f"{where} is {value}, expected at least {least:g}; correct it")
+        raise ValueError(f"{where} is {found:g}, expected at least {least:g}; correct it")
     return found
 
 
@@ -348,7 +356,9 @@ def seconds(value: Any, where: str) -> float:
     parts = re.fullmatch(r"(?:(\d+):)?(\d+):(\d+(?:\.\d*)?)", value.strip(), re.ASCII)
     hours, minutes, rest = parts.groups() if parts else (None, "0", "60")
     if float(rest) >= 60 or (hours and int(minutes) >= 60):
-        raise ValueError(f"{where} is {value!r}, expected seconds, mm:ss or hh:mm:ss; correct it")
+        raise ValueError(
+            f"{where} is {value!r:.60}, expected seconds, mm:ss or hh:mm:ss; correct it"
+        )
     return number(60 * (60 * int(hours or 0) + int(minutes)) + float(rest), where)
 
 
@@ -357,7 +367,7 @@ def label_of(value: Any, where: str) -> str:
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
     if not isinstance(value, str) or not value.strip():
-        raise ValueError(f"{where} is {value!r}, expected text; correct it")
+        raise ValueError(f"{where} is {value!r:.60}, expected text; correct it")
     return unicodedata.normalize("NFC", value)
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
-from lofi.data.annotations import Segment, Video, find_in_index, index_videos
+from lofi.data.annotations import Segment, Video, find_in_index, index_videos, video_key
 from lofi.data.isolated import run_isolated
 from lofi.data.video import VideoError, VideoInfo, probe, verify
 from lofi.files import append_csv, read_csv, write_csv
@@ -133,10 +133,12 @@ def check_dataset(
     files = _decode(videos, workers, limit_s, report, progress) if decode else {}
     suspects = suspicious_labels(Counter(s.label for v in videos for s in v.segments))
     entries: list[Finding] = []
-    seen: set[str] = set()
+    seen: dict[str, str] = {}  # id by what makes it one video
     for video in videos:
-        problems = [("duplicate", "the video id appears twice")] if video.id in seen else []
-        seen.add(video.id)
+        problems, key = [], video_key(video.id)
+        if key in seen:
+            problems.append(("duplicate", f"the video stands twice, also as {seen[key]!r}"))
+        seen.setdefault(key, video.id)
         file = files.get(video.id, FileResult(0))
         if with_media and not _has_file(video):
             place = video.path or f"in {video_dir or 'the video folder'}"

@@ -94,9 +94,7 @@ def read_video_classes(path: str | Path) -> VideoClasses:
             twice = Counter(names).most_common(1)[0][0]
             raise ValueError(f"{path}: class {twice!r} stands twice; correct the names")
         scores = {
-            video: np.array(
-                [number(x, f"{where}: score {i}", -math.inf) for i, x in enumerate(row)]
-            )
+            video: np.array([number(x, f"{where}: {i}", -math.inf) for i, x in enumerate(row)])
             for video, (row, where) in table.items()
         }
         return VideoClasses(tuple(names), scores, Path(path).name)
@@ -105,7 +103,9 @@ def read_video_classes(path: str | Path) -> VideoClasses:
         listed[video] = mine = {}
         for entry in row:
             if not isinstance(entry, dict) or not {"label", "score"} <= entry.keys():
-                raise ValueError(f'{where}: {entry!r}; expected {{"label": name, "score": number}}')
+                raise ValueError(
+                    f'{where}: {entry!r:.90}; expected {{"label": name, "score": number}}'
+                )
             name = label_of(entry["label"], f"{where}: label")
             if name in mine:
                 raise ValueError(f"{where}: class {name!r} stands twice; keep one")
@@ -143,7 +143,7 @@ def read_hacs_top2(
         scores[video] = np.zeros(len(names))
         for entry in rows[str(position)]:
             if not isinstance(entry, dict) or not {"label", "score"} <= entry.keys():
-                raise ValueError(f'{where} is {entry!r}; expected {{"label": index, "score"}}')
+                raise ValueError(f'{where} is {entry!r:.90}; expected {{"label": index, "score"}}')
             index = entry["label"]
             if type(index) is not int or not 0 <= index < len(names):
                 raise ValueError(f"{path}: class index {index!r} of {len(names)} classes")

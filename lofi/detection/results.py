@@ -92,7 +92,9 @@ def check_detections(
     found: dict[str, list[Detection]] = {}
     for video, entries in results.items():
         if not isinstance(entries, Sequence | None) or isinstance(entries, str):
-            raise ValueError(f"{what}: video {video} is {entries!r}, expected a list; correct it")
+            raise ValueError(
+                f"{what}: video {video} is {entries!r:.60}, expected a list; correct it"
+            )
         found[video] = []
         for i, entry in enumerate(entries or ()):
             where = f"{what}: video {video}, entry {i}"
@@ -101,7 +103,7 @@ def check_detections(
             except (KeyError, TypeError, ValueError):
                 form = '"score": number, "segment": [start_s, end_s]}'
                 form = ('{"label": name, ' if with_labels else "{") + form
-                raise ValueError(f"{where} is {entry!r}; expected {form}") from None
+                raise ValueError(f"{where} is {entry!r:.90}; expected {form}") from None
             if with_labels and not cells[2]:
                 raise ValueError(f"{where} has no label; proposals are scored with: lofi recall")
             found[video].append(_detection(cells, where, strict))
