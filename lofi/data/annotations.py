@@ -198,18 +198,14 @@ def read_entries(
         segments = []
         listed = value.get("annotations")
         if not isinstance(listed, list | tuple | None):
-            raise ValueError(
-                f"{where}: annotations are {listed!r:.60}, expected a list; correct it"
-            )
+            raise ValueError(f"{where}: annotations are {listed!r:.50}, expected a list; fix it")
         for i, entry in enumerate(listed or ()):
             here = f"{where}: annotation {i}"
             if not isinstance(entry, dict) or "segment" not in entry or "label" not in entry:
                 raise ValueError(f"{here} lacks 'segment' or 'label'; correct it")
             times = entry["segment"]
             if not isinstance(times, list | tuple) or len(times) != 2:
-                raise ValueError(
-                    f"{here}: segment is {times!r:.60}, expected [start, end]; correct it"
-                )
+                raise ValueError(f"{here}: segment is {times!r:.50}, expected [start, end]; fix it")
             start, end = (seconds(t, f"{here}: {n}") for t, n in zip(times, ("start", "end")))
             segments.append(Segment(start, end, label_of(entry["label"], f"{here}: label")))
         videos.append(Video(key.removeprefix(prefix), None, length, fps, subset, tuple(segments)))
@@ -356,9 +352,7 @@ def seconds(value: Any, where: str) -> float:
     parts = re.fullmatch(r"(?:(\d+):)?(\d+):(\d+(?:\.\d*)?)", value.strip(), re.ASCII)
     hours, minutes, rest = parts.groups() if parts else (None, "0", "60")
     if float(rest) >= 60 or (hours and int(minutes) >= 60):
-        raise ValueError(
-            f"{where} is {value!r:.60}, expected seconds, mm:ss or hh:mm:ss; correct it"
-        )
+        raise ValueError(f"{where} is {value!r:.60}, expected seconds, mm:ss or hh:mm:ss; fix it")
     return number(60 * (60 * int(hours or 0) + int(minutes)) + float(rest), where)
 
 

@@ -103,9 +103,7 @@ def read_video_classes(path: str | Path) -> VideoClasses:
         listed[video] = mine = {}
         for entry in row:
             if not isinstance(entry, dict) or not {"label", "score"} <= entry.keys():
-                raise ValueError(
-                    f'{where}: {entry!r:.90}; expected {{"label": name, "score": number}}'
-                )
+                raise ValueError(f'{where}: {entry!r:.90}; expected {{"label": name, "score": x}}')
             name = label_of(entry["label"], f"{where}: label")
             if name in mine:
                 raise ValueError(f"{where}: class {name!r} stands twice; keep one")

@@ -92,9 +92,7 @@ def check_detections(
     found: dict[str, list[Detection]] = {}
     for video, entries in results.items():
         if not isinstance(entries, Sequence | None) or isinstance(entries, str):
-            raise ValueError(
-                f"{what}: video {video} is {entries!r:.60}, expected a list; correct it"
-            )
+            raise ValueError(f"{what}: video {video} is {entries!r:.60}, expected a list; fix it")
         found[video] = []
         for i, entry in enumerate(entries or ()):
             where = f"{what}: video {video}, entry {i}"
