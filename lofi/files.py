@@ -102,11 +102,13 @@ def parse_json(data: bytes, path: str | Path, what: str) -> Any:
 
 
 def _pairs(value: Any) -> int:
-    """Keys in JSON, at least: dicts in a list are taken to hold no other dicts."""
+    """Keys in JSON, at least: dicts in a list are taken to hold no other dicts.
+
+    TypeError for a list that holds dicts and something else."""
     if isinstance(value, dict):
         return len(value) + sum(map(_pairs, value.values()))
-    if isinstance(value, list) and value and all(isinstance(item, dict) for item in value):
-        return sum(map(len, value))
+    if isinstance(value, list) and value and isinstance(value[0], dict):
+        return sum(map(dict.__len__, value))
     return 0
 
 

@@ -206,8 +206,8 @@ def read_entries(
             times = entry["segment"]
             if not isinstance(times, list | tuple) or len(times) != 2:
                 raise ValueError(f"{here}: segment is {times!r:.50}, expected [start, end]; fix it")
-            start, end = (seconds(t, f"{here}: {n}") for t, n in zip(times, ("start", "end")))
-            segments.append(Segment(start, end, label_of(entry["label"], f"{here}: label")))
+            start, end = seconds(times[0], here, ": start"), seconds(times[1], here, ": end")
+            segments.append(Segment(start, end, label_of(entry["label"], here, ": label")))
         videos.append(Video(key.removeprefix(prefix), None, length, fps, subset, tuple(segments)))
     return videos
 
@@ -331,8 +331,13 @@ def read_text(path: Path, what: str = "annotations") -> str:
     return decode_text(_read_bytes(path, what), path)
 
 
-def number(value: Any, where: str, least: float = 0.0) -> float:
-    """A finite number of at least `least`; strings are parsed (THUMOS14, HACS)."""
+def number(value: Any, where: str, what: str = "", least: float = 0.0) -> float:
+    """A finite number of at least `least`; strings are parsed (THUMOS14, HACS).
+
+    `where` and `what` say in errors which; joined only there, as files are long."""
+    if type(value) is float and least <= value < math.inf:
+        return value
+    where += what
     try:
         plain = not isinstance(value, str) or (value.isascii() and "_" not in value)
         found = float(value) if plain and not isinstance(value, bool) else math.nan
@@ -345,10 +350,11 @@ def number(value: Any, where: str, least: float = 0.0) -> float:
     return found
 
 
-def seconds(value: Any, where: str) -> float:
+def seconds(value: Any, where: str, what: str = "") -> float:
     """A time of at least 0: a number of seconds, or a clock time, mm:ss or hh:mm:ss.s."""
     if not isinstance(value, str) or ":" not in value:
-        return number(value, where)
+        return number(value, where, what)
+    where += what
     parts = re.fullmatch(r"(?:(\d+):)?(\d+):(\d+(?:\.\d*)?)", value.strip(), re.ASCII)
     hours, minutes, rest = parts.groups() if parts else (None, "0", "60")
     if float(rest) >= 60 or (hours and int(minutes) >= 60):
@@ -356,19 +362,21 @@ def seconds(value: Any, where: str) -> float:
     return number(60 * (60 * int(hours or 0) + int(minutes)) + float(rest), where)
 
 
-def label_of(value: Any, where: str) -> str:
+def label_of(value: Any, where: str, what: str = "") -> str:
     """A name as text; accents in one form (NFC), whole numbers as they are written."""
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
     if not isinstance(value, str) or not value.strip():
-        raise ValueError(f"{where} is {value!r:.60}, expected text; correct it")
+        raise ValueError(f"{where}{what} is {value!r:.60}, expected text; correct it")
     return unicodedata.normalize("NFC", value)
 
 
 def video_key(video_id: str) -> str:
     """What two files must share to mean one video: the id without `v_` and media suffix, in NFC."""
-    stem, suffix = os.path.splitext(unicodedata.normalize("NFC", video_id))
-    key = stem if suffix.lower() in EXTENSIONS else stem + suffix
+    key = unicodedata.normalize("NFC", video_id)
+    stem, dot, suffix = key.rpartition(".")
+    if stem and dot + suffix.lower() in EXTENSIONS:
+        key = stem
     return key.removeprefix("v_") or key
 
 

@@ -94,7 +94,7 @@ def read_video_classes(path: str | Path) -> VideoClasses:
             twice = Counter(names).most_common(1)[0][0]
             raise ValueError(f"{path}: class {twice!r} stands twice; correct the names")
         scores = {
-            video: np.array([number(x, f"{where}: {i}", -math.inf) for i, x in enumerate(row)])
+            video: np.array([number(x, where, f": {i}", -math.inf) for i, x in enumerate(row)])
             for video, (row, where) in table.items()
         }
         return VideoClasses(tuple(names), scores, Path(path).name)
@@ -107,7 +107,7 @@ def read_video_classes(path: str | Path) -> VideoClasses:
             name = label_of(entry["label"], f"{where}: label")
             if name in mine:
                 raise ValueError(f"{where}: class {name!r} stands twice; keep one")
-            mine[name] = number(entry["score"], f"{where}: score of {name!r}", -math.inf)
+            mine[name] = number(entry["score"], where, f": score of {name!r}", -math.inf)
     names = sorted(set().union(*listed.values()))
     scores = {v: np.array([x.get(n, 0.0) for n in names]) for v, x in listed.items()}
     return VideoClasses(tuple(names), scores, Path(path).name)
@@ -145,7 +145,7 @@ def read_hacs_top2(
             index = entry["label"]
             if type(index) is not int or not 0 <= index < len(names):
                 raise ValueError(f"{path}: class index {index!r} of {len(names)} classes")
-            scores[video][index] = number(entry["score"], f"{where}: score", -math.inf)
+            scores[video][index] = number(entry["score"], where, ": score", -math.inf)
     return VideoClasses(tuple(names), scores, Path(path).name)
 
 

@@ -121,12 +121,13 @@ def _cells(entry: Any) -> tuple:
 
 def _detection(cells: Sequence[Any], where: str, strict: bool) -> Detection:
     """start, end, label and score, checked."""
-    start, end = (number(x, f"{where}: {n}", -math.inf) for n, x in zip(("start", "end"), cells))
-    label = cells[2] if cells[2] == "" else label_of(cells[2], f"{where}: label")
+    start = number(cells[0], where, ": start", -math.inf)
+    end = number(cells[1], where, ": end", -math.inf)
+    label = cells[2] if cells[2] == "" else label_of(cells[2], where, ": label")
     if strict and start > end:
         found = f"{where}: the segment is reversed (start {start:g} > end {end:g})"
         raise ValueError(f"{found}; swap the times or drop it")
-    return Detection(start, end, label, number(cells[3], f"{where}: score", -math.inf))
+    return Detection(start, end, label, number(cells[3], where, ": score", -math.inf))
 
 
 def write_csv(path: str | Path, detections: Detections) -> None:

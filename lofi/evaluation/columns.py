@@ -195,10 +195,11 @@ def _columns(results: Mapping[str, Any], with_labels: bool, strict: bool) -> tup
             entries, size = chain.from_iterable(lists), width * sum(counts)
             numbers = _dict_numbers(entries, index) if as_dicts else _numbers(entries, index)
             columns = np.fromiter(numbers, np.float64, size).reshape(-1, width)
-            binary = ((columns[:, :3] == 0) | (columns[:, :3] == 1)).any(axis=1)  # perhaps bool
-            if as_dicts and binary.any():
-                entries = list(compress(chain.from_iterable(lists), binary.tolist()))
-                if any(type(x) is bool for e in entries for x in (*e["segment"], e["score"])):
+            first, last, score = columns.T[:3]
+            binary = [(x == 0) | (x == 1) for x in (first, last, score)]  # perhaps bool
+            if as_dicts:
+                rows = compress(chain.from_iterable(lists), np.logical_or.reduce(binary))
+                if any(type(x) is bool for e in rows for x in (*e["segment"], e["score"])):
                     return None
     except (AttributeError, IndexError, KeyError, OverflowError, TypeError, ValueError):
         return None
