@@ -205,6 +205,7 @@ def detect(
 def evaluate(
     ground_truth: Positional[Path], detections: Positional[Path], /, subset: str = "",
     protocol: Protocol = "activitynet", available: str = "", json: Path | None = None,
+    replay_toolkit: bool = False,
 ) -> None:  # fmt: skip
     """Mean average precision of a detection file, with its protocol.
 
@@ -212,17 +213,20 @@ def evaluate(
         subset: exact name; "" = validation, for thumos14 test.
         available: also score the videos that could be had alone: a file with their ids, or "auto" =
             those with an entry in the detection file. The first line stays the official list's.
+        replay_toolkit: score reversed and zero-length rows as the official toolkit does, which
+            rewards some; without it they are refused, or never match.
     """
     from lofi.evaluation import detection_map
 
     choices = {"subset": subset or None, "protocol": protocol, "available": available or None}
-    _show(detection_map(ground_truth, detections, **choices), json)
+    strict = not replay_toolkit
+    _show(detection_map(ground_truth, detections, **choices, strict=strict), json)
 
 
 def diagnose(
     ground_truth: Positional[Path], detections: Positional[Path], /, subset: str = "",
     protocol: Protocol = "activitynet", tiou: float = 0.5, unsuppressed: Path | None = None,
-    json: Path | None = None, figure: Path | None = None,
+    json: Path | None = None, figure: Path | None = None, replay_toolkit: bool = False,
 ) -> None:  # fmt: skip
     """Where points are lost: oracles, kinds of false positives, hard instances, classes, grid.
 
@@ -231,12 +235,13 @@ def diagnose(
         tiou: threshold of the false-positive profile.
         unsuppressed: the detections before soft-NMS; adds what suppression costs and gains.
         figure: picture of the false-positive profile and of the sensitivity to instances.
+        replay_toolkit: as in `lofi evaluate`.
     """
     from lofi.evaluation import diagnose as explain
 
     report = explain(
         ground_truth, detections, subset=subset or None, protocol=protocol, profile_tiou=tiou,
-        unsuppressed=unsuppressed,
+        unsuppressed=unsuppressed, strict=not replay_toolkit,
     )  # fmt: skip
     _show(report, json)
     if figure:
@@ -248,16 +253,17 @@ def diagnose(
 
 def recall(
     ground_truth: Positional[Path], proposals: Positional[Path], /, subset: str = "validation",
-    available: str = "", json: Path | None = None,
+    available: str = "", json: Path | None = None, replay_toolkit: bool = False,
 ) -> None:  # fmt: skip
     """Average recall at an average number of proposals (AR@AN) and its area (AUC).
 
     Args:
-        available: as in `lofi evaluate`.
+        available, replay_toolkit: as in `lofi evaluate`.
     """
     from lofi.evaluation import proposal_recall
 
-    found = proposal_recall(ground_truth, proposals, subset=subset, available=available or None)
+    choices = {"subset": subset, "available": available or None, "strict": not replay_toolkit}
+    found = proposal_recall(ground_truth, proposals, **choices)
     _show(found, json)
 
 

@@ -17,7 +17,7 @@ from lofi.detection import (
     write_csv,
     write_detections,
 )
-from lofi.evaluation import detection_map, precision_recall_curve, proposal_recall
+from lofi.evaluation import detection_map, diagnose, precision_recall_curve, proposal_recall
 
 CASES = [
     "good", "ties", "duplicates", "missing", "unknown_videos", "degenerate", "many", "perfect",
@@ -60,6 +60,7 @@ def test_equal_to_the_toolkit_to_the_bit(golden, expected, name):
         load(golden, case["predictions"]),
         tious=case["tiou"],
         subset=case["subset"],
+        strict=False,
     )
     assert list(result.classes) == case["classes"]
     np.testing.assert_array_equal(np.array(result.ap).T, case["ap"])
@@ -70,7 +71,7 @@ def test_equal_to_the_toolkit_to_the_bit(golden, expected, name):
 def test_of_tied_scores_the_later_in_the_file_comes_first(golden, expected):
     case = expected["ties"]
     result = detection_map(
-        golden(f"eval/{case['ground_truth']}"), load(golden, case["predictions"])
+        golden(f"eval/{case['ground_truth']}"), load(golden, case["predictions"]), strict=False
     )
     assert result.average_map == case["average_mAP_variants"]["ties_later_first"]
 
@@ -83,6 +84,7 @@ def test_unknown_label_names_label_and_video(golden, expected):
                 golden(f"eval/{case['ground_truth']}"),
                 load(golden, case["predictions"]),
                 subset=case["subset"],
+                strict=False,
             )
 
 
@@ -95,7 +97,9 @@ def test_thumos14_protocol_on_the_real_ground_truth(golden, shared_data):
         video = info["thumos"]["out_videos"][v]
         detections[video].append(Detection(s / 10, e / 10, names[c], score / 1e6))
     gt = shared_data / "thumos14/thumos_gt.json"
-    result = detection_map(gt, detections, protocol="thumos14")
+    with pytest.raises(ValueError, match="video_test_0000270, entry 0.*reversed"):
+        detection_map(gt, detections, protocol="thumos14")  # the released code writes some
+    result = detection_map(gt, detections, protocol="thumos14", strict=False)
     wanted = info["thumos_evaluation"]
     assert (result.videos, result.instances, len(result.classes)) == (210, 3311, 20)
     assert list(result.map) == wanted["mAP"] and result.average_map == wanted["average"]
@@ -117,7 +121,9 @@ def test_activitynet_videos_end_to_end(golden, shared_data, sigma):
         label = info["class_order"][int(c)]
         if label in known:
             detections[ids[int(v)]].append(Detection(s, e, label, score))
-    result = detection_map(gt, detections)
+    with pytest.raises(ValueError, match="reversed"):  # the released code writes some
+        detection_map(gt, detections)
+    result = detection_map(gt, detections, strict=False)
     wanted = info["evaluation_of_these_outputs"][f"anet_{sigma}"]
     np.testing.assert_allclose(result.map, wanted["mAP"], rtol=1e-12)
     assert result.average_map == pytest.approx(wanted["average_mAP"], rel=1e-12)
@@ -141,10 +147,75 @@ def test_a_second_detection_takes_the_next_best_instance():
     assert ap(gt, found(v=[(0, 10, "a", 0.9), (0, 10, "a", 0.8)])) == 1.0
 
 
-def test_zero_length_meets_zero_length_wherever_they_lie():
-    gt = truth(v=[(3, 3, "a")])
-    assert ap(gt, found(v=[(70, 70, "a", 1)]), 0.95) == 1.0
-    assert ap(gt, found(v=[(3, 3.1, "a", 1)]), 0.1) == 0.0
+def test_zero_length_never_matches_unless_the_toolkit_is_replayed():
+    gt, nothing = truth(v=[(3, 3, "a")]), found(v=[(70, 70, "a", 1)])
+    assert detection_map(gt, nothing, strict=False).average_map == 1.0
+    assert detection_map(gt, nothing).average_map == 0.0
+    assert ap(gt, found(v=[(3, 3, "a", 1)])) == ap(gt, found(v=[(3, 3.1, "a", 1)]), 0.1) == 0.0
+    both = truth(v=[(3, 3, "a"), (5, 9, "a")])  # it stays an instance
+    assert ap(both, found(v=[(70, 70, "a", 1), (5, 9, "a", 0.5)])) == 0.25
+
+
+def test_reversed_detections_are_refused_and_named():
+    """As long as the instance, backwards: 0/0 in the toolkit, which calls it a hit."""
+    gt, back = truth(v=[(2, 6, "a")]), found(v=[(2, 5, "a", 0.1), (9, 5, "a", 1)])
+    assert detection_map(gt, back, tious=[0.95], strict=False).average_map == 1.0
+    for evaluate in (detection_map, proposal_recall, diagnose):
+        with pytest.raises(ValueError, match=r"video v, entry 1.*reversed \(start 9 > end 5\)"):
+            evaluate(gt, back)
+        with pytest.raises(ValueError, match=r"video 'v': 'a' lasts from 6 to 2 s.*reversed"):
+            evaluate(truth(v=[(0, 1, "a"), (6, 2, "a")]), found(v=[(0, 1, "a", 1)]))
+
+
+@pytest.mark.parametrize("name", [n for n in CASES if n not in ("degenerate", "ties", "missing")])
+def test_valid_reference_files_score_the_same_when_checked(golden, expected, name):
+    """To the bit; but for `perfect`, whose three zero-length segments are no hits here."""
+    case = expected[name]
+    files = golden(f"eval/{case['ground_truth']}"), load(golden, case["predictions"])
+    both = [
+        detection_map(*files, tious=case["tiou"], subset=case["subset"], strict=strict)
+        for strict in (True, False)
+    ]
+    zero = {
+        a["label"]
+        for v in json.loads(files[0].read_text())["database"].values()
+        for a in v["annotations"]
+        if v["subset"] == case["subset"] and a["segment"][0] == a["segment"][1]
+    }
+    assert list(both[1].map) == case["mAP"]
+    for label, *values in zip(both[0].classes, both[0].ap, both[1].ap):
+        if name == "perfect" and label in zero:
+            assert max(values[0]) < min(values[1])
+        else:
+            assert values[0] == values[1], label
+
+
+def test_one_class_and_test_videos_that_lack_one():
+    gt = truth(v=[(0, 4, "a")])
+    gt["database"]["t"] = {"subset": "training", "annotations": [{"segment": [0, 4], "label": "b"}]}
+    detections = found(v=[(0, 4, "b", 0.9), (0, 4, "a", 0.5)], t=[(0, 4, "a", 0.2)])
+    result = detection_map(gt, detections)
+    assert (result.average_map, result.predictions, result.predictions_left_out) == (1.0, 2, 1)
+    assert "1 in videos outside the subset" in str(result) and "1 detections are left" in str(
+        result
+    )
+    assert diagnose(gt, detections).result == result
+    with pytest.raises(ValueError, match="'c' .video v. is not among the 1 classes"):
+        detection_map(gt, found(v=[(0, 4, "c", 1)]))
+
+
+def test_ids_are_compared_without_prefix_and_suffix_and_labels_in_one_form():
+    composed, apart = "caf\u00e9", "cafe\u0301"
+    gt = truth(**{f"v_{apart}.mp4": [(0, 4, apart)], "w": [(0, 4, "3")]})
+    detections = {composed: [Detection(0, 4, composed, 1)], "v_w.webm": [Detection(0, 4, "3", 1)]}
+    result = detection_map(gt, detections)
+    assert (result.average_map, result.predictions_outside_subset) == (1.0, 0)
+    assert detection_map(gt, {"w": [{"label": 3, "score": 1, "segment": [0, 4]}]}).map[0] == 0.5
+    assert proposal_recall(gt, detections).recall[0][-1] == 1.0
+    for twice in (truth(v=[(0, 4, "a")], v_v=[(0, 4, "a")]), {"v.mp4": [], "v": []}):
+        files = (twice, {}) if "database" in twice else (gt, twice)
+        with pytest.raises(ValueError, match="'v.*' and 'v.*' are one video"):
+            detection_map(*files)
 
 
 def test_other_videos_are_false_positives_and_silent_classes_count():
@@ -189,8 +260,9 @@ def test_numbers_may_be_strings_and_scores_integers():
 
 def test_ids_that_never_match_are_pointed_out():
     gt = truth(v=[(0, 4, "a")])
-    assert "compare the ids" in str(detection_map(gt, found(v_v=[(0, 4, "a", 1)])))
+    assert "compare the ids" in str(detection_map(gt, found(w=[(0, 4, "a", 1)])))
     assert "compare the ids" not in str(detection_map(gt, found(v=[(0, 4, "a", 1)])))
+    assert "1 in videos outside" in str(proposal_recall(gt, found(w=[(0, 4, "a", 1)])))
 
 
 def test_thumos14_ambiguous_is_no_class_and_its_segments_are_not_forgiven():
@@ -357,7 +429,7 @@ def test_the_truth_as_prediction_gives_one(validation):
         video: [a | {"score": 1} for a in entry["annotations"]]
         for video, entry in validation["database"].items()
     }
-    result = detection_map(validation, perfect)
+    result = detection_map(validation, perfect, strict=False)
     assert (result.videos, result.instances, len(result.classes)) == (4728, 7293, 200)
     assert set(result.map) == {1.0} and result.zero_length_instances > 0
 
@@ -380,6 +452,15 @@ def test_equal_to_the_plain_loops_to_the_bit(seed):
             entry["annotations"] *= 2
     with np.errstate(invalid="ignore"):
         plain = plain_map(gt, results, "validation", TIOUS)
+    ours = np.array(detection_map(gt, results, strict=False).ap)
+    np.testing.assert_array_equal(ours, plain)
+    if seed % 2:  # what never matches may as well lie far away from everything
+        for entry in gt["database"].values():
+            for i, a in enumerate(entry["annotations"]):
+                if a["segment"][0] == a["segment"][1]:
+                    entry["annotations"][i] = a | {"segment": [1e6, 1e6 + 1]}
+        plain = plain_map(gt, results, "validation", TIOUS)
+        assert not np.array_equal(ours, plain)
     np.testing.assert_array_equal(np.array(detection_map(gt, results).ap), plain)
 
 
@@ -424,7 +505,10 @@ def test_json_has_the_agreed_shape():
         ({"ground_truth": {"database": {"v": {"subset": "validation", "annotations": [{}]}}}}, "v"),
         ({"detections": {"v": [{"label": "a", "score": 1}]}}, "video v, entry 0"),
         ({"detections": {"v": [{"label": "a", "score": 1, "segment": [1, 2, 3]}]}}, "entry 0"),
-        ({"detections": {"v": [Detection(0, 1, "a", float("nan"))]}}, "video v.*finite"),
+        (
+            {"detections": {"v": [Detection(0, 1, "a", float("nan"))]}},
+            "entry 0: score is nan",
+        ),
         ({"detections": [1, 2]}, "expected a dict"),
     ],
 )

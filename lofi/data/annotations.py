@@ -7,21 +7,23 @@ a number, negative, ids that are paths); what real files do contain, such as zer
 is read as it is and reported by `lofi.data.check_dataset`.
 """
 
+import codecs
 import csv
 import io
-import json
 import logging
 import math
 import os
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import zip_longest
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
+
+from lofi.files import decode_text, parse_json
 
 logger = logging.getLogger(__name__)
 
@@ -30,6 +32,7 @@ EXTENSIONS = (  # of videos, in order of preference
     *(".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".ts", ".mts", ".m2ts", ".mpg", ".mpeg"),
     *(".vob", ".wmv", ".flv", ".f4v", ".3gp", ".ogv"),
 )
+TEXTS = ("video", "clip", "label", "type")  # columns whose cells are never numbers
 
 
 @dataclass(frozen=True)
@@ -83,9 +86,10 @@ def read_annotations(
     path = Path(path)
     if format not in FORMATS:
         raise ValueError(f"unknown format {format!r}; known: {', '.join(FORMATS)}")
-    text = read_text(path)
-    if text.lstrip()[:1] in ("{", "["):
-        videos = _read_json(path, text, format)
+    data = _read_bytes(path)
+    text = "" if data.lstrip(codecs.BOM_UTF8 + b" \t\r\n")[:1] in (b"{", b"[") else read_text(path)
+    if not text:
+        videos = _read_json(path, parse_json(data, path, "annotations"), format)
     elif path.suffix.lower() == ".json":
         raise ValueError(f"{path}: not JSON (expected annotations); restore or download it again")
     elif format in ("auto", "csv", "thumos14"):
@@ -97,6 +101,8 @@ def read_annotations(
         raise ValueError(f"{path}: no videos in it (expected annotations); restore the file")
     for video in videos:
         check_video_id(video.id, str(path))
+    if video_dir is None and not any(video.path for video in videos):
+        return videos
     files = index_videos(video_dir) if video_dir is not None else {}
     named = [video.path and files.get(nfc(video.path.name)) for video in videos]  # the file itself
     return [replace(v, path=file or find_in_index(v.id, files)) for v, file in zip(videos, named)]
@@ -157,21 +163,10 @@ def nfc(name: str) -> str:
 # ---------------------------------------------------------------------------- JSON
 
 
-def _read_json(path: Path, text: str, format: str) -> list[Video]:
-    def unique(items: list[tuple[str, Any]]) -> dict[str, Any]:
-        for key, count in Counter(key for key, _ in items).items():
-            if count > 1:
-                raise ValueError(f"{path}: {key!r} appears twice; keep one entry")
-        return dict(items)
-
-    try:
-        content = json.loads(text, object_pairs_hook=unique)
-    except json.JSONDecodeError as error:
-        line = f"line {error.lineno} (expected annotations)"
-        raise ValueError(f"{path}: not JSON at {line}; restore it") from None
+def _read_json(path: Path, content: Any, format: str) -> list[Video]:
     if isinstance(content, dict) and isinstance(content.get("database"), dict):
         if format in ("auto", "activitynet", "hacs", "thumos14"):
-            return _read_entries(path, content["database"], "duration", "", {})
+            return read_entries(path, content["database"])
     elif format in ("auto", "bsn") and isinstance(content, dict):
         entries = content.values()
         if entries and all(isinstance(v, dict) and "duration_second" in v for v in entries):
@@ -180,43 +175,53 @@ def _read_json(path: Path, text: str, format: str) -> list[Video]:
             if table.is_file():
                 rows = table_rows(table, read_text(table), ("video", "subset"))
                 info = {row["video"]: row for row in rows}
+                if len(info) < len(rows):
+                    raise ValueError(f"{table}: a video stands in two lines; keep one of them")
             else:
                 logger.warning("%s: no %s beside it, so no subsets", path, table.name)
-            return _read_entries(path, content, "duration_second", prefix, info)
+            return read_entries(path, content, "duration_second", prefix, info)
     known = "an ActivityNet, HACS, THUMOS14 or BSN annotation file"
     wanted = known if format == "auto" else f"of format {format!r}"
     shape = '(expected {"database": {id: {"annotations": ...}}})'
     raise ValueError(f"{path}: JSON, but not {wanted} {shape}; check path and format")
 
 
-def _read_entries(
-    path: Path, entries: dict[str, Any], duration: str, prefix: str, info: dict[str, "_Row"]
-) -> list[Video]:
+def read_entries(
+    path: Path | str, entries: dict[str, Any], duration: str = "duration", prefix: str = "",
+    info: Mapping[str, "_Row"] = {},
+) -> list[Video]:  # fmt: skip
     """One video an entry; HACS and THUMOS14 write numbers as strings.
 
     `duration` is the key of the seconds, `prefix` comes before ids, `info` has subsets and rates.
     """
-    videos = []
+    videos, wanted = [], {"annotations"}
+    if any(isinstance(value, dict) and "subset" in value for value in entries.values()):
+        wanted.add("subset")
     for key, value in entries.items():
         where = f"{path}: video {key!r}"
         if not isinstance(value, dict):
             raise ValueError(f"{where} is {type(value).__name__}, expected an object; correct it")
+        if missing := sorted(wanted - value.keys()):
+            raise ValueError(f"{where} has no {missing[0]!r}, expected at least null; correct it")
         given, row = value.get(duration), info.get(key, {})
-        seconds = None if given is None else _number(given, f"{where}: {duration}") or None
+        length = None if given is None else seconds(given, f"{where}: {duration}") or None
         fps = row.number("fps") or None if row.get("fps") else None
         subset = row.get("subset") or value.get("subset")
-        subset = None if subset is None else str(subset)
+        subset = None if subset is None else label_of(subset, f"{where}: subset")
         segments = []
-        for i, entry in enumerate(value.get("annotations") or []):
+        listed = value.get("annotations")
+        if not isinstance(listed, list | tuple | None):
+            raise ValueError(f"{where}: annotations are {listed!r:.50}, expected a list; fix it")
+        for i, entry in enumerate(listed or ()):
             here = f"{where}: annotation {i}"
             if not isinstance(entry, dict) or "segment" not in entry or "label" not in entry:
                 raise ValueError(f"{here} lacks 'segment' or 'label'; correct it")
             times = entry["segment"]
-            if not isinstance(times, list) or len(times) != 2:
-                raise ValueError(f"{here}: segment is {times!r}, expected [start, end]; correct it")
-            start, end = (_number(t, f"{here}: {n}") for t, n in zip(times, ("start", "end")))
-            segments.append(Segment(start, end, str(entry["label"])))
-        videos.append(Video(key.removeprefix(prefix), None, seconds, fps, subset, tuple(segments)))
+            if not isinstance(times, list | tuple) or len(times) != 2:
+                raise ValueError(f"{here}: segment is {times!r:.50}, expected [start, end]; fix it")
+            start, end = seconds(times[0], here, ": start"), seconds(times[1], here, ": end")
+            segments.append(Segment(start, end, label_of(entry["label"], here, ": label")))
+        videos.append(Video(key.removeprefix(prefix), None, length, fps, subset, tuple(segments)))
     return videos
 
 
@@ -229,7 +234,10 @@ class _Row(dict[str, str]):
     where: str
 
     def number(self, column: str) -> float:
-        return _number(self[column], f"{self.where}: {column}")
+        return number(self[column], f"{self.where}: {column}")
+
+    def seconds(self, column: str) -> float:
+        return seconds(self[column], f"{self.where}: {column}")
 
 
 def _read_table(path: Path, text: str, thumos: bool, keep_ambiguous: bool) -> list[Video]:
@@ -254,19 +262,20 @@ def _read_table(path: Path, text: str, thumos: bool, keep_ambiguous: bool) -> li
             row["subset"] = next((s for s in ("validation", "test") if f"_{s}_" in name), "")
         for column in ("subset", "duration_s", "fps"):
             if row.get(column):
-                value = row[column] if column == "subset" else row.number(column)
+                parse = {"subset": row.get, "duration_s": row.seconds, "fps": row.number}[column]
+                value = parse(column)
                 if (earlier := getattr(video, column)) not in (None, value):
                     found = f"{column} of video {video_id!r} is {value}, an earlier line says"
                     cure = "two videos with one id? correct one of them"
                     raise ValueError(f"{row.where}: {found} {earlier}; {cure}")
                 news[column] = value
-        label = row[text_of]
+        label = unicodedata.normalize("NFC", row[text_of])
         given = label or any(row[n] for n in times)  # else a video without any action
         if given and not label:
             found = f"{row.where}: no label"
             raise ValueError(f"{found}; fill it in, or empty start_s and end_s as well")
         if given and (keep_ambiguous or not (thumos and label == "Ambiguous")):
-            start, end = map(row.number, times)
+            start, end = map(row.seconds, times)
             if start > end and not thumos:
                 found = f"the segment is reversed (start {start:g} > end {end:g})"
                 raise ValueError(f"{row.where}: {found}; swap the times")
@@ -277,54 +286,111 @@ def _read_table(path: Path, text: str, thumos: bool, keep_ambiguous: bool) -> li
 
 def table_rows(path: Path, text: str, required: Sequence[str]) -> list[_Row]:
     """Rows of a table with a header, separated by commas, or semicolons or tabs in the header."""
+    header, lines = table_lines(path, text, required)
+    rows = []
+    for line, cells in lines:
+        rows.append(_Row(zip_longest(header, cells[: len(header)], fillvalue="")))
+        rows[-1].where = f"{path}: line {line}"
+    return rows
+
+
+def table_lines(
+    path: Path, text: str, required: Sequence[str]
+) -> tuple[list[str], list[tuple[int, list[str]]]]:
+    """The names in the header, and number and cells of every other line that is not blank."""
     first = text.lstrip().splitlines()[0]
     delimiter = max(",;\t", key=first.count)
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True)
+    format = {"delimiter": delimiter, "skipinitialspace": True, "strict": True}
+    reader = csv.reader(io.StringIO(text, newline=""), **format)
+    lines, before = [], 0
     try:
-        lines = [(reader.line_num, [cell.strip() for cell in cells]) for cells in reader]
+        for cells in reader:
+            if reader.line_num > before + 1:
+                where = f"{path}: lines {before + 1} to {reader.line_num}"
+                raise ValueError(f"{where} are one row; close the quote in the first of them")
+            before, cells = reader.line_num, [cell.strip() for cell in cells]
+            if any(cells):
+                lines.append((before, cells))
     except csv.Error as error:
-        raise ValueError(f"{path}: not a table at line {reader.line_num} ({error})") from None
-    lines = [(line, cells) for line, cells in lines if any(cells)]
+        where = f"line {before + 1}"
+        raise ValueError(f"{path}: not a table at {where} ({error}); correct its quotes") from None
     header = [cell.lower() for cell in lines[0][1]] if lines else required
     if missing := [name for name in required if name not in header]:
         found = f"no column {', '.join(missing)} (found: {', '.join(header)})"
         raise ValueError(f"{path}: {found}; the header must name {', '.join(required)}")
-    rows = []
+    if twice := [name for name, count in Counter(header).items() if name and count > 1]:
+        raise ValueError(f"{path}: two columns are called {twice[0]}; rename or drop one")
     for line, cells in lines[1:]:
-        where = f"{path}: line {line}"
         if any(cells[len(header) :]):
             found = f"{len(cells)} cells, the header {len(header)}"
-            raise ValueError(f"{where} has {found}; quote cells that contain {delimiter!r}")
+            cure = f"quote cells that contain {delimiter!r}"
+            raise ValueError(f"{path}: line {line} has {found}; {cure}")
         if delimiter == ";":  # decimal commas, as spreadsheets of many countries write
-            cells = [re.sub(r"^(\d+),(\d*)$|^,(\d+)$", r"\1.\2\3", cell) for cell in cells]
-        rows.append(_Row(zip_longest(header, cells[: len(header)], fillvalue="")))
-        rows[-1].where = where
-    return rows
+            for i, (name, cell) in enumerate(zip(header, cells)):
+                if name not in TEXTS:
+                    cells[i] = re.sub(r"^([\d:-]*),(\d*)$", r"\1.\2", cell)
+    return header, lines[1:]
 
 
-def read_text(path: Path) -> str:
+def _read_bytes(path: Path, what: str = "annotations") -> bytes:
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file (expected annotations); check the path")
-    try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not UTF-8 at byte {error.start}; save it as UTF-8") from None
-    if not text.strip():
-        raise ValueError(f"{path}: the file is empty (expected annotations); restore it")
-    return text
+        raise FileNotFoundError(f"{path}: no such file (expected {what}); check the path")
+    if not (data := path.read_bytes()).strip(codecs.BOM_UTF8 + b" \t\r\n"):
+        raise ValueError(f"{path}: the file is empty (expected {what}); restore it")
+    return data
 
 
-def _number(value: Any, where: str) -> float:
-    """A finite number of at least 0; strings are parsed (THUMOS14, HACS)."""
+def read_text(path: Path, what: str = "annotations") -> str:
+    return decode_text(_read_bytes(path, what), path)
+
+
+def number(value: Any, where: str, what: str = "", least: float = 0.0) -> float:
+    """A finite number of at least `least`; strings are parsed (THUMOS14, HACS).
+
+    `where` and `what` say in errors which; joined only there, as files are long."""
+    if type(value) is float and least <= value < math.inf:
+        return value
+    where += what
     try:
-        number = math.nan if isinstance(value, bool) else float(value)
-    except (TypeError, ValueError):
-        number = math.nan
-    if not math.isfinite(number):
-        raise ValueError(f"{where} is {value!r}, expected a number; correct it")
-    if number < 0:
-        raise ValueError(f"{where} is {value}, expected at least 0; correct it")
-    return number
+        plain = not isinstance(value, str) or (value.isascii() and "_" not in value)
+        found = float(value) if plain and not isinstance(value, bool) else math.nan
+    except (OverflowError, TypeError, ValueError):
+        found = math.nan
+    if not math.isfinite(found):
+        raise ValueError(f"{where} is {value!r:.60}, expected a number; correct it")
+    if found < least:
+        raise ValueError(f"{where} is {found:g}, expected at least {least:g}; correct it")
+    return found
+
+
+def seconds(value: Any, where: str, what: str = "") -> float:
+    """A time of at least 0: a number of seconds, or a clock time, mm:ss or hh:mm:ss.s."""
+    if not isinstance(value, str) or ":" not in value:
+        return number(value, where, what)
+    where += what
+    parts = re.fullmatch(r"(?:(\d+):)?(\d+):(\d+(?:\.\d*)?)", value.strip(), re.ASCII)
+    hours, minutes, rest = parts.groups() if parts else (None, "0", "60")
+    if float(rest) >= 60 or (hours and int(minutes) >= 60):
+        raise ValueError(f"{where} is {value!r:.60}, expected seconds, mm:ss or hh:mm:ss; fix it")
+    return number(60 * (60 * int(hours or 0) + int(minutes)) + float(rest), where)
+
+
+def label_of(value: Any, where: str, what: str = "") -> str:
+    """A name as text; accents in one form (NFC), whole numbers as they are written."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    if not isinstance(value, str) or not value.strip():
+        raise ValueError(f"{where}{what} is {value!r:.60}, expected text; correct it")
+    return unicodedata.normalize("NFC", value)
+
+
+def video_key(video_id: str) -> str:
+    """What two files must share to mean one video: the id without `v_` and media suffix, in NFC."""
+    key = unicodedata.normalize("NFC", video_id)
+    stem, dot, suffix = key.rpartition(".")
+    if stem and dot + suffix.lower() in EXTENSIONS:
+        key = stem
+    return key.removeprefix("v_") or key
 
 
 def check_video_id(video_id: str, where: str) -> str:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
-from lofi.data.annotations import Segment, Video, find_in_index, index_videos
+from lofi.data.annotations import Segment, Video, find_in_index, index_videos, video_key
 from lofi.data.copies import content_id
 from lofi.data.isolated import run_isolated
 from lofi.data.video import VideoError, VideoInfo, probe, verify
@@ -137,10 +137,12 @@ def check_dataset(
     films = _same_films([v for v in videos if v.id in files and files[v.id].info])
     suspects = suspicious_labels(Counter(s.label for v in videos for s in v.segments))
     entries: list[Finding] = []
-    seen: set[str] = set()
+    seen: dict[str, str] = {}  # id by what makes it one video
     for video in videos:
-        problems = [("duplicate", "the video id appears twice")] if video.id in seen else []
-        seen.add(video.id)
+        problems, key = [], video_key(video.id)
+        if key in seen:
+            problems.append(("duplicate", f"the video stands twice, also as {seen[key]!r}"))
+        seen.setdefault(key, video.id)
         problems += [("same_film", films[video.id])] if video.id in films else []
         file = files.get(video.id, FileResult(0))
         if with_media and not _has_file(video):

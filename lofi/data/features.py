@@ -199,9 +199,17 @@ class FeatureStore:
         cure = "complete the folder, or set data.features.allow_missing to leave videos out"
         sizes = {id: names[id].stat().st_size for id in sorted(known)}
         identity = _hash({**asdict(setting), "folder": folder.name, "files": sizes})
+        widths: dict[int, str] = {}  # of the files read so far, and one that has it
 
         def read(video_id: str) -> Features:
             values = read_published(names[video_id], setting, video_id)
+            if len(values) not in widths and not setting.width:
+                cure = "set data.features.width to the number of channels"
+                widths[len(values)] = video_id
+                shapes = ", ".join(f"{width} channels in {name}" for width, name in widths.items())
+                if len(widths) > 1:
+                    raise ValueError(f"{folder}: rows taken as steps give {shapes}; {cure}")
+                log.warning("%s: rows are taken as steps: %s; else %s", folder, shapes, cure)
             return Features(values, published_grid(values.shape[1], setting, annotated[video_id]))
 
         return FeatureStore(folder, identity, known, absent, cure, read)

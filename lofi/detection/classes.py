@@ -8,6 +8,8 @@ Sources: released post-processing of G-TAD for ActivityNet, HACS and THUMOS14.
 """
 
 import json
+import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +19,7 @@ import numpy as np
 import torch
 
 from lofi.config import PostProcessing
+from lofi.data.annotations import label_of, number
 from lofi.detection.results import Detection
 from lofi.files import read_json, save_tensors
 from lofi.heads.base import Proposals
@@ -74,22 +77,40 @@ def read_video_classes(path: str | Path) -> VideoClasses:
     if Path(path).suffix == ".npy":
         return read_untrimmednet(path)
     content = read_json(path, "video class scores")
-    try:
-        rows = content.get("results", content)
-        rows = {video.removeprefix("v_"): row for video, row in rows.items()}
-        if "class" in content:
-            names = tuple(content["class"])
-            scores = {video: np.array(row, np.float64) for video, row in rows.items()}
-        else:
-            names = tuple(sorted({entry["label"] for row in rows.values() for entry in row}))
-            listed = [{e["label"]: float(e["score"]) for e in row} for row in rows.values()]
-            scores = {v: np.array([x.get(n, 0.0) for n in names]) for v, x in zip(rows, listed)}
-    except (AttributeError, KeyError, TypeError, ValueError):
-        raise ValueError(
-            f'{path}: not a class-score file; expected {{"results": {{id: [scores]}}, "class": '
-            '[names]} or {id: [{"label", "score"}]}'
-        ) from None
-    return VideoClasses(names, scores, Path(path).name)
+    rows = content.get("results", content) if isinstance(content, dict) else None
+    if not isinstance(rows, dict) or not all(isinstance(row, list) for row in rows.values()):
+        form = '{"results": {id: [scores]}, "class": [names]} or {id: [{"label", "score"}]}'
+        raise ValueError(f"{path}: not a class-score file; expected {form}")
+    table = {}
+    for video, row in rows.items():
+        if (key := video.removeprefix("v_")) in table:
+            raise ValueError(f"{path}: video {key} stands twice, with v_ and without; keep one")
+        table[key] = row, f"{path}: video {video}"
+    if "class" in content:
+        if not isinstance(content["class"], list):
+            raise ValueError(f'{path}: "class" is {content["class"]!r}; expected a list of names')
+        names = [label_of(name, f"{path}: a name in class") for name in content["class"]]
+        if len(set(names)) < len(names):
+            twice = Counter(names).most_common(1)[0][0]
+            raise ValueError(f"{path}: class {twice!r} stands twice; correct the names")
+        scores = {
+            video: np.array([number(x, where, f": {i}", -math.inf) for i, x in enumerate(row)])
+            for video, (row, where) in table.items()
+        }
+        return VideoClasses(tuple(names), scores, Path(path).name)
+    listed: dict[str, dict[str, float]] = {}
+    for video, (row, where) in table.items():
+        listed[video] = mine = {}
+        for entry in row:
+            if not isinstance(entry, dict) or not {"label", "score"} <= entry.keys():
+                raise ValueError(f'{where}: {entry!r:.90}; expected {{"label": name, "score": x}}')
+            name = label_of(entry["label"], f"{where}: label")
+            if name in mine:
+                raise ValueError(f"{where}: class {name!r} stands twice; keep one")
+            mine[name] = number(entry["score"], where, f": score of {name!r}", -math.inf)
+    names = sorted(set().union(*listed.values()))
+    scores = {v: np.array([x.get(n, 0.0) for n in names]) for v, x in listed.items()}
+    return VideoClasses(tuple(names), scores, Path(path).name)
 
 
 def is_class_file(source: str) -> bool:
@@ -107,8 +128,11 @@ def read_hacs_top2(
         video_ids: sorted validation ids, as the file counts them; ValueError where it has fewer.
     """
     rows = read_json(path, "two best classes per video, keyed by position")
+    if not isinstance(rows, dict):
+        raise ValueError(f'{path}: expected {{position: [{{"label": index, "score": number}}]}}')
     scores = {}
     for position, video in enumerate(video_ids):
+        where = f"{path}: entry {position}"
         if str(position) not in rows:
             raise ValueError(
                 f"{path}: no entry {position} for video {video} ({len(rows)} entries, "
@@ -116,9 +140,12 @@ def read_hacs_top2(
             )
         scores[video] = np.zeros(len(names))
         for entry in rows[str(position)]:
-            if not 0 <= entry["label"] < len(names):
-                raise ValueError(f"{path}: class index {entry['label']} of {len(names)} classes")
-            scores[video][entry["label"]] = entry["score"]
+            if not isinstance(entry, dict) or not {"label", "score"} <= entry.keys():
+                raise ValueError(f'{where} is {entry!r:.90}; expected {{"label": index, "score"}}')
+            index = entry["label"]
+            if type(index) is not int or not 0 <= index < len(names):
+                raise ValueError(f"{path}: class index {index!r} of {len(names)} classes")
+            scores[video][index] = number(entry["score"], where, ": score", -math.inf)
     return VideoClasses(tuple(names), scores, Path(path).name)
 
 
@@ -127,9 +154,15 @@ def read_untrimmednet(path: str | Path) -> VideoClasses:
     column = class number - 1; the 20 localization classes are kept."""
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path}: no such file (expected UntrimmedNet scores, .npy)")
-    table = np.load(path, allow_pickle=False)
-    if table.ndim != 2 or table.shape[1] != 101:
-        raise ValueError(f"{path}: shape {table.shape}; expected (videos, 101)")
+    try:
+        table = np.load(path, allow_pickle=False)
+        shape, finite = table.shape, np.isfinite(table).all()
+    except Exception as error:  # damaged files give errors of many kinds
+        raise ValueError(f"{path}: not readable ({error}); download it again") from None
+    if len(shape) != 2 or shape[1] != 101:
+        raise ValueError(f"{path}: shape {shape}; expected (videos, 101)")
+    if not finite:
+        raise ValueError(f"{path}: scores that are no finite numbers; download it again")
     columns = np.array(list(THUMOS14_CLASSES.values())) - 1
     scores = {f"video_test_{i + 1:07d}": row[columns] for i, row in enumerate(table)}
     return VideoClasses(tuple(THUMOS14_CLASSES), scores, Path(path).name)

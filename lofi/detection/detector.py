@@ -102,6 +102,7 @@ class Detector:
         classes = self.classifier.predict(features.values), self.classifier.names
         kept = propose(self.config, self.head, features)
         found = detections(kept, info.duration_s, self.config.detect, *classes)
+        found = [d for d in found if d.start_s <= d.end_s]  # others began behind the end
         return sorted(found, key=lambda detection: -detection.score)
 
 
@@ -225,7 +226,8 @@ def detect_stage(
             if key not in source.scores:  # an external file may lack videos
                 source, filled = classes["own"], filled + 1
             scores = source.of(key), source.names
-            found[key] = detections(proposals, seconds[key], config.detect, *scores)
+            rows = detections(proposals, seconds[key], config.detect, *scores)
+            found[key] = [d for d in rows if d.start_s <= d.end_s]  # others began behind the end
         together = {key: d for part in gather(found) for key, d in part.items()}
         if filled := sum(gather(filled)):
             log.warning("%d of %d videos are not in %s and got the classes of the method's own "

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from lofi.data.annotations import label_of, number, read_text, table_lines
 from lofi.files import read_json, write_text
 
 CSV_HEADER = ["video", "start_s", "end_s", "label", "score"]
@@ -62,32 +63,71 @@ def write_detections(
     write_text(path, text)
 
 
-def read_detections(path: str | Path) -> dict[str, list[Detection]]:
+def read_detections(path: str | Path, strict: bool = True) -> dict[str, list[Detection]]:
     """Read detections or proposals from ActivityNet-format JSON or from our CSV (by suffix).
 
-    Errors name the file, the entry and what was expected, in one line."""
+    Errors name the file, the entry and what was expected, in one line; see `check_detections`."""
     if Path(path).suffix.lower() == ".csv":
-        return _read_csv(Path(path))
+        return _read_csv(Path(path), strict)
+    return check_detections(read_results(path)["results"], str(path), strict=strict)
+
+
+def read_results(path: str | Path) -> dict[str, Any]:
+    """The JSON of a challenge, not looked into yet."""
     content = read_json(path, "detections in ActivityNet format")
-    results = content.get("results") if isinstance(content, dict) else None
-    if not isinstance(results, dict):
-        raise ValueError(
-            f'{path}: no "results"; expected {{"version", "results": {{id: [{{"label", "score", '
-            '"segment"}]}, "external_data"}'
-        )
+    if not isinstance(content, dict) or not isinstance(content.get("results"), dict):
+        form = '{"version", "results": {id: [...]}, "external_data"}'
+        raise ValueError(f'{path}: no "results"; expected {form}')
+    return content
+
+
+def check_detections(
+    results: Mapping[str, Any], what: str, with_labels: bool = False, strict: bool = True
+) -> dict[str, list[Detection]]:
+    """Entries of JSON, or `Detection`s, by video; null is none.
+
+    ValueError, with place and value: scores or times are no finite numbers, a segment ends before
+    it starts (`strict`), a label is no text or (`with_labels`) missing.
+    """
     found: dict[str, list[Detection]] = {}
     for video, entries in results.items():
-        found[video] = mine = []
-        try:
-            for e in entries:
-                start, end = map(float, e["segment"])
-                mine.append(Detection(start, end, e.get("label", ""), float(e["score"])))
-        except (AttributeError, KeyError, TypeError, ValueError):
-            raise ValueError(
-                f"{path}: video {video}, entry {len(mine)} is malformed; expected "
-                '{"label": name, "score": number, "segment": [start_s, end_s]}'
-            ) from None
+        if not isinstance(entries, Sequence | None) or isinstance(entries, str):
+            raise ValueError(f"{what}: video {video} is {entries!r:.60}, expected a list; fix it")
+        found[video] = []
+        for i, entry in enumerate(entries or ()):
+            where = f"{what}: video {video}, entry {i}"
+            try:
+                cells = _cells(entry)
+            except (KeyError, TypeError, ValueError):
+                form = '"score": number, "segment": [start_s, end_s]}'
+                form = ('{"label": name, ' if with_labels else "{") + form
+                raise ValueError(f"{where} is {entry!r:.90}; expected {form}") from None
+            if with_labels and not cells[2]:
+                raise ValueError(f"{where} has no label; proposals are scored with: lofi recall")
+            found[video].append(_detection(cells, where, strict))
     return found
+
+
+def _cells(entry: Any) -> tuple:
+    """start, end, label and score of an entry; KeyError, TypeError, ValueError: there are none."""
+    if isinstance(entry, tuple) and len(entry) == 4:
+        return entry
+    if not isinstance(entry["segment"], list | tuple):
+        raise TypeError
+    start, end = entry["segment"]
+    label = entry.get("label")
+    return start, end, "" if label is None else label, entry["score"]
+
+
+def _detection(cells: Sequence[Any], where: str, strict: bool) -> Detection:
+    """start, end, label and score, checked."""
+    start = number(cells[0], where, ": start", -math.inf)
+    end = number(cells[1], where, ": end", -math.inf)
+    label = cells[2] if cells[2] == "" else label_of(cells[2], where, ": label")
+    if strict and start > end:
+        found = f"{where}: the segment is reversed (start {start:g} > end {end:g})"
+        raise ValueError(f"{found}; swap the times or drop it")
+    return Detection(start, end, label, number(cells[3], where, ": score", -math.inf))
 
 
 def write_csv(path: str | Path, detections: Detections) -> None:
@@ -100,23 +140,16 @@ def write_csv(path: str | Path, detections: Detections) -> None:
     write_text(path, text.getvalue())
 
 
-def _read_csv(path: Path) -> dict[str, list[Detection]]:
-    names = ",".join(CSV_HEADER)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file (expected detections, {names})")
+def _read_csv(path: Path, strict: bool) -> dict[str, list[Detection]]:
+    header, lines = table_lines(path, read_text(path, "detections"), CSV_HEADER)
+    video, *columns = map(header.index, CSV_HEADER)
     found: dict[str, list[Detection]] = {}
-    with open(path, newline="", encoding="utf-8-sig") as file:
-        rows = csv.reader(file)
-        if (header := next(rows, [])) != CSV_HEADER:
-            raise ValueError(f"{path}: header is {','.join(header)!r}; expected {names!r}")
-        for row in rows:
-            try:
-                video, start, end, label, score = row
-                detection = Detection(float(start), float(end), label, float(score))
-            except ValueError:
-                line = f"{path}: line {rows.line_num} is {','.join(row)!r}"
-                raise ValueError(f"{line}; expected {names} with numbers") from None
-            found.setdefault(video, []).append(detection)
+    for line, cells in lines:
+        where = f"{path}: line {line}"
+        if len(cells) <= max(video, *columns) or not cells[video]:
+            raise ValueError(f"{where} lacks a cell; expected {','.join(CSV_HEADER)}")
+        detection = _detection([cells[i] for i in columns], where, strict)
+        found.setdefault(cells[video], []).append(detection)
     return found
 
 
@@ -127,14 +160,14 @@ def write_srt(path: str | Path, detections: Sequence[Detection], min_score: floa
     """
     chosen = sorted((d for d in detections if d.score >= min_score), key=lambda d: d[:2])
     cues = []
-    for number, d in enumerate(chosen, 1):
+    for place, d in enumerate(chosen, 1):
         for seconds in d[:2]:
             if not math.isfinite(seconds):
                 raise ValueError(f"a detection has the time {seconds}; expected seconds")
         start, end = (max(0, round(seconds * 1000)) for seconds in d[:2])
         times = f"{_clock(start)} --> {_clock(max(end, start + 1))}"
         label = " ".join(d.label.split()) or "action"
-        cues.append(f"{number}\n{times}\n{label} ({d.score:.2f})\n")
+        cues.append(f"{place}\n{times}\n{label} ({d.score:.2f})\n")
     write_text(path, "\n".join(cues))
     return len(cues)
 

@@ -1,21 +1,21 @@
 """Ground truth and predictions as columns: files and objects in, flat arrays out.
 
 Predictions number in the hundreds of thousands, so their columns are filled in one pass over whole
-files; only when that fails is the file walked entry by entry to name the culprit.
+files; only where that fails are they read entry by entry, which names the culprit.
 """
 
 import gc
-from collections.abc import Iterable, Iterator, Mapping
+import unicodedata
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from itertools import chain
+from itertools import chain, compress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from lofi.data.annotations import read_annotations, read_entries, read_text, video_key
 from lofi.files import read_json
-
-MALFORMED = (AttributeError, IndexError, KeyError, TypeError, ValueError)
 
 
 class Truth(NamedTuple):
@@ -28,6 +28,8 @@ class Truth(NamedTuple):
     label: np.ndarray  # (G,) index into classes
     segments: np.ndarray  # (G, 2) seconds
     durations: np.ndarray  # (videos,) seconds, NaN where the source has none
+    other_classes: frozenset[str] = frozenset()  # that only other subsets have
+    toolkit: bool = False  # 0/0 overlap is a match, as in the toolkit
 
     @staticmethod
     def of(subset: str, videos: Any, labels: Any, segments: Any, durations: Any) -> "Truth":
@@ -41,7 +43,8 @@ class Truth(NamedTuple):
         """The instances where `rows` (G,) is true; videos and classes without any vanish."""
         video, label = self.video[rows], self.label[rows]
         videos, labels = (self.videos[v] for v in video), (self.classes[c] for c in label)
-        return Truth.of(self.subset, videos, labels, self.segments[rows], self.durations[video])
+        chosen = Truth.of(self.subset, videos, labels, self.segments[rows], self.durations[video])
+        return chosen._replace(other_classes=self.other_classes, toolkit=self.toolkit)
 
 
 class Predictions(NamedTuple):
@@ -55,6 +58,7 @@ class Predictions(NamedTuple):
     segments: np.ndarray  # (N, 2) seconds
     post_processing: Any = None  # how they were made from maps, when the file says so
     source: Mapping[str, Any] = {}  # what else the file says: method, encoder, seed, ...
+    left_out: int = 0  # detections of classes that only other subsets have
 
     def select(self, rows: np.ndarray) -> "Predictions":
         """The predictions of these rows: (N,) bool, or indices in the order wanted."""
@@ -81,88 +85,76 @@ def _collection_paused() -> Iterator[None]:
             gc.enable()
 
 
-def _read_fast(path: str | Path, what: str) -> Any:
-    """`read_json` three times as fast; that one gets what orjson refuses: NaN, broken files."""
-    import orjson
-
-    try:
-        return orjson.loads(Path(path).read_bytes())
-    except (OSError, ValueError):
-        return read_json(path, what)
-
-
 @_collection_paused()
-def truth_table(source: Any, subset: str, ignore: frozenset[str] = frozenset()) -> Truth:
+def truth_table(
+    source: Any, subset: str, ignore: frozenset[str] = frozenset(), strict: bool = True
+) -> Truth:
     """Collect the annotations of a subset (exact name), without the labels to `ignore`.
 
-    `source`: path, ActivityNet-format dict, or list of `lofi.data.Video`. ValueError for malformed
-    entries, or no annotation in this subset (names the subsets there are).
+    `source`: path (as `lofi.data.read_annotations`), ActivityNet-format dict, or list of
+    `lofi.data.Video`. ValueError for malformed entries, for reversed ones (`strict`), for videos
+    that stand twice, or no annotation in this subset (names the subsets there are).
     """
-    what = str(source) if isinstance(source, str | Path) else "ground truth"
-    videos = list(_annotated(source, what))
+    what, videos = "ground truth", source
+    if isinstance(source, str | Path):
+        what, videos = str(source), read_annotations(source)
+    elif isinstance(source, Mapping):
+        if not isinstance(source.get("database"), Mapping):
+            form = '{"subset", "annotations": [{"label": name, "segment": [start_s, end_s]}]}'
+            raise ValueError(f'{what}: no "database"; expected {{"database": {{id: {form}}}}}')
+        videos = read_entries(what, source["database"])
+    mine = [video for video in videos if video.subset == subset]
     rows = [
-        (name, label, segment, duration)
-        for name, its_subset, duration, annotations in videos
-        if its_subset == subset
-        for label, segment in annotations
-        if label not in ignore
+        (v.id, s.label, (s.start_s, s.end_s), np.nan if v.duration_s is None else v.duration_s)
+        for v in mine
+        for s in v.segments
+        if s.label not in ignore
     ]
     if not rows:
-        subsets = sorted({str(video[1]) for video in videos})
+        subsets = sorted({str(video.subset) for video in videos})
         raise ValueError(
             f"{what}: no annotated video in subset {subset!r} ({len(videos)} videos, subsets: "
             f"{', '.join(subsets) or 'none'}); choose one of these"
         )
-    return Truth.of(subset, *zip(*rows))
+    truth = Truth.of(subset, *zip(*rows))
+    start, end = truth.segments.T
+    good = np.isfinite(start + end) & (True if not strict else start <= end)
+    if not good.all():
+        video, label, (start, end), _ = rows[int(np.argmin(good))]
+        found = f"{what}: video {video!r}: {label!r} lasts from {start:g} to {end:g} s, which is "
+        raise ValueError(f"{found}{'reversed' if start > end else 'no time'}; correct the times")
+    if len({video.id for video in mine}) < len(mine) or strict:
+        _unique([video.id for video in mine], what, video_key if strict else str)
+    labels = {segment.label for video in videos for segment in video.segments}
+    others = frozenset(labels - ignore - set(truth.classes)) if strict else frozenset()
+    return truth._replace(other_classes=others, toolkit=not strict)
 
 
-def _annotated(source: Any, what: str) -> Iterator[tuple[str, str | None, float, list]]:
-    """(id, subset, duration, [(label, (start, end))]) per video."""
-    if isinstance(source, str | Path):
-        path, source = source, None
-        if Path(path).suffix.lower() == ".json":
-            source = _read_fast(path, "annotations in ActivityNet format")
-        if not isinstance(source, Mapping) or "database" not in source:  # the other formats
-            from lofi.data.annotations import read_annotations
-
-            source = read_annotations(path)
-    if not isinstance(source, Mapping):
-        for v in source:
-            rows = [(s.label, (float(s.start_s), float(s.end_s))) for s in v.segments]
-            yield v.id, v.subset, np.nan if v.duration_s is None else v.duration_s, rows
-        return
-    entry_form = '{"subset", "annotations": [{"label": name, "segment": [start_s, end_s]}]}'
-    if not isinstance(source.get("database"), Mapping):
-        raise ValueError(f'{what}: no "database"; expected {{"database": {{id: {entry_form}}}}}')
-    for name, entry in source["database"].items():
-        try:
-            rows = [
-                (a["label"], (float(a["segment"][0]), float(a["segment"][1])))
-                for a in entry.get("annotations", ())
-            ]
-            yield name, entry["subset"], float(entry.get("duration", "nan")), rows
-        except MALFORMED:
-            raise ValueError(f"{what}: video {name} is malformed; expected {entry_form}") from None
+def _unique(ids: Iterable[str], what: str, key: Callable[[str], str]) -> dict[str, str]:
+    """Ids by key; a ValueError names two that are one video."""
+    names: dict[str, str] = {}
+    for name in ids:
+        if (other := names.setdefault(key(name), name)) is not name:
+            raise ValueError(f"{what}: {other!r} and {name!r} are one video; keep one of them")
+    return names
 
 
 @_collection_paused()
-def prediction_table(source: Any, with_labels: bool) -> Predictions:
-    """Collect detections (`with_labels`) or proposals.
+def prediction_table(source: Any, truth: Truth, with_labels: bool = True) -> Predictions:
+    """Collect detections (`with_labels`) or proposals, under the ids of the truth.
 
     `source`: path (ActivityNet-format JSON or our CSV), such a dict, or a dict from id to a list of
-    `Detection`, to a list of such JSON entries, or to arrays (segments (N, 2), scores). ValueError
-    for malformed entries, and for scores or times that are not finite.
+    `Detection`, to a list of such JSON entries, or to arrays (segments (N, 2), scores). Ids are
+    compared by `video_key`, and detections of classes that only other subsets have are left out;
+    neither with `truth.toolkit`. ValueError for what `lofi.detection.results` refuses.
     """
-    what = str(source) if isinstance(source, str | Path) else "predictions"
-    if isinstance(source, str | Path) and Path(source).suffix.lower() == ".csv":
-        from lofi.detection.results import read_detections
+    from lofi.detection.results import check_detections, read_detections, read_results
 
-        source = read_detections(source)
-    elif isinstance(source, str | Path):
-        source = _read_fast(source, "detections in ActivityNet format")
-        if not isinstance(source, dict) or not isinstance(source.get("results"), dict):
-            form = '{"version", "results": {id: [...]}, "external_data"}'
-            raise ValueError(f'{what}: no "results"; expected {form}')
+    what, strict = "predictions", not truth.toolkit
+    if isinstance(source, str | Path):
+        what, path = str(source), Path(source)
+        as_table = path.suffix.lower() == ".csv"
+        source = read_detections(path, strict) if as_table else read_results(path)
     external = None
     if isinstance(source, Mapping) and isinstance(source.get("results"), Mapping):
         source, external = source["results"], source.get("external_data")
@@ -170,64 +162,79 @@ def prediction_table(source: Any, with_labels: bool) -> Predictions:
         raise ValueError(f"{what}: {type(source).__name__}; expected a dict, id -> detections")
     external = dict(external) if isinstance(external, Mapping) else {}
     made = external.pop("post_processing", None)
-    table = Predictions(tuple(source), *_columns(source, with_labels, what), made, external)
-    finite = np.isfinite(table.scores) & np.isfinite(table.segments).all(axis=1)
-    if not finite.all():
-        first = int(np.argmin(finite))
-        raise ValueError(
-            f"{what}: video {table.videos[table.video[first]]} has a score or time that is not a "
-            f"finite number ({table.scores[first]}, {table.segments[first].tolist()}); drop it"
-        )
-    return table
+    columns = _columns(source, with_labels, strict)
+    if columns is None:  # the slow reader says what is wrong, or knows how to read it
+        source = check_detections(source, what, with_labels, strict)
+        columns = _columns(source, with_labels, strict)
+    found = Predictions(tuple(source), *columns, made, external)
+    if not strict:
+        return found
+    names = {video_key(name): name for name in truth.videos}
+    keys = _unique(map(str, found.videos), what, video_key)
+    labels = tuple(unicodedata.normalize("NFC", label) for label in found.labels)
+    found = found._replace(videos=tuple(names.get(k, v) for k, v in keys.items()), labels=labels)
+    if not truth.other_classes.isdisjoint(labels):
+        kept = np.array([label not in truth.other_classes for label in labels])[found.label]
+        found = found.select(kept)._replace(left_out=int(np.count_nonzero(~kept)))
+    return found
 
 
-def _columns(results: Mapping[str, Any], with_labels: bool, what: str) -> tuple:
-    """video, labels, label, scores, segments of `Predictions`."""
+def _columns(results: Mapping[str, Any], with_labels: bool, strict: bool) -> tuple | None:
+    """video, labels, label, scores, segments of `Predictions`; None where an entry is not plain."""
     lists, index = list(results.values()), {} if with_labels else None
-    if lists and isinstance(lists[0], tuple) and len(lists[0]) == 2 and not with_labels:
-        counts = [len(scores) for _, scores in lists]
-        pairs = [np.column_stack([np.reshape(s, (-1, 2)), scores]) for s, scores in lists]
-        columns = np.concatenate(pairs, dtype=np.float64)
-    else:
-        counts, width = [len(entries) for entries in lists], 4 if with_labels else 3
-        as_dicts = any(isinstance(entries[0], Mapping) for entries in lists if entries)
-        numbers = _numbers(chain.from_iterable(lists), as_dicts, index)
-        try:
-            columns = np.fromiter(numbers, np.float64, width * sum(counts)).reshape(-1, width)
-        except MALFORMED:
-            raise ValueError(f"{what}: {_culprit(results, as_dicts, index)}") from None
+    try:
+        if lists and isinstance(lists[0], tuple) and len(lists[0]) == 2 and not with_labels:
+            counts = [len(scores) for _, scores in lists]
+            pairs = [np.column_stack([np.reshape(s, (-1, 2)), scores]) for s, scores in lists]
+            columns = np.concatenate(pairs, dtype=np.float64)
+        elif not all(isinstance(entries, list | tuple) for entries in lists):
+            return None
+        else:
+            counts, width = [len(entries) for entries in lists], 4 if with_labels else 3
+            as_dicts = any(isinstance(entries[0], Mapping) for entries in lists if entries)
+            entries, size = chain.from_iterable(lists), width * sum(counts)
+            numbers = _dict_numbers(entries, index) if as_dicts else _numbers(entries, index)
+            columns = np.fromiter(numbers, np.float64, size).reshape(-1, width)
+            first, last, score = columns.T[:3]
+            binary = [(x == 0) | (x == 1) for x in (first, last, score)]  # perhaps bool
+            if as_dicts:
+                rows = compress(chain.from_iterable(lists), np.logical_or.reduce(binary))
+                if any(type(x) is bool for e in rows for x in (*e["segment"], e["score"])):
+                    return None
+    except (AttributeError, IndexError, KeyError, OverflowError, TypeError, ValueError):
+        return None
+    start, end = columns[:, 0], columns[:, 1]
+    good = np.isfinite(columns[:, :3]).all() and not (strict and (start > end).any())
+    if not good or not all(type(label) is str and label for label in index or ()):
+        return None
     label = columns[:, 3].astype(np.int64) if with_labels else np.zeros(len(columns), np.int64)
     video = np.repeat(np.arange(len(lists)), counts)
     return video, tuple(index or ()), label, columns[:, 2], columns[:, :2]
 
 
-def _numbers(entries: Iterable[Any], as_dicts: bool, index: dict[str, int] | None) -> Iterator[Any]:
-    """start, end, score and (with `index`, which it fills) label of JSON entries or `Detection`s.
+def _dict_numbers(entries: Iterable[Any], index: dict[str, int] | None) -> Iterator[Any]:
+    """start, end, score and (with `index`, which it fills) label of JSON entries.
 
-    One pass over half a million dicts is bound by memory: nothing is kept of them.
+    One pass over half a million dicts is bound by memory: nothing is kept of them. The plus
+    refuses text, which numpy would parse.
     """
-    if as_dicts:
-        named = index is not None
-        entries = ((*e["segment"], e["label"] if named else "", e["score"]) for e in entries)
+    for entry in entries:
+        start, end = entry["segment"]
+        yield +start
+        yield +end
+        yield +entry["score"]
+        if index is not None:
+            yield index.setdefault(entry["label"], len(index))
+
+
+def _numbers(entries: Iterable[Any], index: dict[str, int] | None) -> Iterator[Any]:
+    """The same of `Detection`s."""
     for start, end, label, score in entries:
-        yield start
-        yield end
-        yield score
+        yield +start
+        yield +end
+        yield +score
         if index is not None:
             yield index.setdefault(label, len(index))
-
-
-def _culprit(results: Mapping[str, Any], as_dicts: bool, index: dict[str, int] | None) -> str:
-    """What is wrong with the first malformed entry."""
-    form = '"score": number, "segment": [start_s, end_s]}'
-    form = "{" + form if index is None else '{"label": name, ' + form
-    for video, entries in results.items():
-        for position, entry in enumerate(entries):
-            try:
-                list(map(float, _numbers([entry], as_dicts, index)))
-            except MALFORMED:
-                return f"video {video}, entry {position} is {entry}; expected {form}"
-    return f"malformed; expected a list of {form} per video"
 
 
 def restrict(truth: Truth, found: Predictions, available: Any) -> tuple[Truth, Predictions]:
@@ -237,14 +244,14 @@ def restrict(truth: Truth, found: Predictions, available: Any) -> tuple[Truth, P
     the ground truth never had stay.
 
     `available`: "auto" = every video with an entry (perhaps empty) in the prediction file; a path:
-    text with one id a line, JSON list, or JSON with "database" or "results"; or the ids. A prefix
-    `v_` is dropped where the id is then known. ValueError where none of them is annotated.
+    text with one id a line, JSON list, or JSON with "database" or "results"; or the ids, compared
+    by `video_key`. ValueError where none of them is annotated.
     """
-    ids = set(found.videos)
+    ids = found.videos
     if not isinstance(available, str) or available != "auto":
-        ids = set(map(str, _read_ids(available)))
-        ids |= {name.removeprefix("v_") for name in ids}
-    keep = np.array([name in ids for name in truth.videos])
+        ids = map(str, _read_ids(available))
+    ids = set(map(video_key, ids))
+    keep = np.array([video_key(name) in ids for name in truth.videos])
     if not keep.any():
         raise ValueError(
             f"none of the {len(ids)} available videos is among the {len(truth.videos)} annotated "
@@ -264,9 +271,10 @@ def _read_ids(source: Any) -> Iterable[Any]:
     if not isinstance(source, str | Path):
         return source
     if Path(source).suffix.lower() == ".json":
-        ids = _read_fast(source, "list of available videos")
-        return ids.get("database", ids.get("results", ids)) if isinstance(ids, Mapping) else ids
-    if not Path(source).is_file():
-        expected = 'the ids of available videos, or "auto"'
-        raise FileNotFoundError(f"{source}: no such file (expected {expected})")
-    return Path(source).read_text(encoding="utf-8").split()
+        ids = read_json(source, "list of available videos")
+        ids = ids.get("database", ids.get("results", ids)) if isinstance(ids, Mapping) else ids
+        if not isinstance(ids, Mapping | list) or not all(isinstance(name, str) for name in ids):
+            raise ValueError(f"{source}: no list of ids (expected available videos); correct it")
+        return ids
+    text = read_text(Path(source), 'the ids of available videos, or "auto"')
+    return filter(None, map(str.strip, text.splitlines()))

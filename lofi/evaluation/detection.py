@@ -1,12 +1,14 @@
 """Mean average precision of detections, equal to the ActivityNet toolkit to the last bit.
 
+The toolkit also scores what is no segment: it gives a reversed detection full marks where 0/0 is
+its overlap.  Such rows are refused here, unless `strict` is off; valid files score the same.
+
 Protocol (activitynet/ActivityNet, `eval_detection`): per class and tIoU threshold, detections in
 order of score; each takes the best ground truth of its video and class that is still free and
 overlaps by at least the threshold; AP is the area under the interpolated precision-recall curve;
 mAP the mean over the classes of the subset.  Quirks kept, because they move numbers:
   * a detection whose best match is taken may take the next best;
-  * 0/0 overlap (two zero-length segments) counts as a match at every threshold; a detection of
-    positive length never finds a zero-length instance;
+  * a zero-length instance is never found (the toolkit: by any zero-length detection in its video);
   * detections of videos outside the subset are false positives; duplicates in the ground truth
     are instances; classes without detections have AP 0;
   * no limit on detections a video: the copies that a second class adds are false positives;
@@ -52,7 +54,7 @@ PROTOCOLS = {
 
 def load(
     ground_truth: Any, predictions: Any, tious: Any, subset: str | None, protocol: str,
-    with_labels: bool = True,
+    with_labels: bool = True, strict: bool = True,
 ) -> tuple[Truth, Predictions, np.ndarray]:  # fmt: skip
     """Both tables and the thresholds, by the rules of a protocol; see `detection_map`."""
     if protocol not in PROTOCOLS:
@@ -61,8 +63,8 @@ def load(
     thresholds = np.array(rules.tious if tious is None else tious, np.float64).reshape(-1)
     if not len(thresholds) or not ((thresholds > 0) & (thresholds <= 1)).all():
         raise ValueError(f"tious are {thresholds.tolist()}; expected numbers in (0, 1]")
-    truth = truth_table(ground_truth, subset or rules.subset, rules.ignore)
-    return truth, prediction_table(predictions, with_labels), thresholds
+    truth = truth_table(ground_truth, subset or rules.subset, rules.ignore, strict)
+    return truth, prediction_table(predictions, truth, with_labels), thresholds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,6 +140,7 @@ class DetectionResult(Result):
     predictions: int
     videos_without_predictions: int
     predictions_outside_subset: int
+    predictions_left_out: int  # of classes that only other subsets have
     zero_length_instances: int
 
     def at(self, tiou: float) -> float:
@@ -155,18 +158,22 @@ class DetectionResult(Result):
         notes = []
         if self.predictions and self.predictions_outside_subset == self.predictions:
             notes = ["  every detection is of a video outside the subset; compare the ids"]
+        if self.predictions_left_out:
+            found = f"  {self.predictions_left_out} detections are left out, of classes that only"
+            notes += [f"{found} other subsets have"]
         return self.text(
             f"mAP {values}, average {100 * self.average_map:.2f} % over {len(self.tious)} tIoUs "
             f"({self.protocol}, {self.subset}, {self.video_list} [{self.video_list_hash}]: "
             f"{self.videos} videos, {self.instances} instances, {len(self.classes)} classes; "
-            f"{self.predictions} detections, none in {self.videos_without_predictions} videos)",
+            f"{self.predictions} detections, {self.predictions_outside_subset} in videos outside "
+            f"the subset, none in {self.videos_without_predictions} videos)",
             *notes,
         )
 
 
 def detection_map(
     ground_truth: Any, detections: Any, tious: Any = None, subset: str | None = None,
-    protocol: str = "activitynet", available: Any = None,
+    protocol: str = "activitynet", available: Any = None, strict: bool = True,
 ) -> DetectionResult:  # fmt: skip
     """Compute mAP.
 
@@ -179,11 +186,13 @@ def detection_map(
         available: also evaluate the videos that could be had, in the result's `available`:
             "auto" = those with an entry in the detection file, a path to a list, or ids
             (`columns.restrict`). The main numbers stay those of all annotated videos.
+        strict: False replays the toolkit on what is no segment: reversed rows are scored, two of
+            length zero match wherever they lie, ids and labels are compared as they are written.
     Raises:
-        ValueError: unknown protocol, empty subset, malformed input, a label that the subset does
-            not have (names it and its video).
+        ValueError: unknown protocol, empty subset, malformed input, a reversed segment, a label
+            that the ground truth does not have (names it and its video).
     """
-    truth, found, tious = load(ground_truth, detections, tious, subset, protocol)
+    truth, found, tious = load(ground_truth, detections, tious, subset, protocol, strict=strict)
     result = evaluate(Matches(truth, found, tious), protocol)
     if available is None:
         return result
@@ -208,6 +217,7 @@ def evaluate(matches: Matches, protocol: str, list_name: str = "official") -> De
         predictions=len(found.scores),
         videos_without_predictions=len(set(truth.videos) - covered),
         predictions_outside_subset=int(np.count_nonzero(matches.video < 0)),
+        predictions_left_out=found.left_out,
         zero_length_instances=int((truth.segments[:, 0] == truth.segments[:, 1]).sum()),
         **provenance(truth, found, list_name),
     )

@@ -150,18 +150,18 @@ class Diagnosis:
 def diagnose(
     ground_truth: Any, detections: Any, tious: Any = None, subset: str | None = None,
     protocol: str = "activitynet", snippets: tuple[int, ...] = (25, 50, 100),
-    profile_tiou: float = 0.5, unsuppressed: Any = None,
+    profile_tiou: float = 0.5, unsuppressed: Any = None, strict: bool = True,
 ) -> Diagnosis:  # fmt: skip
     """Evaluate and explain.
 
     Args:
-        ground_truth, detections, tious, subset, protocol: as in `detection_map`.
+        ground_truth, detections, tious, subset, protocol, strict: as in `detection_map`.
         snippets: grid sizes L whose best possible recall is reported.
         profile_tiou: threshold of the false-positive profile.
         unsuppressed: the same detections before suppression; adds two rungs, what they score
             without any, and with the best one possible.
     """
-    truth, found, tious = load(ground_truth, detections, tious, subset, protocol)
+    truth, found, tious = load(ground_truth, detections, tious, subset, protocol, strict=strict)
     matches = Matches(truth, found, tious)
     result = evaluate(matches, protocol)
     nearest, own = _nearest(matches), _nearest(matches, own_class=True)
@@ -176,7 +176,7 @@ def diagnose(
         "rejection": given.select(close),
     }
     if unsuppressed is not None:
-        before = Matches(truth, prediction_table(unsuppressed, with_labels=True), tious)
+        before = Matches(truth, prediction_table(unsuppressed, truth), tious)
         changes["no suppression"] = before.found
         changes["best suppression"] = _best_of_each(before.found, _nearest(before, own_class=True))
     ladder = []
@@ -223,7 +223,7 @@ def _nearest(matches: Matches, own_class: bool = False) -> Nearest:
     place = ranks(np.arange(len(owner)), counts[video])
     rows = by_video[(np.cumsum(counts) - counts)[video][owner] + place]
     tiou = tiou_of(found.segments.T[:, owner], truth.segments.T[:, rows])
-    tiou = np.nan_to_num(tiou, nan=1.0)  # 0/0 counts as a match
+    tiou = np.nan_to_num(tiou, nan=float(truth.toolkit))  # there, 0/0 is a match
     if own_class:
         tiou[truth.label[rows] != found.label[owner]] = -1.0
     order = np.lexsort((-tiou, owner))

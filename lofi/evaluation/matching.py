@@ -53,8 +53,13 @@ class Matches:
         truth, segments = self.truth, self.found.segments
         key = truth.label * len(truth.videos) + truth.video
         truth_rows = np.argsort(key, kind="stable")  # file order inside a group
+        if not truth.toolkit:  # there, 0/0 overlap passes every threshold
+            long = truth.segments[:, 1] > truth.segments[:, 0]
+            truth_rows, key = truth_rows[long[truth_rows]], key[long]
         groups, size = np.unique(key, return_counts=True)
         first_truth = np.cumsum(size) - size
+        if not len(groups):
+            return np.zeros((3, 0), np.int64)
         rows = self.order[self.video[self.order] >= 0]
         key = self.found.label[rows] * len(truth.videos) + self.video[rows]
         slot = np.minimum(np.searchsorted(groups, key), len(groups) - 1)

@@ -32,24 +32,26 @@ class RecallResult(Result):
     max_proposals: int | None
     proposals: int
     videos_without_proposals: int
+    proposals_outside_subset: int
 
     def __str__(self) -> str:
         values = ", ".join(f"AR@{k} {100 * v:.2f}" for k, v in self.average_recall.items())
         return self.text(
             f"{values}, AUC {self.auc:.2f} ({self.subset}, {self.video_list} "
             f"[{self.video_list_hash}]: {self.videos} videos, {self.instances} instances; "
-            f"{self.proposals} proposals, none in {self.videos_without_proposals} videos)"
+            f"{self.proposals} proposals, {self.proposals_outside_subset} in videos outside the "
+            f"subset, none in {self.videos_without_proposals} videos)"
         )
 
 
 def proposal_recall(
     ground_truth: Any, proposals: Any, subset: str = "validation", tious: Any = None,
-    max_proposals: int | None = 100, available: Any = None,
+    max_proposals: int | None = 100, available: Any = None, strict: bool = True,
 ) -> RecallResult:  # fmt: skip
     """Compute AR@AN and AUC.
 
     Args:
-        ground_truth, available: as in `detection_map`.
+        ground_truth, available, strict: as in `detection_map`.
         proposals: path, ActivityNet-format dict, or id -> list of `Detection` or
             (segments (N, 2), scores (N,)). Labels are not looked at.
         tious: thresholds; None = 0.5, 0.55, ..., 0.95.
@@ -58,7 +60,7 @@ def proposal_recall(
         ValueError: empty subset, malformed input, or no proposals at all.
     """
     given = ground_truth, proposals, tious, subset, "activitynet"
-    truth, found, tious = load(*given, with_labels=False)
+    truth, found, tious = load(*given, with_labels=False, strict=strict)
     result = _evaluate(truth, found, tious, max_proposals)
     if available is None:
         return result
@@ -102,6 +104,7 @@ def _evaluate(
         max_proposals=max_proposals,
         proposals=total,
         videos_without_proposals=int(np.count_nonzero(counts == 0)),
+        proposals_outside_subset=int(sizes[-1]),
         **provenance(truth, found, list_name),
     )
 
