@@ -19,7 +19,7 @@ from lofi.data.features import (
 )
 from lofi.data.published import published_grid, read_published
 from lofi.data.snippets import Grid
-from lofi.files import write_json
+from lofi.files import write_record
 
 HEADER = FeatureHeader(
     encoder_sha256="ab" * 32, snippets=5, frames=8, pixels=224, frame_stride=8, rule="centred",
@@ -43,7 +43,7 @@ def written(tmp_path):
 
 def finished(folder, skipped=()):
     rows = [{"item": item, "reason": "does not decode"} for item in skipped]
-    write_json(folder / "result.json", {"videos": 1, "skipped": rows})
+    write_record(folder / "result.json", {"videos": 1, "skipped": rows})
 
 
 # ---------------------------------------------------------------------------------------- our files
