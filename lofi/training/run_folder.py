@@ -65,8 +65,12 @@ class RunFolder:
     def _open(self, resume: bool, reopen: bool) -> None:
         """Rank 0: lock the folder, refuse what belongs to another run, clear what is forgotten."""
         config, result = self.folder / "config.json", self.folder / "result.json"
+        locked = self.folder / "lock.json"
         if reopen or not resume or self.result() is None:
-            self._release = weakref.finalize(self, lock(self.folder / "lock.json"))
+            self._release = weakref.finalize(self, lock(locked))
+        elif locked.exists():  # it was killed just after its result
+            with contextlib.suppress(ValueError, OSError):
+                lock(locked)()
         logs = [self.folder / name for name in ("metrics.jsonl", "skipped.jsonl")]
         made = [result, self.folder / "checkpoints" / "last.pt"]
         made = [path for path in made if path.exists()] + [*self.folder.glob("[!.]*.safetensors")]
