@@ -77,10 +77,11 @@ def lock(path: str | Path) -> Callable[[], None]:
     """Take a lock file for this process and return what gives it back.
 
     The file names host and process. That of a process of this host which is gone, of this very
-    process, or of an earlier start of the same torchrun job is taken over.
+    process, or of an earlier start of the same torchrun job on several hosts is taken over.
     ValueError: another process holds it; says which one.
     """
-    path, job = Path(path), os.environ.get("TORCHELASTIC_RUN_ID", "none")
+    path, hosts = Path(path), os.environ.get("GROUP_WORLD_SIZE", "1")
+    job = os.environ.get("TORCHELASTIC_RUN_ID", "") if hosts != "1" else ""
     own = {"host": socket.gethostname(), "pid": os.getpid(), "job": job}
     path.parent.mkdir(parents=True, exist_ok=True)
     while True:
@@ -98,7 +99,7 @@ def lock(path: str | Path) -> Callable[[], None]:
         except (ValueError, TypeError, KeyError):
             host, pid, theirs = "an unknown host", 0, ""
         here = host == own["host"]
-        if (pid != own["pid"] and alive(pid)) if here else job in ("none", "") or theirs != job:
+        if (pid != own["pid"] and alive(pid)) if here else not job or theirs != job:
             who = f"process {pid} on {host} is at work in this folder"
             cure = f"wait for it, or use another --out (if it is gone for sure, remove {path})"
             raise ValueError(f"{path.parent}: {who}; {cure}")

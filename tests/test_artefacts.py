@@ -228,7 +228,10 @@ def test_locks_of_other_hosts_hold_and_those_of_this_process_do_not(tmp_path, mo
     write_json(tmp_path / "lock.json", lock)
     with pytest.raises(ValueError, match=f"process {os.getpid()} on far is at work"):
         RunFolder(tmp_path, {})
-    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "abc")  # the same job, started again elsewhere
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "abc")
+    with pytest.raises(ValueError, match="on far is at work"):  # every job of one host may be "abc"
+        RunFolder(tmp_path, {})
+    monkeypatch.setenv("GROUP_WORLD_SIZE", "2")  # the same job, started again elsewhere
     RunFolder(tmp_path, {})
     (tmp_path / "lock.json").write_text("")
     with pytest.raises(ValueError, match=r"unknown host.*remove .*lock\.json"):
