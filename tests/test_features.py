@@ -141,6 +141,9 @@ def test_features_that_were_made_otherwise_are_refused(written, field, value):
     expect = dataclasses.replace(EXPECTED, **{field: value})
     with pytest.raises(ValueError, match=f"{field} is .*, expected {value}"):
         FeatureStore.extracted(path.parent, expect, CURE)["a"]
+    expect = dataclasses.replace(EXPECTED, encoder_sha256="cd" * 32)  # it was trained anew
+    with pytest.raises(ValueError, match=f"{CURE} --no-resume$"):
+        FeatureStore.extracted(path.parent, expect, CURE)["a"]
 
 
 def test_features_of_another_video_are_refused(written):
