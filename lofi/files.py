@@ -145,7 +145,8 @@ def read_record(path: str | Path, what: str) -> dict[str, Any]:
     """What `write_record` wrote; errors as in `read_json`, ValueError also after any change."""
     value = read_json(path, what)
     if not isinstance(value, dict) or value.pop(CHECKSUM, None) != _digest(value):
-        raise ValueError(f"{path}: damaged or edited: its checksum does not fit (expected {what})")
+        found = "damaged, edited or of another lofi: its checksum does not fit"
+        raise ValueError(f"{path}: {found} (expected {what})")
     return value
 
 

@@ -153,7 +153,7 @@ def test_edited_settings_are_refused_with_the_way_out(tmp_path):
     edited = read_json(tmp_path / "config.json", "settings") | {"seed": 1}
     write_json(tmp_path / "config.json", edited)
     for settings in ({"seed": 0}, {"seed": 1}):
-        with pytest.raises(ValueError, match=r"config\.json: damaged or edited.*--no-resume"):
+        with pytest.raises(ValueError, match=r"config\.json: damaged, edited .*--no-resume"):
             RunFolder(tmp_path, settings)
     assert RunFolder(tmp_path, {"seed": 1}, resume=False).result() is None
 

@@ -23,7 +23,7 @@ from lofi.training.distributed import barrier, gather, is_first, restarted
 
 log = logging.getLogger(__name__)
 INPUTS = ("start", "encoder_sha256", "features", "videos", "clips")  # hashes of what went in
-ANEW = "--no-resume makes this stage anew"
+ANEW = "lofi train … --no-resume makes this stage anew"
 
 
 class RunFolder:
