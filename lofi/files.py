@@ -21,6 +21,7 @@ from typing import Any, BinaryIO
 
 NO_SPACE = 2**16  # bytes; a disk with less is full
 DAY_S = 86400.0
+HOST = hashlib.sha256(socket.gethostname().encode()).hexdigest()[:6]  # short: names have limits
 CHECKSUM = "checksum"  # of a whole safetensors file or JSON object, kept inside of it
 ZEROS = b"0" * 64  # stand in its place while it is computed
 
@@ -36,7 +37,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     _remove_leftovers(path.parent)
-    temporary = path.with_name(f".tmp-{os.getpid()}@{socket.gethostname()}@{path.name}")
+    temporary = path.with_name(f".tmp-{os.getpid()}@{HOST}@{path.name}")
     try:
         yield temporary
         with open(temporary, "rb") as file:
@@ -57,8 +58,8 @@ def _remove_leftovers(folder: Path) -> None:
     for path in folder.glob(".tmp-*@*@*"):
         pid, host, _ = path.name.removeprefix(".tmp-").split("@", 2)
         with suppress(OSError, ValueError):
-            there = host == socket.gethostname()
-            if not (alive(int(pid)) if there else time.time() - path.stat().st_mtime < DAY_S):
+            age_s = time.time() - path.stat().st_mtime
+            if not (alive(int(pid)) if host == HOST else age_s < DAY_S):
                 path.unlink()
 
 
@@ -67,7 +68,7 @@ def alive(pid: int) -> bool:
     try:
         os.kill(pid, 0)
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except ProcessLookupError:
+    except (ProcessLookupError, OverflowError):
         return False
     except OSError:  # it belongs to somebody else, or there is no /proc
         return True

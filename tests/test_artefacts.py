@@ -1,5 +1,6 @@
 """What stages hand to each other is whole and of this run, or refused; one run at a time."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -251,7 +252,7 @@ def test_an_error_and_the_end_of_a_process_give_the_folder_back(tmp_path):
 def test_temporary_files_of_dead_processes_alone_are_removed(tmp_path):
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
-    host = socket.gethostname()
+    host = hashlib.sha256(socket.gethostname().encode()).hexdigest()[:6]
     names = {
         "dead": f".tmp-{dead.pid}@{host}@a.json", "alive": f".tmp-{os.getppid()}@{host}@a.json",
         "far": f".tmp-{dead.pid}@far@a.json", "old": f".tmp-{dead.pid}@far@b.json",
