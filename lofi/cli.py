@@ -4,6 +4,7 @@ import difflib
 import errno
 import inspect
 import logging
+import signal
 import sys
 import warnings
 
@@ -35,17 +36,27 @@ def main() -> None:
         raise SystemExit(2)
     else:
         launch.watch_parent()
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) != signal.SIG_IGN:  # as nohup leaves it
+                signal.signal(number, _interrupt)
         try:
             _run(name, arguments[1:])
-        except KeyboardInterrupt:
-            again = "the same command goes on from the last checkpoint"
-            print(f"lofi: interrupted; {again}", file=sys.stderr)
-            raise SystemExit(130) from None
+        except KeyboardInterrupt as stop:
+            number = signal.Signals(*(stop.args or [signal.SIGINT]))
+            again = "the same command" + " without --no-resume" * ("--no-resume" in arguments)
+            again += " goes on from the last checkpoint"
+            print(f"lofi: interrupted by {number.name}; {again}", file=sys.stderr)
+            raise SystemExit(128 + number) from None
         except (ValueError, OSError, RuntimeError, ArithmeticError) as error:
             if debug:
                 raise
             print(f"lofi: {_one_line(error)}", file=sys.stderr)
             raise SystemExit(1) from None
+
+
+def _interrupt(number: int, frame: object) -> None:
+    """Let a signal end the command as Ctrl-C does, so that half-written files are removed."""
+    raise KeyboardInterrupt(number)
 
 
 def _run(name: str, arguments: list[str]) -> None:

@@ -2,23 +2,31 @@
 
 A run can be killed at any moment and a disk can fill up at any byte; readers of the project's
 outputs therefore never see half a file, and what was there before stays until the new one is whole.
+What stages hand to each other carries a checksum, so that a changed byte is an error, not a number.
 """
 
 import codecs
 import csv
 import errno
+import functools
 import hashlib
 import json
 import os
 import shutil
+import socket
+import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 NO_SPACE = 2**16  # bytes; a disk with less is full
 NO_TEXT = {b"PK\3\4": "a spreadsheet or zip archive", b"\x1f\x8b": "a gzip archive"}  # by beginning
+DAY_S = 86400.0
+HOST = hashlib.sha256(socket.gethostname().encode()).hexdigest()[:6]  # short: names have limits
+CHECKSUM = "checksum"  # of a whole safetensors file or JSON object, kept inside of it
+ZEROS = b"0" * 64  # stand in its place while it is computed
 
 
 @contextmanager
@@ -31,7 +39,8 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".tmp-{os.getpid()}-{path.name}")
+    _remove_leftovers(path.parent)
+    temporary = path.with_name(f".tmp-{os.getpid()}@{HOST}@{path.name}")
     try:
         yield temporary
         with open(temporary, "rb") as file:
@@ -44,6 +53,67 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@functools.cache  # once a process: listing a folder of many features takes time
+def _remove_leftovers(folder: Path) -> None:
+    """Delete the temporary files of killed processes, of other hosts' after a day."""
+    for path in folder.glob(".tmp-*@*@*"):
+        pid, host, _ = path.name.removeprefix(".tmp-").split("@", 2)
+        with suppress(OSError, ValueError):
+            age_s = time.time() - path.stat().st_mtime
+            if not (alive(int(pid)) if host == HOST else age_s < DAY_S):
+                path.unlink()
+
+
+def alive(pid: int) -> bool:
+    """Whether a process of this host runs; one that ended and is not waited for does not."""
+    try:
+        os.kill(pid, 0)
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (ProcessLookupError, OverflowError):
+        return False
+    except OSError:  # it belongs to somebody else, or there is no /proc
+        return True
+
+
+def lock(path: str | Path) -> Callable[[], None]:
+    """Take a lock file for this process and return what gives it back.
+
+    The file names host and process. That of a process of this host which is gone, of this very
+    process, or of an earlier start of the same torchrun job on several hosts is taken over.
+    ValueError: another process holds it; says which one.
+    """
+    path, hosts = Path(path), os.environ.get("GROUP_WORLD_SIZE", "1")
+    job = os.environ.get("TORCHELASTIC_RUN_ID", "") if hosts != "1" else ""
+    own = {"host": socket.gethostname(), "pid": os.getpid(), "job": job}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    while True:
+        try:
+            with open(path, "x", encoding="utf-8") as file:
+                json.dump(own, file)
+            break
+        except FileExistsError:
+            pass
+        try:
+            holder = json.loads(path.read_text(encoding="utf-8"))
+            host, pid, theirs = holder["host"], int(holder["pid"]), holder["job"]
+        except FileNotFoundError:  # given back this moment
+            continue
+        except (ValueError, TypeError, KeyError):
+            host, pid, theirs = "an unknown host", 0, ""
+        here = host == own["host"]
+        if (pid != own["pid"] and alive(pid)) if here else not job or theirs != job:
+            who = f"process {pid} on {host} is at work in this folder"
+            cure = f"wait for it, or use another --out (if it is gone for sure, remove {path})"
+            raise ValueError(f"{path.parent}: {who}; {cure}")
+        path.unlink(missing_ok=True)
+
+    def release() -> None:
+        if os.getpid() == own["pid"]:  # not in a forked child
+            path.unlink(missing_ok=True)
+
+    return release
 
 
 def write_text(path: str | Path, text: str) -> None:
@@ -133,6 +203,25 @@ def decode_text(data: bytes, path: str | Path) -> str:
     raise ValueError(f"{path}: not UTF-8{place}, looks like {encoding}; {cure}")
 
 
+def write_record(path: str | Path, value: Mapping[str, Any]) -> None:
+    """Write a JSON object with a checksum of its content, which `read_record` wants to see."""
+    write_json(path, {**value, CHECKSUM: _digest(value)})
+
+
+def read_record(path: str | Path, what: str) -> dict[str, Any]:
+    """What `write_record` wrote; errors as in `read_json`, ValueError also after any change."""
+    value = read_json(path, what)
+    if not isinstance(value, dict) or value.pop(CHECKSUM, None) != _digest(value):
+        found = "damaged, edited or of another lofi: its checksum does not fit"
+        raise ValueError(f"{path}: {found} (expected {what})")
+    return value
+
+
+def _digest(value: Mapping[str, Any]) -> str:
+    plain = json.loads(json.dumps(value))  # as it will be read
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
+
+
 def write_csv(path: str | Path, rows: Iterable[Sequence]) -> None:
     """Write a table atomically, the row of names first."""
     with atomic_path(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
@@ -162,21 +251,60 @@ def read_csv(path: str | Path, names: Sequence[str], problem: str) -> list[list[
 def save_tensors(path: str | Path, tensors: Mapping[str, Any], metadata: Mapping[str, str]) -> None:
     """Write a safetensors file atomically; the same content always gives the same bytes.
 
-    (The library writes metadata in random order, so that equal runs had unequal files.)
+    (The library writes metadata in random order, so that equal runs had unequal files.) The
+    metadata get a checksum of all bytes of the file, its own place read as zeros.
     """
     from safetensors.torch import save_file
 
     tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
     with atomic_path(path) as temporary:
-        save_file(tensors, temporary, metadata=dict(metadata))
+        save_file(tensors, temporary, metadata={**metadata, CHECKSUM: ZEROS.decode()})
         with open(temporary, "r+b") as file:  # 8 bytes of length, then JSON
             length = int.from_bytes(file.read(8), "little")
             header = json.loads(file.read(length))
             text = json.dumps(header, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-            encoded = text.encode().ljust(length)
-            if len(encoded) == length:
-                file.seek(8)
-                file.write(encoded)
+            file.seek(8)
+            file.write(text.encode().ljust(length))
+            place, digest = _file_checksum(file)
+            file.seek(place)
+            file.write(digest.encode())
+
+
+def load_tensors(path: str | Path, cure: str = "get it again") -> tuple[dict[str, Any], dict]:
+    """Tensors by name and metadata of a safetensors file; files of others need no checksum.
+
+    ValueError, ending with `cure`: damaged, or one of ours (format lofi-…) without a checksum.
+    """
+    from safetensors import safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file, open(path, "rb") as content:
+            metadata = file.metadata() or {}
+            place, digest = _file_checksum(content)
+            whole = place == 0 or metadata.pop(CHECKSUM, None) == digest
+            tensors = {name: file.get_tensor(name) for name in file.keys() if whole}  # noqa: SIM118
+    except Exception as error:  # SafetensorError, and what a changed name or type leads to
+        raise ValueError(f"{path}: damaged safetensors file ({error}); {cure}") from None
+    if not whole:
+        raise ValueError(f"{path}: damaged: its content does not have the stored checksum; {cure}")
+    kind, version = metadata.get("format", ""), metadata.get("format_version", "1")
+    if place == 0 and kind.startswith("lofi-"):
+        found = f"{kind} file of version {version} without a checksum"
+        raise ValueError(f"{path}: {found}, damaged or made by another lofi; {cure}")
+    return tensors, metadata
+
+
+def _file_checksum(file: BinaryIO) -> tuple[int, str]:
+    """Where the checksum of an open safetensors file stands (0: nowhere), and what it has to be."""
+    file.seek(0)
+    length = file.read(8)
+    start = length + file.read(int.from_bytes(length, "little"))
+    mark = f'"{CHECKSUM}":"'.encode()
+    if mark not in start:  # quotes inside of other values have a backslash in front
+        return 0, ""
+    place = start.index(mark) + len(mark)
+    digest = hashlib.sha256(start[:place] + ZEROS + start[place + len(ZEROS) :])
+    return place, hashlib.file_digest(file, lambda: digest).hexdigest()
 
 
 def sha256(path: str | Path) -> str:

@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 WATCH = "LOFI_WATCH_PARENT"
 LAST_LINES = 20
 GRACE_S = 10.0  # between asking the processes to end and killing them
+SAVE_S = 60.0  # for the step and the checkpoint behind a signal; torchrun itself waits for 30 s
 
 
 class LaunchError(RuntimeError):
@@ -71,6 +72,12 @@ def run(
             reason = last[-1] if last[-1].startswith("lofi: ") else reason
             echo(last[-1])
         status = child.wait()
+    except KeyboardInterrupt as stop:  # with a number: a signal that the command line has turned
+        if stop.args:
+            child.send_signal(stop.args[0])
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                child.wait(SAVE_S)
+        raise
     finally:  # ask torchrun to stop its processes, and insist
         with contextlib.suppress(OSError):
             child.stdin.close()

@@ -19,7 +19,7 @@ from lofi.data.features import (
 )
 from lofi.data.published import published_grid, read_published
 from lofi.data.snippets import Grid
-from lofi.files import write_json
+from lofi.files import write_record
 
 HEADER = FeatureHeader(
     encoder_sha256="ab" * 32, snippets=5, frames=8, pixels=224, frame_stride=8, rule="centred",
@@ -43,7 +43,7 @@ def written(tmp_path):
 
 def finished(folder, skipped=()):
     rows = [{"item": item, "reason": "does not decode"} for item in skipped]
-    write_json(folder / "result.json", {"videos": 1, "skipped": rows})
+    write_record(folder / "result.json", {"videos": 1, "skipped": rows})
 
 
 # ---------------------------------------------------------------------------------------- our files
@@ -140,6 +140,9 @@ def test_features_that_were_made_otherwise_are_refused(written, field, value):
     finished(path.parent)
     expect = dataclasses.replace(EXPECTED, **{field: value})
     with pytest.raises(ValueError, match=f"{field} is .*, expected {value}"):
+        FeatureStore.extracted(path.parent, expect, CURE)["a"]
+    expect = dataclasses.replace(EXPECTED, encoder_sha256="cd" * 32)  # it was trained anew
+    with pytest.raises(ValueError, match=f"{CURE} --no-resume$"):
         FeatureStore.extracted(path.parent, expect, CURE)["a"]
 
 

@@ -369,6 +369,36 @@ def test_a_damaged_head_is_trained_anew_by_the_command_that_is_named(world, tmp_
     works(*words)
 
 
+def test_exchanged_and_damaged_features_are_made_anew_by_the_command_that_is_named(world, tmp_path):
+    run = world.copy(tmp_path / "run", "c-lofi/head")
+    whole = {
+        path: path.read_bytes() for path in (run / "c-lofi" / "features").glob("*.safetensors")
+    }
+    for path, other in zip(whole, [*whole][1:]):
+        path.write_bytes(whole[other])
+    path.write_bytes(whole[path][:-8] + bytes(8))
+    message = refused("train", "head", *world.options(run))
+    assert "holds the features of video" in message
+    works(*cure(message))
+    assert {path: path.read_bytes() for path in whole} == whole
+    works("train", "head", *world.options(run))
+
+
+def test_a_stage_whose_settings_were_edited_says_how_to_go_on(world, tmp_path):
+    run = world.copy(tmp_path / "run")
+    path = run / "c-lofi" / "head" / "config.json"
+    path.write_text(path.read_text().replace('"seed": 0', '"seed": 1'))
+    message = refused("train", "head", *world.options(run))
+    assert str(path) in message and "--no-resume" in message
+    works("train", "head", *world.options(run), "--no-resume")
+    whole = (world.run / "c-lofi" / "head" / "head.safetensors").read_bytes()
+    assert (run / "c-lofi" / "head" / "head.safetensors").read_bytes() == whole
+    (run / "c-lofi" / "classifier.safetensors").write_bytes(whole)
+    clip = next((world.folder / "videos").glob("*.mp4"))
+    message = refused("detect", clip, "--model", run, "--out", tmp_path / "out")
+    assert cure(message)[:2] == ["train", "classes"]
+
+
 # ----------------------------------------------------------------- what a finished stage depends on
 
 

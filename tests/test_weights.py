@@ -301,7 +301,7 @@ def test_one_changed_bit_in_our_own_file_is_noticed(tmp_path):
     content = bytearray(path.read_bytes())
     content[-1000] ^= 1
     path.write_bytes(content)
-    with pytest.raises(ValueError, match="damaged: the weights do not have the stored hash"):
+    with pytest.raises(ValueError, match="damaged: its content does not have the stored checksum"):
         load_weights(encoder, path, strict=False)
 
 

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from lofi.config import PublishedFeatures
 from lofi.data.annotations import Video
 from lofi.data.snippets import Grid, resampled_frames, windows
-from lofi.files import read_json, save_tensors
+from lofi.files import load_tensors, read_record, save_tensors
 
 log = logging.getLogger(__name__)
 FORMAT = "lofi-features-1"
@@ -44,7 +44,7 @@ class FeatureHeader:
     fps: float | None = None  # of this video
     resample_fps: float | None = None  # see `lofi.data.snippets.resampled_frames`
     window_stride: int | None = None  # frames between snippets; 0 = they divide the whole video
-    video: str | None = None  # id; old files have none, and may be of any video
+    video: str | None = None  # id
 
     def grid(self) -> Grid:
         """Where the T steps lie: in frames at the decoded (or resampled) rate, or evenly."""
@@ -65,32 +65,24 @@ def write_features(path: str | Path, features: Tensor, header: FeatureHeader) ->
     if not torch.isfinite(data).all():
         raise ValueError(f"{path}: features hold NaN or infinity; check the encoder's weights")
     known = {key: str(value) for key, value in asdict(header).items() if value is not None}
-    digest = hashlib.sha256(data.numpy().tobytes()).hexdigest()
-    save_tensors(path, {"features": data}, {"format": FORMAT, **known, "data_sha256": digest})
+    save_tensors(path, {"features": data}, {"format": FORMAT, **known})
 
 
 def read_features(
-    path: str | Path, expect: FeatureHeader | None = None
+    path: str | Path, expect: FeatureHeader | None = None, again: str = AGAIN
 ) -> tuple[Tensor, FeatureHeader]:
     """The features of one video, (C, T) float32, and what made them.
 
-    FileNotFoundError: no file; ValueError: damaged, not ours, or (fields named) not as expected.
+    FileNotFoundError: no file; ValueError: damaged, not ours, or (fields named) not as expected;
+    it ends with `again`, the cure.
     """
-    from safetensors import SafetensorError, safe_open
-
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path}: no such file (expected features); extract them first")
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata, data = file.metadata() or {}, file.get_tensor("features")
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path}: not a readable feature file ({error}); {AGAIN}") from None
+    tensors, metadata = load_tensors(path, again)
     if metadata.get("format") != FORMAT:
         found = f"format {metadata.get('format')!r} (expected {FORMAT!r})"
         cure = "features made by others are named with data.features.folder"
         raise ValueError(f"{path}: {found}; {cure}")
-    if metadata.get("data_sha256") != hashlib.sha256(data.numpy().tobytes()).hexdigest():
-        raise ValueError(f"{path}: the checksum does not match; {AGAIN}")
     kinds = {"int | None": int, "float | None": float, "str | None": str}
     known = [field for field in fields(FeatureHeader) if field.name in metadata]
     header = FeatureHeader(**{f.name: kinds[str(f.type)](metadata[f.name]) for f in known})
@@ -100,8 +92,10 @@ def read_features(
         if (wanted := getattr(expect, name, None)) not in (None, value)
     ]
     if differing:
-        raise ValueError(f"{path}: made with other settings ({'; '.join(differing)}); {AGAIN}")
-    return data, header
+        if again.startswith("run:") and differing[0].startswith("encoder_sha256"):
+            again += " --no-resume"  # the encoder was trained anew: whole, but of the old one
+        raise ValueError(f"{path}: made with other settings ({'; '.join(differing)}); {again}")
+    return tensors["features"], header
 
 
 def resize_features(features: Tensor, steps: int) -> Tensor:
@@ -164,12 +158,15 @@ class FeatureStore:
         if not (folder / "result.json").is_file():
             found = f"incomplete, features of {len(files)} videos were written before"
             raise ValueError(f"{folder}: {found} the extraction was interrupted; {cure}")
-        result = read_json(folder / "result.json", "the result of the extraction")
+        try:
+            result = read_record(folder / "result.json", "the result of the extraction")
+        except ValueError as error:
+            raise ValueError(f"{error}; {cure}") from None
         absent = {row["item"]: row["reason"] for row in result["skipped"]}
 
         def read(video_id: str) -> Features:
-            data, header = read_features(files[video_id], expect)
-            if header.video not in (None, video_id):
+            data, header = read_features(files[video_id], expect, cure)
+            if header.video != video_id:
                 found = f"holds the features of video {header.video}"
                 raise ValueError(f"{files[video_id]}: {found}; {cure}")
             return Features(data, header.grid())

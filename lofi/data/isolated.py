@@ -7,6 +7,7 @@ every child, so that scripts and notebooks would need a guard around their own c
 
 import math
 import os
+import signal
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -98,6 +99,8 @@ class Children:
 
 def serve() -> None:
     """The child's loop; its standard input is the pipe, until the parent is gone."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # for the parent, which ends us
+        signal.signal(number, signal.SIG_IGN)
     pipe = Connection(os.dup(0))
     pipe.send(True)
     while True:

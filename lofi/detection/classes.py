@@ -21,10 +21,11 @@ import torch
 from lofi.config import PostProcessing
 from lofi.data.annotations import label_of, number
 from lofi.detection.results import Detection
-from lofi.files import read_json, save_tensors
+from lofi.files import load_tensors, read_json, save_tensors
 from lofi.heads.base import Proposals
 
 CLASS_RULES = ("anet", "hacs", "thumos")
+FORMAT = "lofi-classifier-1"
 TENSORS = ("weight", "bias", "mean", "std")  # of a classifier's file
 THUMOS14_CLASSES = {  # name -> class number in THUMOS14's list of 101
     "BaseballPitch": 7, "BasketballDunk": 9, "Billiards": 12, "CleanAndJerk": 21,
@@ -270,21 +271,19 @@ class VideoClassifier:
     def save(self, path: str | Path) -> None:
         """Write safetensors with the names in its header."""
         tensors = {k: getattr(self, k) for k in TENSORS}
-        save_tensors(path, tensors, {"names": json.dumps(self.names)})
+        save_tensors(path, tensors, {"format": FORMAT, "names": json.dumps(self.names)})
 
     @staticmethod
-    def load(path: str | Path) -> "VideoClassifier":
-        """Read what `save` wrote."""
-        from safetensors import safe_open
-
+    def load(path: str | Path, cure: str = "train it again") -> "VideoClassifier":
+        """Read what `save` wrote; ValueError, ending with `cure`: damaged, or something else."""
         if not Path(path).is_file():
             raise FileNotFoundError(f"{path}: no such file (expected a video classifier)")
-        try:
-            with safe_open(path, framework="pt") as file:
-                names = tuple(json.loads(file.metadata()["names"]))
-                return VideoClassifier(names, *map(file.get_tensor, TENSORS))
-        except Exception as error:
-            raise ValueError(f"{path}: not a video classifier ({error}); train it again") from None
+        tensors, metadata = load_tensors(path, cure)
+        if metadata.get("format") != FORMAT:
+            found = f"format {metadata.get('format')!r} (expected {FORMAT!r})"
+            raise ValueError(f"{path}: not a video classifier, {found}; {cure}")
+        names = tuple(json.loads(metadata["names"]))
+        return VideoClassifier(names, *(tensors[name] for name in TENSORS))
 
 
 def video_summary(features: torch.Tensor) -> torch.Tensor:

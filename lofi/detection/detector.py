@@ -90,10 +90,10 @@ class Detector:
         encoder, _ = methods.load_encoder(config, run_dir, method)
         head = methods.load_head(config, run_dir, method, variant)
         path = classifier_path(run_dir, method)
+        cure = f"run: {methods.command('classes', config, run_dir, method)}"
         if not path.is_file():
-            cure = methods.command("classes", config, run_dir, method)
-            raise FileNotFoundError(f"{path}: no video classifier; run: {cure}")
-        classifier = VideoClassifier.load(path)
+            raise FileNotFoundError(f"{path}: no video classifier; {cure}")
+        classifier = VideoClassifier.load(path, cure)
         return Detector(config, method, encoder.to(device).eval(), head.to(device), classifier)
 
     def detect(self, path: str | Path) -> list[Detection]:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from lofi.encoders.base import Encoder
-from lofi.files import save_tensors
+from lofi.files import load_tensors, save_tensors
 
 log = logging.getLogger(__name__)
 
@@ -58,12 +58,8 @@ def encoder_hash(encoder: Encoder) -> str:
 
     The same on every device and in every memory format. Counters of seen batches do not enter.
     """
-    return _digest(encoder.name, encoder.state_dict())
-
-
-def _digest(name: str, tensors: Mapping[str, Tensor]) -> str:
-    digest = hashlib.sha256(name.encode())
-    for key, value in sorted(tensors.items()):
+    digest = hashlib.sha256(encoder.name.encode())
+    for key, value in sorted(encoder.state_dict().items()):
         if not key.endswith("num_batches_tracked"):
             digest.update(f"\0{key}\0{value.dtype}\0{tuple(value.shape)}\0".encode())
             content = value.detach().cpu().contiguous().flatten().view(torch.uint8)
@@ -142,21 +138,12 @@ def _reason(error: Exception) -> str:
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except SafetensorError as error:
-        raise ValueError(f"{path}: damaged safetensors file ({error}); get it again") from None
+    tensors, metadata = load_tensors(path)
     if metadata.get("format") != FORMAT:
         return tensors, {}
     if metadata.get("format_version") != FORMAT_VERSION:
         found = f"format version {metadata.get('format_version')}"
         raise ValueError(f"{path}: {found}, this lofi reads {FORMAT_VERSION}; update lofi")
-    if _digest(metadata.get("encoder", ""), tensors) != metadata.get("sha256"):
-        raise ValueError(f"{path}: damaged: the weights do not have the stored hash; get it again")
     return tensors, metadata
 
 

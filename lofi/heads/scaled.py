@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lofi.config import HeadConfig
-from lofi.files import save_tensors
+from lofi.files import load_tensors, save_tensors
 from lofi.heads import build_head
 
 FORMAT = "lofi-head-1"
@@ -60,19 +60,15 @@ class ScaledHead(nn.Module):
         Raises:
             ValueError: damaged, or a head of other settings than `config`.
         """
-        from safetensors import SafetensorError, safe_open
-
+        tensors, metadata = load_tensors(path)
         try:
-            with safe_open(path, framework="pt") as file:
-                metadata = file.metadata() or {}
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             if metadata.get("format") != FORMAT:
                 raise ValueError(f"format {metadata.get('format')!r}, expected {FORMAT!r}")
             if (found := json.loads(metadata["head"])) != json.loads(json.dumps(asdict(config))):
                 raise ValueError(f"trained as {found}, expected {asdict(config)}")
             scaled = ScaledHead(config, int(metadata["channels"]), int(metadata["classes"]))
             scaled.load_state_dict(tensors)
-        except (SafetensorError, OSError, ValueError, KeyError, RuntimeError) as error:
+        except (ValueError, KeyError, RuntimeError) as error:
             reason = str(error).splitlines()[-1].strip()
             raise ValueError(f"{path}: does not fit this head ({reason})") from None
         return scaled.eval()

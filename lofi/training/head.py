@@ -16,13 +16,13 @@ from torch import Tensor
 from lofi.config import Config
 from lofi.data import ClipReader, ClipRequest, Video, VideoError
 from lofi.data.datasets import fingerprint, open_reader
-from lofi.data.features import Features, head_inputs, windowed, write_features
+from lofi.data.features import Features, head_inputs, read_features, windowed, write_features
 from lofi.data.snippets import training_parts
 from lofi.encoders.extraction import clip_features, full_requests
 from lofi.heads import part_of, to_device
 from lofi.heads.scaled import ScaledHead
 from lofi.training import methods
-from lofi.training.distributed import barrier, first_alone, is_first, reduce_sum, restarted, share
+from lofi.training.distributed import barrier, is_first, reduce_sum, share
 from lofi.training.loop import Batches, OnStep, Training, backward, fit, generator_for, prefetched
 from lofi.training.run_folder import RunFolder
 
@@ -35,8 +35,9 @@ def extract_features(
 ) -> dict[str, Any]:  # fmt: skip
     """Features of every training and test video at full fidelity, one file a video.
 
-    Files that an interrupted run left are kept; `resume=False` computes all of them again. Videos
-    that do not decode are in `skipped`; a later run tries them again.
+    Files that an interrupted run left are kept where they are whole and of their video;
+    `resume=False` computes all of them again. Videos that do not decode are in `skipped`; a later
+    run tries them again.
     """
     method = method or methods.default_method(config)
     if method == "published":
@@ -45,14 +46,7 @@ def extract_features(
     encoder, sha256 = methods.load_encoder(config, run_dir, method)
     encoder.to(device).eval()
     settings = methods.video_settings(config) | {"stage": "features", "encoder_sha256": sha256}
-    run = RunFolder(Path(run_dir) / method / "features", settings, resume)
-    with first_alone():
-        if is_first():
-            (run.folder / "result.json").unlink(missing_ok=True)  # until this run is complete
-            run.forget_skipped()
-            if not (resume or restarted()):
-                for path in run.folder.glob("*.safetensors"):
-                    path.unlink()
+    run = RunFolder(Path(run_dir) / method / "features", settings, resume, reopen=True)
     videos = [*data.train, *data.test]
     header = methods.feature_header(config, encoder.name, sha256)
     mine = [videos[i] for i in share(len(videos))]
@@ -71,7 +65,13 @@ def _extract(config, encoder, header, videos, run: RunFolder, reader: ClipReader
     """Features of this process's videos; the next ones are decoded while the encoder works."""
     paths = [run.folder / f"{video.id}.safetensors" for video in videos]
     jobs: list[tuple[int, ClipRequest, bool]] = []  # video, piece, is it the video's last one
-    for i in (i for i, path in enumerate(paths) if not path.exists()):
+    for i, path in enumerate(paths):
+        if path.exists():
+            try:
+                read_features(path, replace(header, video=videos[i].id))
+                continue
+            except ValueError as error:
+                log.warning("%s (done now)", error)
         if videos[i].path is None:
             run.skip(videos[i].id, FileNotFoundError("no video file"))
             continue

@@ -11,6 +11,8 @@ import ctypes
 import hashlib
 import logging
 import math
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -87,6 +89,28 @@ def prefetched(load: Callable[[int], Any], start: int, stop: int, workers: int) 
             yield item
 
 
+@contextlib.contextmanager
+def held_signals() -> Iterator[list[int]]:
+    """Hold back SIGTERM and SIGHUP while the block runs; at its end the first is raised again.
+
+    Yields the list of those that came. Ignored ones (nohup) stay ignored, and in other threads than
+    the main one, which alone sees signals, nothing is held back.
+    """
+    held: list[int] = []
+    before = {}
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) not in (signal.SIG_IGN, None):
+                before[number] = signal.signal(number, lambda number, frame: held.append(number))
+    try:
+        yield held
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        if held:
+            signal.raise_signal(held[0])
+
+
 OnStep = Callable[[int, int, dict[str, float]], None]
 
 
@@ -136,7 +160,8 @@ def backward(losses: dict[str, Tensor]) -> dict[str, float]:
 def fit(training: Training, run: RunFolder, on_step: OnStep | None = None) -> None:
     """Train to the last step, going on from the folder's checkpoint; logs to its log.txt.
 
-    `on_step(step, steps, record)` sees what goes to metrics.jsonl.
+    `on_step(step, steps, record)` sees what goes to metrics.jsonl. SIGTERM and SIGHUP, to any of
+    the processes, take effect behind the current step and a checkpoint.
 
     Raises:
         FloatingPointError: a loss is not finite; names the step and its items. The checkpoint
@@ -145,7 +170,7 @@ def fit(training: Training, run: RunFolder, on_step: OnStep | None = None) -> No
         ValueError: not one item of an epoch could be read.
     """
     modules, batches, setting = training.modules, training.batches, training.setting
-    with run.logging():
+    with run.logging(), held_signals() as held:
         optimizer = training.optimizer()
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         start, trained = _restore(modules, optimizer, run), False
@@ -160,7 +185,8 @@ def fit(training: Training, run: RunFolder, on_step: OnStep | None = None) -> No
             for group in optimizer.param_groups:
                 group["lr"] = rate * group["factor"]
             optimizer.zero_grad(set_to_none=True)
-            record = _together(training, training.step(batch, step), step, parameters)
+            found = training.step(batch, step)
+            record, stopped = _together(training, found, step, parameters, held)
             if record is not None:
                 if setting.clip:
                     norm = nn.utils.clip_grad_norm_(parameters, setting.clip)
@@ -177,18 +203,29 @@ def fit(training: Training, run: RunFolder, on_step: OnStep | None = None) -> No
                 cure = "see skipped.jsonl there for the reasons (lofi check finds broken videos)"
                 raise ValueError(f"{found}; {cure}")
             done = step + 1
-            if done % training.checkpoint_every == 0 or done == batches.steps:
+            if done % training.checkpoint_every == 0 or done == batches.steps or stopped:
                 weights = {name: module.state_dict() for name, module in modules.items()}
                 state = {"step": done, "modules": weights, "optimizer": optimizer.state_dict()}
                 run.save_checkpoint(state)
+            if stopped:
+                log.info("stopped by signal %d behind step %d, with a checkpoint", *stopped, step)
+                held[:] = stopped
+                return
         log.info("settings %s: trained", run.hash)
 
 
-def _together(training: Training, found: dict | None, step: int, parameters: list) -> dict | None:
-    """Sum records and gradients over all processes; None when nothing could be read anywhere."""
-    records = [record for record in gather(found) if record is not None]
+def _together(
+    training: Training, found: dict | None, step: int, parameters: list, held: list[int]
+) -> tuple[dict | None, list[int]]:
+    """Sum records and gradients over all processes; None when nothing could be read anywhere.
+
+    Also the signal, if any, that a process has got: all of them stop behind the same step.
+    """
+    records, signals = zip(*gather((found, held[:1])))
+    records = [record for record in records if record is not None]
+    stopped = sum(signals, [])[:1]
     if not records:
-        return None
+        return None, stopped
     record = {name: sum(part[name] for part in records) for name in records[0]}
     if not math.isfinite(record["loss"]):
         raise FloatingPointError(
@@ -199,7 +236,7 @@ def _together(training: Training, found: dict | None, step: int, parameters: lis
     if all(parameter.grad is None for parameter in parameters):
         found = f"step {step} left no gradient on any of {len(parameters)} trained parameters"
         raise RuntimeError(f"{found}: its loss was detached, or backward() was not called")
-    return record
+    return record, stopped
 
 
 def keep_freed_memory(size: int = 2**30) -> None:

@@ -1,7 +1,8 @@
 """The folder of one stage's run: settings, log, metrics, checkpoints and the final result.
 
-It can be killed at any moment: every file is written to a temporary name and renamed. Of several
-processes rank 0 alone writes, except for the list of items that could not be read.
+It can be killed at any moment: every file is written to a temporary name and renamed. Settings,
+result and checkpoint carry checksums. Of several processes rank 0 alone writes, except for the list
+of items that could not be read, and holds a lock that keeps other runs out.
 """
 
 import contextlib
@@ -9,6 +10,7 @@ import hashlib
 import json
 import logging
 import shutil
+import weakref
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,11 +18,12 @@ from typing import Any
 import torch
 
 from lofi.config import differences
-from lofi.files import atomic_path, read_json, write_json, write_text
-from lofi.training.distributed import barrier, first_alone, is_first, restarted
+from lofi.files import atomic_path, lock, read_record, write_record, write_text
+from lofi.training.distributed import barrier, gather, is_first, restarted
 
 log = logging.getLogger(__name__)
 INPUTS = ("start", "encoder_sha256", "features", "videos", "clips")  # hashes of what went in
+ANEW = "lofi train … --no-resume makes this stage anew"
 
 
 class RunFolder:
@@ -28,28 +31,65 @@ class RunFolder:
 
     Args:
         settings: everything the stage's result depends on, JSON types only. Its hash is the run's
-            identity; a folder of another identity is refused: ValueError with what differs.
+            identity; a folder of another identity is refused: ValueError with what differs. So is
+            one whose config.json is gone or was changed. A start that left no checkpoint and no
+            result binds nobody.
         resume: False forgets what an earlier run with the same settings left, also when the stage
             before it has been trained anew since. A process that torchrun started again after a
             failure resumes in any case.
+        reopen: complete a finished run; items that could not be read are tried again.
+
+    Unless it is finished, the folder is locked until `finish`, an error or the end of the process;
+    ValueError: another process works in it.
     """
 
-    def __init__(self, folder: str | Path, settings: dict[str, Any], resume: bool = True):
+    def __init__(
+        self, folder: str | Path, settings: dict[str, Any], resume: bool = True,
+        reopen: bool = False,
+    ):  # fmt: skip
         self.folder = Path(folder)
         self.settings = json.loads(json.dumps(settings))  # tuples become lists, as in the file
-        resume = resume or restarted()
-        with first_alone():
-            if is_first():
-                self._refuse_other_settings(() if resume else INPUTS)
-                if not resume:
-                    shutil.rmtree(self.folder / "checkpoints", ignore_errors=True)
-                    for name in ("config.json", "result.json", "metrics.jsonl", "skipped.jsonl"):
-                        (self.folder / name).unlink(missing_ok=True)
-                self.folder.mkdir(parents=True, exist_ok=True)
-                if not (self.folder / "config.json").exists():
-                    write_json(self.folder / "config.json", self.settings)
-            self._refuse_other_settings()
-            self._skipped = {row["item"] for row in _whole_lines(self.folder / "skipped.jsonl")}
+        self._release = lambda: None
+        problem = None
+        if is_first():
+            try:
+                self._open(resume or restarted(), reopen)
+            except (ValueError, OSError) as error:
+                self._release()
+                problem = error
+        if problem := gather(problem)[0]:  # every process ends with the same words
+            raise problem
+        self._refuse(self._differing())
+        self._skipped = {row["item"] for row in _whole_lines(self.folder / "skipped.jsonl")}
+
+    def _open(self, resume: bool, reopen: bool) -> None:
+        """Rank 0: lock the folder, refuse what belongs to another run, clear what is forgotten."""
+        config, result = self.folder / "config.json", self.folder / "result.json"
+        locked = self.folder / "lock.json"
+        if reopen or not resume or self.result() is None:
+            self._release = weakref.finalize(self, lock(locked))
+        elif locked.exists():  # it was killed just after its result
+            with contextlib.suppress(ValueError, OSError):
+                lock(locked)()
+        logs = [self.folder / name for name in ("metrics.jsonl", "skipped.jsonl")]
+        made = [result, self.folder / "checkpoints" / "last.pt"]
+        made = [path for path in made if path.exists()] + [*self.folder.glob("[!.]*.safetensors")]
+        if config.exists():
+            differing: list[str] = []
+            with contextlib.suppress(*() if resume else (ValueError,)):  # damaged: nobody knows
+                differing = self._differing()
+            if made:
+                self._refuse(differing, () if resume else INPUTS)
+        elif resume and (left := [path.name for path in (*made, *logs) if path.exists()]):
+            found = f"holds {left[0]} of a run, but not its config.json"
+            raise ValueError(f"{self.folder}: {found}; put it back, or {ANEW}")
+        if not (resume and made):
+            for path in (*made, *logs):
+                path.unlink(missing_ok=True)
+            write_record(config, self.settings)
+        elif reopen:
+            for path in (result, logs[1]):
+                path.unlink(missing_ok=True)
 
     @property
     def hash(self) -> str:
@@ -57,17 +97,20 @@ class RunFolder:
         text = json.dumps(self.settings, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
-    def _refuse_other_settings(self, free: Sequence[str] = ()) -> None:
-        path = self.folder / "config.json"
-        if not path.exists():
-            return
-        lines = differences(read_json(path, "the settings of an earlier run"), self.settings)
+    def _differing(self) -> list[str]:
+        try:
+            found = read_record(self.folder / "config.json", "the settings of an earlier run")
+        except ValueError as error:
+            raise ValueError(f"{error}; put it back, or {ANEW}") from None
+        return differences(found, self.settings)
+
+    def _refuse(self, lines: Sequence[str], free: Sequence[str] = ()) -> None:
         lines = [line for line in lines if line.split(":")[0] not in free]
         if lines:
             shown = "; ".join(lines[:4]) + (f" (+{len(lines) - 4} more)" if lines[4:] else "")
             cure = "Use another --out folder, or remove this one"
             if all(line.split(":")[0] in INPUTS for line in lines):
-                cure = "What it was made from has changed since: --no-resume makes it anew"
+                cure = f"What it was made from has changed since: {ANEW}"
             raise ValueError(f"{self.folder}: holds a run with other settings: {shown}. {cure}")
 
     @contextlib.contextmanager
@@ -84,22 +127,33 @@ class RunFolder:
         package.setLevel(logging.INFO)
         try:
             yield
+        except BaseException:
+            self._release()  # a notebook's process lives on
+            raise
         finally:
             package.removeHandler(handler)
             package.setLevel(level)
             handler.close()
 
     def result(self) -> dict[str, Any] | None:
-        """What a finished run returned, or None while it is not finished."""
+        """What a finished run returned; None while it is not finished or its weights are gone."""
         path = self.folder / "result.json"
-        return read_json(path, "the result of a finished run") if path.exists() else None
+        if not path.exists():
+            return None
+        try:
+            result = read_record(path, "the result of a finished run")
+        except ValueError as error:
+            raise ValueError(f"{error}; {ANEW}") from None
+        weights = [result[key] for key in ("encoder", "head") if key in result]
+        return result if all((self.folder / name).exists() for name in weights) else None
 
     def finish(self, result: dict[str, Any]) -> dict[str, Any]:
         """Declare the run finished; its checkpoints are no longer needed."""
         if is_first():
-            write_json(self.folder / "result.json", result)
+            write_record(self.folder / "result.json", result)
             shutil.rmtree(self.folder / "checkpoints", ignore_errors=True)
         barrier()
+        self._release()
         return result
 
     def skipped(self) -> list[dict[str, str]]:
@@ -116,12 +170,6 @@ class RunFolder:
         log.log(level, "skipped %s: %s", item, reason)
         with open(self.folder / "skipped.jsonl", "a", encoding="utf-8") as file:
             file.write(json.dumps({"item": item, "reason": str(reason)}) + "\n")
-
-    def forget_skipped(self) -> None:
-        """Empty the list: items that could not be read are tried again, they may be mended."""
-        self._skipped = set()
-        if is_first():
-            (self.folder / "skipped.jsonl").unlink(missing_ok=True)
 
     def log_metrics(self, record: dict[str, Any]) -> None:
         """Append one line to metrics.jsonl."""
@@ -143,17 +191,26 @@ class RunFolder:
             return
         with atomic_path(self.folder / "checkpoints" / "last.pt") as temporary:
             torch.save(state, temporary)
+            with open(temporary, "r+b") as file:  # the checksum goes behind the zip archive
+                file.write(hashlib.file_digest(file, "sha256").digest())
 
     def load_checkpoint(self) -> dict[str, Any] | None:
         """The last checkpoint on the CPU, or None."""
         path = self.folder / "checkpoints" / "last.pt"
         if not path.exists():
             return None
+        with open(path, "rb") as file:
+            digest, size = hashlib.sha256(), path.stat().st_size - hashlib.sha256().digest_size
+            for start in range(0, size, 2**20):
+                digest.update(file.read(min(2**20, size - start)))
+            whole = file.read() == digest.digest()
         try:
+            if not whole:
+                raise ValueError("its checksum does not fit")
             return torch.load(path, map_location="cpu", weights_only=True)
-        except Exception as error:  # torch raises many kinds for a damaged file
-            found = f"{path}: cannot be read as a checkpoint ({type(error).__name__})"
-            raise ValueError(f"{found}; remove it to start this stage anew") from error
+        except Exception as error:  # torch raises many kinds
+            found = f"{path}: cannot be read as a checkpoint ({error})"
+            raise ValueError(f"{found}; remove it, or {ANEW}") from None
 
 
 def read_metrics(folder: str | Path) -> list[dict[str, Any]]:
