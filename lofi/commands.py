@@ -185,7 +185,9 @@ def detect(
 
     with joined(device) as device:
         detector = Detector.load(model, method, device, variant)
-        from lofi.figures.tables import detections_table  # slow, and not for a model that is bad
+        from matplotlib import pyplot  # slow, and not for a model that is bad
+
+        from lofi.figures.tables import detections_table
         from lofi.report import detections_figure
 
         failed, videos = 0, list(dict.fromkeys(videos))
@@ -203,7 +205,7 @@ def detect(
             files.append(files[0].with_suffix(".png"))
             with atomic_path(files[-1]) as picture:
                 figure.savefig(picture, dpi=110)
-            figure.clear()
+            pyplot.close(figure)
             print(printable(f"{path}: {len(found)} detections, the best {min(top, len(found))}:"))
             print(detections_table(found[:top]).text())
             print(printable("wrote " + ", ".join(map(str, files))))

@@ -10,7 +10,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import CancelledError, ThreadPoolExecutor, as_completed
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -38,6 +38,7 @@ class Children:
     def __init__(self, number: int) -> None:
         self._idle: LifoQueue[tuple[Popen, Connection] | None] = LifoQueue()  # None: not started
         self._started: set[Popen] = set()
+        self._closed = False
         for _ in range(number):
             self._idle.put(None)
 
@@ -45,7 +46,8 @@ class Children:
         """`function(*arguments)` in an idle child, a function of a module that it can import.
 
         Raises what the function raised; VideoError: the child crashed or gave no result in time;
-        StartError: no child starts.
+        StartError: no child starts; CancelledError: `close` ended it, which says nothing about
+        the file.
         """
         child = self._idle.get()
         try:
@@ -61,6 +63,8 @@ class Children:
             if not alive:
                 self._end(process)
                 child = None
+                if self._closed:
+                    raise CancelledError
         finally:
             self._idle.put(child)
         if not good:
@@ -69,6 +73,7 @@ class Children:
 
     def close(self) -> None:
         """End all children and with them the calls in progress; safe to repeat."""
+        self._closed = True
         for process in list(self._started):
             self._end(process)
 
@@ -84,7 +89,10 @@ class Children:
         command = [sys.executable, "-c", PROGRAM]
         pipe, theirs = Pipe()
         with theirs:  # once our copy is closed, a child that is gone ends the pipe
-            process = Popen(command, stdin=theirs.fileno(), env=environment, **quiet)
+            process = Popen(
+                command, stdin=theirs.fileno(), env=environment, **quiet,
+                start_new_session=True,  # Ctrl-C is for the parent: it is no crash of the decoder
+            )  # fmt: skip
         self._started.add(process)
         try:
             ready = pipe.poll(START_LIMIT_S) and pipe.recv()

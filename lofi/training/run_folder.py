@@ -50,11 +50,9 @@ class RunFolder:
                     write_json(self.folder / "config.json", self.settings)
             self._refuse_other_settings()
             rows = self.skipped()
-            if (
-                is_first() and (self.folder / "skipped.jsonl").exists()
-            ):  # a kill may have cut a line
-                text = "".join(json.dumps(row) + "\n" for row in rows)
-                write_text(self.folder / "skipped.jsonl", text)
+            path = self.folder / "skipped.jsonl"
+            if is_first() and path.exists():  # a kill may have cut its last line
+                write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
             self._skipped = {row["item"] for row in rows}
 
     @property
@@ -110,10 +108,9 @@ class RunFolder:
 
     def skipped(self) -> list[dict[str, str]]:
         """Items that could not be read and why, as every process wrote them down."""
-        rows = {
-            row["item"]: row for row in _whole_lines(self.folder / "skipped.jsonl", "item", str)
-        }
-        return [rows[item] for item in sorted(rows) if rows[item].get("reason") is not None]
+        lines = _whole_lines(self.folder / "skipped.jsonl", "item", str)
+        last = {row["item"]: row for row in lines}
+        return [last[item] for item in sorted(last) if last[item].get("reason") is not None]
 
     def skip(self, item: str, reason: Exception) -> None:
         """Write down, once, an item that cannot be read; one bad video never ends a long job."""
