@@ -83,6 +83,8 @@ class Children:
         return process.wait()
 
     def _start(self) -> tuple[Popen, Connection]:
+        if self._closed:
+            raise CancelledError
         environment = {"OMP_NUM_THREADS": "1"} | os.environ  # children share the cores
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
         quiet = {"stdout": DEVNULL, "stderr": DEVNULL}  # decoders write there from C
@@ -98,6 +100,8 @@ class Children:
             ready = pipe.poll(START_LIMIT_S) and pipe.recv()
         except (EOFError, OSError):
             ready = False
+        if not ready and self._closed:
+            raise CancelledError
         if not ready:
             found = f"a child process for decoding did not start (exit status {self._end(process)})"
             raise StartError(f"{found}; try `{sys.executable} -c 'import lofi.data'`")
