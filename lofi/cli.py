@@ -3,6 +3,7 @@
 Almost everything is imported inside `main`, so that Ctrl-C during an import is one line as well.
 """
 
+import contextlib
 import os
 import sys
 
@@ -22,6 +23,10 @@ def main() -> None:
         _find(arguments)
     except KeyboardInterrupt:
         print(INTERRUPTED, file=sys.stderr)
+        if getattr(sys.modules["__main__"], "main", None) is main:
+            with contextlib.suppress(OSError):
+                sys.stdout.flush()
+            os._exit(130)  # else Python may end itself by the signal, which is another status
         raise SystemExit(130) from None
     except BrokenPipeError:  # `lofi … | head` has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
