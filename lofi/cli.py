@@ -1,17 +1,12 @@
-"""The `lofi` command: finds the subcommand, turns bad input into one line and a status."""
+"""The `lofi` command: finds the subcommand, turns bad input into one line and a status.
 
-import difflib
-import errno
-import inspect
-import logging
+Almost everything is imported inside `main`, so that Ctrl-C during an import is one line as well.
+"""
+
+import contextlib
+import os
 import signal
 import sys
-import warnings
-
-import tyro
-
-from lofi import __version__, commands, launch
-from lofi import config as configs
 
 NAMES = ("toy", "check", "cache", "train", "features", "detect", "evaluate", "diagnose", "recall",
          "memory", "plan", "compare", "course", "tables")  # fmt: skip
@@ -19,10 +14,45 @@ NAMES = ("toy", "check", "cache", "train", "features", "detect", "evaluate", "di
 
 def main() -> None:
     """Entry point: exit status 0 only on success, one line for bad input."""
-    arguments = sys.argv[1:]
-    debug = "--debug" in arguments
-    arguments = [a for a in arguments if a != "--debug"]
-    logging.basicConfig(format="%(message)s", stream=sys.stderr)
+    debug = "--debug" in sys.argv
+    arguments = [word for word in sys.argv[1:] if word != "--debug"]
+    for stream in (sys.stdout, sys.stderr):  # a terminal may not know ×, → and …
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        _find(arguments)
+    except KeyboardInterrupt as stop:
+        number = signal.Signals(*(stop.args or [signal.SIGINT]))
+        again = "the same command" + " without --no-resume" * ("--no-resume" in arguments)
+        again += " goes on from the last checkpoint"
+        print(f"lofi: interrupted by {number.name}; {again}", file=sys.stderr)
+        if getattr(sys.modules["__main__"], "main", None) is main:
+            with contextlib.suppress(OSError):
+                sys.stdout.flush()
+            os._exit(128 + number)  # else Python may end itself by the signal: another status
+        raise SystemExit(128 + number) from None
+    except BrokenPipeError:  # `lofi … | head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        raise SystemExit(141) from None
+    except (ValueError, OSError, RuntimeError, ArithmeticError) as error:
+        if debug:
+            raise
+        print(f"lofi: {_one_line(error)}", file=sys.stderr)
+        raise SystemExit(1) from None
+
+
+def _find(arguments: list[str]) -> None:
+    import logging
+
+    from lofi import __version__, launch
+    from lofi.files import printable
+
+    class OneLine(logging.Formatter):
+        def format(self, record: logging.LogRecord) -> str:
+            return printable(super().format(record))
+
+    logging.basicConfig(stream=sys.stderr)
+    logging.getLogger().handlers[0].setFormatter(OneLine("%(message)s"))
     logging.getLogger().handlers[0].setLevel(logging.WARNING)  # log.txt keeps more
     name = arguments[0] if arguments else "--help"
     if arguments == ["--version"]:
@@ -30,6 +60,8 @@ def main() -> None:
     elif name in ("-h", "--help"):
         print(_overview())
     elif name not in NAMES:
+        import difflib
+
         near = difflib.get_close_matches(name, NAMES, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         print(f"lofi: no command {name!r}{hint}\n{_overview()}", file=sys.stderr)
@@ -39,19 +71,7 @@ def main() -> None:
         for number in (signal.SIGTERM, signal.SIGHUP):
             if signal.getsignal(number) != signal.SIG_IGN:  # as nohup leaves it
                 signal.signal(number, _interrupt)
-        try:
-            _run(name, arguments[1:])
-        except KeyboardInterrupt as stop:
-            number = signal.Signals(*(stop.args or [signal.SIGINT]))
-            again = "the same command" + " without --no-resume" * ("--no-resume" in arguments)
-            again += " goes on from the last checkpoint"
-            print(f"lofi: interrupted by {number.name}; {again}", file=sys.stderr)
-            raise SystemExit(128 + number) from None
-        except (ValueError, OSError, RuntimeError, ArithmeticError) as error:
-            if debug:
-                raise
-            print(f"lofi: {_one_line(error)}", file=sys.stderr)
-            raise SystemExit(1) from None
+        _run(name, arguments[1:])
 
 
 def _interrupt(number: int, frame: object) -> None:
@@ -60,6 +80,14 @@ def _interrupt(number: int, frame: object) -> None:
 
 
 def _run(name: str, arguments: list[str]) -> None:
+    import inspect
+    import warnings
+
+    import tyro
+
+    from lofi import commands, launch
+    from lofi import config as configs
+
     command = getattr(commands, name)
     signature = inspect.signature(command)
     processes, words = _taken(arguments, "--processes", "1")
@@ -82,28 +110,40 @@ def _run(name: str, arguments: list[str]) -> None:
 
 
 def _taken(arguments: list[str], option: str, default: str) -> tuple[str, list[str]]:
-    """The value of an option, and the words without it."""
-    for i, word in enumerate(arguments):
-        if word == option and i + 1 < len(arguments):
-            return arguments[i + 1], arguments[:i] + arguments[i + 2 :]
+    """The value of an option, and the words without it; of a repeated one the last counts."""
+    value, others, words = default, [], iter(arguments)
+    for word in words:
         if word.startswith(f"{option}="):
-            return word.split("=", 1)[1], arguments[:i] + arguments[i + 1 :]
-    return default, arguments
+            value = word.split("=", 1)[1]
+        elif word != option or (given := next(words, None)) is None:
+            others.append(word)
+        else:
+            value = given
+    return value, others
 
 
 def _overview() -> str:
+    from lofi import commands
+
     first_lines = ((name, getattr(commands, name).__doc__.splitlines()[0]) for name in NAMES)
     usage = "usage: lofi COMMAND …      lofi COMMAND --help      (--debug shows tracebacks)"
     return "\n".join([usage, *(f"  {name:<9} {line}" for name, line in first_lines)])
 
 
 def _one_line(error: BaseException) -> str:
+    import errno
+
+    from lofi.files import printable
+
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         where = error.filename or "the output folder"
-        return f"{where}: no space left on the disk; finished files are kept, free space and rerun"
-    if isinstance(error, OSError) and error.strerror:
-        return f"{error.filename or ''}: {error.strerror}".lstrip(": ")
-    return " ".join(str(error).split()) or type(error).__name__
+        text = f"{where}: no space left on the disk; finished files are kept, free space and rerun"
+    elif isinstance(error, OSError) and error.strerror:
+        text = f"{error.filename or ''}: {error.strerror}".lstrip(": ")
+    else:
+        text = str(error)
+    lines = (line.strip() for line in text.splitlines())
+    return printable(" ".join(filter(None, lines))) or type(error).__name__
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from tyro.conf import Positional, arg
 
 from lofi.config import BMNConfig, Config, GTADConfig, Mode
 from lofi.fidelity import Fidelity
-from lofi.files import atomic_path, write_json
+from lofi.files import atomic_path, printable, write_json
 
 Settings = Annotated[Config, arg(name="")]
 Method = Annotated[
@@ -61,7 +61,7 @@ def check(
         entries, videos, decode=decode and videos is not None, workers=workers, limit_s=limit_s,
         report=report, progress=bar("checking"),
     )  # fmt: skip
-    print(found.summary())
+    print(printable(found.summary()))
     if found.entries:
         raise SystemExit(1)
 
@@ -100,7 +100,7 @@ def cache(
         paths, videos, out, short_side=short_side, fps=fps, crf=crf, workers=workers,
         limit_s=limit_s, progress=bar("copying"),
     )  # fmt: skip
-    print(done.summary())
+    print(printable(done.summary()))
     if done.failed:
         raise SystemExit(1)
 
@@ -127,7 +127,7 @@ def train(
     """
     from lofi.experiment import STAGES
     from lofi.training.distributed import is_first, joined
-    from lofi.training.methods import write_run_config
+    from lofi.training.methods import told, write_run_config
 
     one_thread_for_small_work(config)
     run = STAGES[stage].run
@@ -142,10 +142,11 @@ def train(
         result = run(config, out, **taken)
         write_run_config(config, out)  # not earlier: a refused run leaves the old one in place
         if is_first():
-            shown = [key for key in result if key not in ("classes", "skipped")]
-            print(" ".join(f"{key}={result[key]}" for key in shown))
-            if result.get("skipped"):
-                print(f"{len(result['skipped'])} items could not be read; see skipped.jsonl")
+            shown = {key: value for key, value in result.items() if key != "classes"}
+            shown["skipped"] = len(result.get("skipped", ()))
+            print(printable(" ".join(f"{key}={value}" for key, value in shown.items())))
+            if shown["skipped"]:
+                print(printable(told(result)))
 
 
 def one_thread_for_small_work(config: Config) -> None:
@@ -169,6 +170,9 @@ def detect(
 ) -> None:  # fmt: skip
     """Find actions in video files: a table, CSV, JSON, .srt subtitles and a timeline picture each.
 
+    Goes on after a video that cannot be read; exit status 1 then. Results of another video of the
+    same name stay: the new ones are called clip-2.
+
     Args:
         model: run folder (or one method's folder in it) with a trained encoder and head.
         out: folder for the results.
@@ -176,29 +180,39 @@ def detect(
         top: lines printed a video; the files hold all detections.
         processes: that share the videos.
     """
-    from lofi.detection.detector import Detector, write_results
-    from lofi.training.distributed import gather, joined, share
+    from lofi.detection.detector import Detector, output_names, write_results
+    from lofi.training.distributed import barrier, gather, is_first, joined, share
 
     with joined(device) as device:
         detector = Detector.load(model, method, device, variant)
-        from lofi.figures.tables import detections_table  # slow, and not for a model that is bad
+        from matplotlib import pyplot  # slow, and not for a model that is bad
+
+        from lofi.figures.tables import detections_table
         from lofi.report import detections_figure
 
-        failed = []
+        failed, videos = 0, list(dict.fromkeys(videos))
+        names = output_names(videos, out)
+        barrier()  # every process has seen the folder before any writes there
         for path in (videos[i] for i in share(len(videos))):
             try:
                 found = detector.detect(path)
-                files = [*write_results(found, path, out, detector), out / f"{path.stem}.png"]
-                with atomic_path(files[-1]) as picture:
-                    detections_figure(path, found).savefig(picture, dpi=110)
-            except (ValueError, FileNotFoundError) as error:
-                failed.append(str(error))
-                print(f"lofi: {error}", file=sys.stderr)
+                figure = detections_figure(path, found)
+            except (ValueError, OSError, RuntimeError, ArithmeticError) as error:
+                failed += 1
+                print(f"lofi: {printable(' '.join(str(error).split()))}", file=sys.stderr)
                 continue
-            print(f"{path}: {len(found)} detections, the best {min(top, len(found))}:")
+            files = [*write_results(found, path, out, detector, names[path])]
+            files.append(files[0].with_suffix(".png"))
+            with atomic_path(files[-1]) as picture:
+                figure.savefig(picture, dpi=110)
+            pyplot.close(figure)
+            print(printable(f"{path}: {len(found)} detections, the best {min(top, len(found))}:"))
             print(detections_table(found[:top]).text())
-            print("wrote " + ", ".join(str(file) for file in files))
-        if any(gather(failed)):
+            print(printable("wrote " + ", ".join(map(str, files))))
+        failed = sum(gather(failed))
+        if is_first() and (failed or len(videos) > 1):
+            print(f"{len(videos) - failed} of {len(videos)} videos read, {failed} left out")
+        if failed:
             raise SystemExit(1)
 
 
@@ -271,7 +285,7 @@ def _show(result: Any, json: Path | None) -> None:
     """Print a result, and write it as JSON where that was asked for."""
     if json:
         write_json(json, result.to_json())
-    print(result)
+    print(printable(str(result)))
 
 
 @dataclass(frozen=True)
@@ -382,12 +396,14 @@ def compare(
     from lofi.experiment import compare_seeds
     from lofi.figures.tables import summary_table
     from lofi.training.distributed import is_first, joined
+    from lofi.training.methods import told
 
     one_thread_for_small_work(config)
     with joined(device) as device:
         results = compare_seeds(config, out, seeds, methods, progress_lines("training"), device)
         if is_first():
             print(summary_table(results).text())
+            print(printable(told(results)))
 
 
 def course(
@@ -429,7 +445,7 @@ def bar(what: str) -> Callable[..., None]:
 
     def update(done: int, total: int, item: str = "") -> None:
         shown.total = total
-        shown.set_postfix_str(item, refresh=False)
+        shown.set_postfix_str(printable(item), refresh=False)
         shown.update(done - shown.n)
 
     return update

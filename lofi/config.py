@@ -260,8 +260,10 @@ def _check_choices(settings: Any) -> None:
 def _typed(hint: Any, value: Any, where: str, base: Any) -> Any:
     """The value of one field, checked: JSON has neither tuples nor dataclasses."""
     if isinstance(hint, types.UnionType):  # one dataclass a kind
-        if not isinstance(value, dict):
+        if isinstance(value, get_args(hint)):
             return value
+        if not isinstance(value, dict):
+            raise ValueError(f"{where}: expected an object with settings, got {value!r}")
         members = {member.kind: member for member in get_args(hint)}
         kind = _typed(Literal[tuple(members)], value.get("kind", base.kind), f"{where}.kind", None)
         return from_dict(members[kind], value, where, base if base.kind == kind else None)
@@ -330,7 +332,9 @@ def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> l
     for key in sorted(set(old) | set(new)):
         before, after = old.get(key, "(absent)"), new.get(key, "(absent)")
         if isinstance(before, dict) and isinstance(after, dict):
-            lines += differences(before, after, f"{prefix}{key}.")
+            inside = differences(before, after, f"{prefix}{key}.")
+            kind = [line for line in inside if line.startswith(f"{prefix}{key}.kind: ")]
+            lines += kind or inside  # another kind has other fields: they say nothing
             continue
         plain = [list(v) if isinstance(v, tuple) else v for v in (before, after)]  # as from JSON
         if plain[0] != plain[1]:

@@ -3,7 +3,9 @@
 results.json: {"rows": [{"method", "classes", "average_map", "map", …}], "seconds", "protocol", …}
 """
 
+import json
 import logging
+import shlex
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -24,6 +26,7 @@ from lofi.training.loop import OnStep
 from lofi.training.methods import (
     command,
     components,
+    counts,
     default_method,
     method_config,
     run_data,
@@ -46,7 +49,10 @@ def evaluate_stage(
     method = method or default_method(config)
     rows = evaluate_method(config, run_dir, method, variant)
     found = {row["classes"]: round(row["average_map"], 4) for row in rows}
-    return found | {key: rows[0]["report"][key] for key in ("protocol", "tious", "videos")}
+    found |= {key: rows[0]["report"][key] for key in ("protocol", "tious", "videos")}
+    path = detections_dir(run_dir, method, variant) / "result.json"
+    detected = read_json(path, "the result of the detection") if path.exists() else {}
+    return found | {key: detected[key] for key in ("items", "skipped", "missing") if detected}
 
 
 class Stage(NamedTuple):
@@ -121,7 +127,7 @@ def evaluate_method(
         row = {"method": method, "classes": kind, "seed": config.seed, "report": report}
         rows.append(row | {key: report[key] for key in ("average_map", "map")})
     if not rows:
-        more = f" --variant {variant}" if variant else ""
+        more = f" --variant {shlex.quote(variant)}" if variant else ""
         cure = command("detect", config, run_dir, method, more)
         raise FileNotFoundError(f"{folder}: no detections; run: {cure}")
     return rows
@@ -178,6 +184,7 @@ def compare_seeds(
         "seconds": sum(part["seconds"] for part in parts),
         "seeds": list(seeds),
     }
+    results |= left_out(Path(out), "seed-*/*/*/result.json")
     if is_first():
         write_json(Path(out) / "results.json", results)
     return results
@@ -197,9 +204,25 @@ def write_results(
     results = {"rows": rows, "seconds": round(seconds, 1), "preset": config.preset}
     results |= {"seeds": [config.seed], **{key: reports[0][key] for key in about}}
     results["classes"] = list(CLASSES)
+    results |= left_out(Path(run_dir))
+    results = json.loads(json.dumps(results))  # in memory as in the file: lists, no tuples
     if is_first():
         write_json(Path(run_dir) / "results.json", results)
     return results
+
+
+def left_out(run_dir: Path, results: str = "*/*/result.json") -> dict[str, Any]:
+    """Videos and clips that stages of a run did without, as in `lofi.training.methods.counts`:
+    each once, "items" the most that a stage was given, "stages" those that left it out."""
+    rows: dict[str, dict[str, Any]] = {}
+    items = 0
+    for path in sorted(run_dir.glob(results)):
+        found = read_json(path, "the result of a stage")
+        items = max(items, found.get("items", 0))
+        for row in found.get("skipped", ()):
+            stages = rows.setdefault(row["item"], row | {"stages": []})["stages"]
+            stages.append(path.parent.relative_to(run_dir).as_posix())
+    return counts(items, [rows[item] for item in sorted(rows)])
 
 
 def read_results(run_dir: str | Path) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import functools
 import hashlib
 import json
 import os
+import re
 import shutil
 import socket
 import time
@@ -27,6 +28,9 @@ DAY_S = 86400.0
 HOST = hashlib.sha256(socket.gethostname().encode()).hexdigest()[:6]  # short: names have limits
 CHECKSUM = "checksum"  # of a whole safetensors file or JSON object, kept inside of it
 ZEROS = b"0" * 64  # stand in its place while it is computed
+# Controls of terminals (but line ends and tabs), of the direction of writing, and half characters.
+UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+FORMULA = re.compile("'*[=+\\-@＝＋－＠\t\r\n]")  # how cells begin that spreadsheets would run
 
 
 @contextmanager
@@ -222,16 +226,31 @@ def _digest(value: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
 
 
+def printable(text: str) -> str:
+    """Text for a terminal or a picture: what could steer it is shown as an escape (`\\x1b`)."""
+    return UNPRINTABLE.sub(lambda found: ascii(found[0])[1:-1], text)
+
+
+def to_cell(value: Any) -> Any:
+    """A value for a CSV: text that a spreadsheet would take for a formula gets a `'` in front."""
+    return f"'{value}" if isinstance(value, str) and FORMULA.match(value) else value
+
+
+def from_cell(text: str) -> str:
+    """What `to_cell` was given."""
+    return text[1:] if text[:1] == "'" and FORMULA.match(text) else text
+
+
 def write_csv(path: str | Path, rows: Iterable[Sequence]) -> None:
     """Write a table atomically, the row of names first."""
     with atomic_path(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows(rows)
+        csv.writer(file).writerows(map(to_cell, row) for row in rows)
 
 
 def append_csv(path: str | Path, row: Sequence) -> None:
     """Add one row to a table that `write_csv` began."""
     with open(path, "a", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerow(row)
+        csv.writer(file).writerow(map(to_cell, row))
 
 
 def read_csv(path: str | Path, names: Sequence[str], problem: str) -> list[list[str]]:
@@ -245,7 +264,7 @@ def read_csv(path: str | Path, names: Sequence[str], problem: str) -> list[list[
         rows = list(csv.reader(file))
     if not rows or rows[0] != list(names):
         raise ValueError(f"{path}: {problem}")
-    return [row for row in rows[1:] if len(row) == len(names)]
+    return [list(map(from_cell, row)) for row in rows[1:] if len(row) == len(names)]
 
 
 def save_tensors(path: str | Path, tensors: Mapping[str, Any], metadata: Mapping[str, str]) -> None:

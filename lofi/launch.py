@@ -1,8 +1,9 @@
 """A `lofi` command in several processes: torchrun as a child that ends with its parent.
 
 The same from a shell, a notebook or papermill: the child is a fresh process, so it does not matter
-what the caller has done with CUDA. Results come back as the files of the run folder. Several
-machines: start torchrun on each of them (README, "Several GPUs and machines").
+what the caller has done with CUDA. Results come back as the files of the run folder. The processes
+meet in a file and talk over the loopback device: nothing listens on the network. Several machines:
+start torchrun on each of them (README, "Several GPUs and machines").
 """
 
 import contextlib
@@ -10,14 +11,16 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 
 WATCH = "LOFI_WATCH_PARENT"
+MEETING = "LOFI_MEETING"  # see `lofi.training.distributed.joined`
 LAST_LINES = 20
-GRACE_S = 10.0  # between asking the processes to end and killing them
-SAVE_S = 60.0  # for the step and the checkpoint behind a signal; torchrun itself waits for 30 s
+GRACE_S = 30.0  # between asking the processes to end, after the step they are in, and killing them
 
 
 class LaunchError(RuntimeError):
@@ -53,46 +56,59 @@ def run(
     if launched():
         raise ValueError("this process was itself launched by torchrun; it must not launch others")
     echo = echo or (lambda line: print(line, file=sys.stderr, flush=True))
-    command = [sys.executable, "-u", "-m", "torch.distributed.run", "--standalone"]
-    command += [f"--nproc-per-node={processes}", f"--max-restarts={restarts}", "-m", "lofi", *words]
-    child = subprocess.Popen(
-        command,
-        env={"OMP_NUM_THREADS": "1", **os.environ, WATCH: "1"},
-        stdin=subprocess.PIPE,  # closes when this process ends, however it ends
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        errors="replace",
-    )
     last: deque[str] = deque(maxlen=LAST_LINES)
     reason = ""
-    try:
-        for line in child.stdout:
-            last.append(line.rstrip("\n"))
-            reason = last[-1] if last[-1].startswith("lofi: ") else reason
-            echo(last[-1])
-        status = child.wait()
-    except KeyboardInterrupt as stop:  # with a number: a signal that the command line has turned
-        if stop.args:
-            child.send_signal(stop.args[0])
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                child.wait(SAVE_S)
-        raise
-    finally:  # ask torchrun to stop its processes, and insist
-        with contextlib.suppress(OSError):
-            child.stdin.close()
-        if child.poll() is None:
-            child.terminate()
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                child.wait(GRACE_S)
+    with tempfile.TemporaryDirectory(prefix="lofi-meeting-") as folder:
+        child = _torchrun(words, processes, restarts, folder)
+        try:
+            for line in child.stdout:
+                last.append(line.rstrip("\n"))
+                reason = last[-1] if last[-1].startswith("lofi: ") else reason
+                echo(last[-1])
+            status = child.wait()
+        finally:  # ask torchrun to stop its processes, and insist
+            if child.poll() is None:
+                child.terminate()
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    child.wait(GRACE_S)
+            with contextlib.suppress(OSError):
+                child.stdin.close()
             child.kill()
             child.wait()
-        child.stdout.close()
+            child.stdout.close()
     if status != 0:
         shown = f" with exit status {status}; they printed last:\n" + "\n".join(last)
         if reason:  # the one-line error of a worker
             shown = f": {reason.removeprefix('lofi: ')}"
         raise LaunchError(f"{processes} processes failed{shown}", last)
+
+
+def _torchrun(words: Sequence[str], processes: int, restarts: int, folder: str) -> subprocess.Popen:
+    command = [sys.executable, "-u", "-m", "torch.distributed.run"]
+    command += ["--rdzv-backend=c10d", f"--rdzv-endpoint={folder}/torchrun", "--rdzv-id=lofi"]
+    command += ["--rdzv-conf=store_type=file", "--local-addr=127.0.0.1"]
+    command += [f"--nproc-per-node={processes}", f"--max-restarts={restarts}", "-m", "lofi", *words]
+    loopback = "lo0" if sys.platform == "darwin" else "lo"
+    environment = {
+        "OMP_NUM_THREADS": "1",
+        "GLOO_SOCKET_IFNAME": loopback,
+        "NCCL_SOCKET_IFNAME": loopback,
+        **os.environ,
+        "PYTHONIOENCODING": "utf-8:backslashreplace",
+        "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
+        WATCH: "1",
+        MEETING: f"{folder}/workers",
+    }
+    return subprocess.Popen(
+        command,
+        env=environment,
+        stdin=subprocess.PIPE,  # closes when this process ends, however it ends
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,  # Ctrl-C reaches this process alone, which ends the others
+        encoding="utf-8",
+        errors="replace",
+    )
 
 
 def watch_parent() -> None:
@@ -107,8 +123,11 @@ def watch_parent() -> None:
         with contextlib.suppress(OSError):
             while os.read(0, 4096):  # not sys.stdin: its lock would block the interpreter's end
                 pass
-        with contextlib.suppress(OSError):
-            os.kill(agent, signal.SIGTERM)
+        try:
+            os.kill(agent, signal.SIGTERM)  # it asks this process to end, which may take a step
+        except OSError:
+            os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(GRACE_S)
         os._exit(1)
 
     if os.environ.get(WATCH) and launched():

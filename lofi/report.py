@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 from torch import nn
 
 from lofi.config import Config
-from lofi.data import Video, decode_frames, probe, read_features
+from lofi.data import Video, VideoError, decode_frames, probe, read_features
 from lofi.data.datasets import Datasets, open_datasets
 from lofi.data.features import Features, head_inputs
 from lofi.detection import Detection, read_detections
@@ -31,7 +31,7 @@ from lofi.figures.tables import NAMES
 from lofi.files import write_text
 from lofi.heads.maps import MapHead
 from lofi.heads.scaled import Standardise
-from lofi.training.methods import load_head, open_features, run_data
+from lofi.training.methods import load_head, open_features, run_data, told
 from lofi.training.run_folder import read_metrics
 
 
@@ -198,13 +198,13 @@ def write_run_report(config: Config, run_dir: str | Path, results: dict[str, Any
         f"{results['seconds']:.0f} s. One seed shows the direction of an effect, not its size."
     )
     sections = {
-        "": [WHAT, about],
+        "": [WHAT, about, *_left_out_parts(results)],
         "Results": [tables.results_table(results), CLASS_SOURCES, bars],
         "Training": _training_parts(run_dir, methods),
         "Timelines": _timeline_parts(run_dir, data, methods),
         "Inside one video": [
-            *_inside_parts(config, run_dir, busiest_videos(data, 1)[0], methods),
-            Details("Settings of this run", (run_dir / "config.json").read_text()),
+            *_inside_parts(config, run_dir, data, methods),
+            Details("Settings of this run", (run_dir / "config.json").read_text(encoding="utf-8")),
         ],
     }
     path = write_report(run_dir / "report.html", f"LoFi on the {config.preset} world", sections)
@@ -229,6 +229,15 @@ ALIKE = (
 MAPS = "confidence of every (start, duration) pair, and start and end probability of each moment."
 
 
+def _left_out_parts(results: Mapping[str, Any], most: int = 20) -> list[Part]:
+    """What the run did without: the count, and a table of the first ones."""
+    if "skipped" not in results:  # of an earlier version
+        return []
+    rows = [(r["item"], r["reason"], ", ".join(r["stages"])) for r in results["skipped"][:most]]
+    table = tables.Table(("left out", "reason", "by"), tuple(rows))
+    return [f"{told(results)}.", *[table] * bool(rows)]
+
+
 def _training_parts(run_dir: Path, methods: Sequence[str]) -> list[Part]:
     parts: list[Part] = []
     for method, what in (("acp", "classification"), ("c-lofi", "joint low-fidelity training")):
@@ -245,19 +254,31 @@ def _timeline_parts(run_dir: Path, data: Datasets, methods: Sequence[str]) -> li
     for video in (video for video in busiest_videos(data, 3) if video.path is not None):
         rows: dict[str, Any] = {"ground truth": video.segments}
         for method in [m for m in ("acp", "acp+", "c-lofi") if m in methods] or methods:
-            path = run_dir / method / "detections" / "shared.json"
+            folder = run_dir / method / "detections"
+            kinds = ("shared", "own")  # there are shared classes only where a method or file is set
+            path = next(p for kind in kinds if (p := folder / f"{kind}.json").is_file())
             rows[NAMES.get(method, method)] = read_detections(path).get(video.id, [])
-        frames, times, duration_s = thumbnails_of(video.path)
+        try:
+            frames, times, duration_s = thumbnails_of(video.path)
+        except VideoError as error:  # damaged since its features were extracted
+            parts.append(f"Video {video.id} cannot be shown: {error}")
+            continue
         figure = timelines.video_timeline(frames, times, rows, duration_s, top=3, title=video.id)
         text = "the three best detections of each method below the ground truth."
         parts.append(Picture(figure, f"Video {video.id}: {text}"))
     return parts
 
 
-def _inside_parts(config: Config, run_dir: Path, video: Video, methods: list[str]) -> list[Part]:
+def _inside_parts(config: Config, run_dir: Path, data: Datasets, methods: list[str]) -> list[Part]:
+    """Pictures of the busiest test video that has features."""
     best = "c-lofi" if "c-lofi" in methods else methods[-1]
-    parts: list[Part] = []
-    if shown := [m for m in ("random", "acp", "c-lofi") if m in methods]:
+    shown = [m for m in ("random", "acp", "c-lofi") if m in methods]
+    stores = [open_features(config, run_dir, method, data).ids for method in {best, *shown}]
+    videos = [v for v in busiest_videos(data, len(data.test)) if all(v.id in ids for ids in stores)]
+    if not videos:
+        return []
+    video, parts = videos[0], []
+    if shown:
         parts.append(Picture(similarity_figure(run_dir, video, shown), ALIKE))
     if isinstance(load_head(config, run_dir, best).head, MapHead):
         figure = maps_figure(config, run_dir, video, best)

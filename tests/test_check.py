@@ -2,6 +2,7 @@
 
 import csv
 import json
+import random
 import time
 from collections import Counter
 
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 from numbered_video import write_numbered
 
-from lofi.data import isolated
+from lofi.data import check, isolated
 from lofi.data.annotations import Segment, Video, read_annotations
 from lofi.data.check import KINDS, KNOWN, check_dataset, suspicious_labels
 
@@ -228,3 +229,50 @@ def test_what_is_known_about_thumos14_is_in_its_files(shared_data):
     assert sum(len(v.segments) for v in test.values()) - sum(counts.values()) == 3311
     report = check_dataset(test.values())
     assert report.subsets == ("test: 213 videos annotated; THUMOS14 has 213",)
+
+
+def all_with_all(counts):
+    """Suspicious labels and what they look like, by comparing each with every other."""
+    found = {}
+    for label, count in counts.items():
+        near = []
+        for other, frequent in counts.items():
+            letters = check._label_distance(label, other)
+            often_enough = letters == 0 or count == 1 or 5 * count <= frequent
+            if letters is not None and often_enough and (count, other) < (frequent, label):
+                near.append((letters, other))
+        if near:
+            found[label] = min(near)[1]
+    return found
+
+
+def test_look_alikes_are_those_that_comparing_all_with_all_finds():
+    draws = random.Random(0)
+    for _ in range(60):
+        words = ["".join(draws.choices("ab c1", k=draws.randint(1, 11))) for _ in range(12)]
+        for word in words[:12] * 3:
+            letters = list(word)
+            for _ in range(draws.randint(0, 3)):
+                place = draws.randint(0, len(letters))
+                letters[place : place + draws.randint(0, 1)] = draws.choices(
+                    ["", "a", "B", " ", "2"]
+                )
+            words.append("".join(letters))
+        counts = Counter({word: draws.choice([1, 1, 2, 5, 30]) for word in words})
+        found, wanted = suspicious_labels(counts), all_with_all(counts)
+        assert found.keys() == wanted.keys()
+        assert all(f"differs from {other!r} in" in found[word] for word, other in wanted.items())
+
+
+@pytest.mark.parametrize("number", [1, 40])  # segments a label: each looks rare, or none does
+def test_ten_times_the_classes_take_about_ten_times_the_comparisons(number, monkeypatch):
+    draws, done = random.Random(0), []
+    distance = check._label_distance
+    monkeypatch.setattr(check, "_label_distance", lambda *two: done.append(two) or distance(*two))
+    labels = ["".join(draws.choices("abcdefghijklmnop", k=16)) for _ in range(2000)]
+    for some in (labels[:200], labels):
+        misspelt = [label[1:] for label in some[::10]]
+        found = suspicious_labels(Counter({n: number for n in some}) + Counter(misspelt))
+        assert len(found) == len(misspelt)  # of a pair that is used equally, one or the other
+        assert len(done) <= 2 * len(some)
+        done.clear()

@@ -60,3 +60,16 @@ def test_bad_overrides_say_what_was_found_and_expected(changes, message):
 def test_unknown_preset_lists_the_known_ones():
     with pytest.raises(ValueError, match="known: tiny, toy, activitynet"):
         configs.preset("small")
+
+
+@pytest.mark.parametrize("head", [3, None, [1], "bmn"])
+def test_a_head_that_is_no_object_is_refused(head):
+    with pytest.raises(ValueError, match="config.head: expected an object with settings"):
+        configs.from_dict(configs.Config, {"head": head})
+
+
+def test_another_kind_of_head_is_the_one_difference_that_is_named():
+    before = configs.preset("tiny")
+    after = configs.override(before, {"head.kind": "bmn", "seed": 3})
+    lines = configs.differences(configs.to_dict(before), configs.to_dict(after))
+    assert lines == ["head.kind: 'gtad' → 'bmn'", "seed: 0 → 3"]

@@ -198,10 +198,26 @@ def test_no_process_outlives_the_one_that_launched_it(world, new_run):
     code = f"from lofi import launch; launch.run({line!r}, 2, echo=lambda line: None)"
     parent = subprocess.Popen([sys.executable, "-c", code], env=ENVIRONMENT)
     wait_for(lambda: steps_done(run) >= 2, 60)
-    assert len(_processes_with(str(run))) >= 3  # torchrun, two workers (and the parent)
+    together = _processes_with(str(run))
+    assert len(together) >= 3  # torchrun, two workers (and the parent)
+    listening = _listening_addresses(together)
+    assert listening and all(ip.startswith("7F", 6) for ip in listening), listening  # 127.…
     parent.kill()
     parent.wait()
     wait_for(lambda: not _processes_with(str(run)), 20)
+
+
+def _listening_addresses(processes: list[int]) -> set[str]:
+    """Addresses of this machine on which they wait for connections, in the kernel's hexadecimal."""
+    links = [link for pid in processes for link in Path(f"/proc/{pid}/fd").glob("*")]
+    sockets = {os.readlink(link) for link in links if link.is_symlink()}
+    found = set()
+    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
+        rows = [line.split() for line in Path(table).read_text().splitlines()[1:]]
+        found |= {
+            r[1].split(":")[0] for r in rows if r[3] == "0A" and f"socket:[{r[9]}]" in sockets
+        }
+    return found
 
 
 def _processes_with(word: str) -> list[int]:

@@ -2,11 +2,14 @@
 
 import filecmp
 import os
+import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
+
+import numpy as np
 
 from lofi.data.annotations import Segment, Video, find_in_index, index_videos, video_key
 from lofi.data.copies import content_id
@@ -152,7 +155,7 @@ def check_dataset(
             problems.append(("undecodable", file.problem))
         duration_s = file.info.duration_s if file.info else video.duration_s
         problems += _segment_problems(video.segments, duration_s, tolerance_s)
-        labels = sorted({s.label for s in video.segments} & set(suspects))
+        labels = sorted({s.label for s in video.segments} & suspects.keys())
         problems += [("label", suspects[label]) for label in labels]
         entries += [Finding(video.id, *problem) for problem in problems]
     known = tuple(Finding(v.id, "known", KNOWN[v.id]) for v in videos if v.id in KNOWN)
@@ -240,11 +243,11 @@ def suspicious_labels(counts: Counter[str]) -> dict[str, str]:
     two edits (one for short labels) away from a label at least five times as frequent, or is used
     once. Labels that differ in digits only ("step 1", "step 2") are different classes.
     """
-    suspects = {}
+    suspects, near_ones = {}, _look_alikes(counts)
     for label, count in sorted(counts.items()):
         near = []  # (letters, other label)
-        for other, frequent in counts.items():
-            if (count, other) < (frequent, label):
+        for other in near_ones[label]:
+            if (count, other) < (frequent := counts[other], label):
                 letters = _label_distance(label, other)
                 if letters == 0 or (letters and (count == 1 or 5 * count <= frequent)):
                     near.append((letters, other))
@@ -255,17 +258,66 @@ def suspicious_labels(counts: Counter[str]) -> dict[str, str]:
     return suspects
 
 
+def _look_alikes(counts: Counter[str]) -> dict[str, Sequence[str]]:
+    """For every label the others that it may be a misspelling of; finds them in linear time.
+
+    Labels are k edits apart only if they become equal when each loses at most k of its letters.
+    """
+    labels, most = sorted(counts), max(counts.values(), default=0)
+    near, groups = [set() for _ in labels], defaultdict(list)
+    for i, label in enumerate(labels):
+        groups[_plain(label).replace(" ", "")].append(i)
+    for group in groups.values():
+        for i in group:
+            near[i].update(group)
+    rare = np.array([counts[label] == 1 or 5 * counts[label] <= most for label in labels])
+    if rare.any():
+        texts = [_plain(label) for label in labels]
+        wordless = [re.sub(r"\d", "", text) for text in texts]
+        shorter = [_shortened(text, _allowed(len(text))) for text in texts]
+        owner = np.repeat(np.arange(len(labels)), [len(found) for found in shorter])
+        keys = np.fromiter((hash(s) for found in shorter for s in found), np.int64, len(owner))
+        order = np.argsort(keys, kind="stable")
+        ends = np.flatnonzero(np.diff(keys[order])) + 1
+        for run in np.split(owner[order], ends):
+            if len(run) > 1 and len({wordless[i] for i in run}) > 1:  # not in digits only
+                others = run.tolist()
+                for i in run[rare[run]].tolist():
+                    near[i].update(others)
+    return {labels[i]: [labels[j] for j in near[i] if j != i] for i in range(len(labels))}
+
+
+def _shortened(text: str, most: int) -> set[str]:
+    """The text, and what is left of it without up to `most` of its letters."""
+    found = edge = {text}
+    for _ in range(most):
+        edge = {part[:i] + part[i + 1 :] for part in edge for i in range(len(part))}
+        found = found | edge
+    return found
+
+
+def _allowed(length: int) -> int:
+    """Edits between two labels, the shorter of that length, that look like a mistake."""
+    return 2 if length >= 8 else 1 if length >= 4 else 0
+
+
+def _plain(label: str) -> str:
+    return " ".join(label.split()).casefold()
+
+
 def _label_distance(a: str, b: str) -> int | None:
     """0 when equal but for case and white space, else 1 or 2 edits, None when unlike."""
-    a, b = (" ".join(text.split()).casefold() for text in (a, b))
+    a, b = _plain(a), _plain(b)
     if a.replace(" ", "") == b.replace(" ", ""):
         return 0
     if [c for c in a if not c.isdigit()] == [c for c in b if not c.isdigit()]:
         return None
-    shorter = min(len(a), len(b))
-    allowed = 2 if shorter >= 8 else 1 if shorter >= 4 else 0
+    allowed = _allowed(min(len(a), len(b)))
     if abs(len(a) - len(b)) > allowed:
         return None
+    start = len(os.path.commonprefix([a, b]))
+    end = len(os.path.commonprefix([a[start:][::-1], b[start:][::-1]]))
+    a, b = a[start : len(a) - end], b[start : len(b) - end]
     row = list(range(len(b) + 1))  # Levenshtein: insertions, deletions and replacements
     for i, x in enumerate(a, start=1):
         diagonal, row[0] = row[0], i

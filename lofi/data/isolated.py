@@ -11,7 +11,7 @@ import signal
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import CancelledError, ThreadPoolExecutor, as_completed
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -39,6 +39,7 @@ class Children:
     def __init__(self, number: int) -> None:
         self._idle: LifoQueue[tuple[Popen, Connection] | None] = LifoQueue()  # None: not started
         self._started: set[Popen] = set()
+        self._closed = False
         for _ in range(number):
             self._idle.put(None)
 
@@ -46,7 +47,8 @@ class Children:
         """`function(*arguments)` in an idle child, a function of a module that it can import.
 
         Raises what the function raised; VideoError: the child crashed or gave no result in time;
-        StartError: no child starts.
+        StartError: no child starts; CancelledError: `close` ended it, which says nothing about
+        the file.
         """
         child = self._idle.get()
         try:
@@ -62,6 +64,8 @@ class Children:
             if not alive:
                 self._end(process)
                 child = None
+                if self._closed:
+                    raise CancelledError
         finally:
             self._idle.put(child)
         if not good:
@@ -70,6 +74,7 @@ class Children:
 
     def close(self) -> None:
         """End all children and with them the calls in progress; safe to repeat."""
+        self._closed = True
         for process in list(self._started):
             self._end(process)
 
@@ -79,18 +84,25 @@ class Children:
         return process.wait()
 
     def _start(self) -> tuple[Popen, Connection]:
+        if self._closed:
+            raise CancelledError
         environment = {"OMP_NUM_THREADS": "1"} | os.environ  # children share the cores
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
         quiet = {"stdout": DEVNULL, "stderr": DEVNULL}  # decoders write there from C
         command = [sys.executable, "-c", PROGRAM]
         pipe, theirs = Pipe()
         with theirs:  # once our copy is closed, a child that is gone ends the pipe
-            process = Popen(command, stdin=theirs.fileno(), env=environment, **quiet)
+            process = Popen(
+                command, stdin=theirs.fileno(), env=environment, **quiet,
+                start_new_session=True,  # Ctrl-C is for the parent: it is no crash of the decoder
+            )  # fmt: skip
         self._started.add(process)
         try:
             ready = pipe.poll(START_LIMIT_S) and pipe.recv()
         except (EOFError, OSError):
             ready = False
+        if not ready and self._closed:
+            raise CancelledError
         if not ready:
             found = f"a child process for decoding did not start (exit status {self._end(process)})"
             raise StartError(f"{found}; try `{sys.executable} -c 'import lofi.data'`")

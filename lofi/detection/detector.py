@@ -1,8 +1,11 @@
 """A trained run as one object, video file in, detections out; the stages `classes` and `detect`."""
 
+import hashlib
+import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +33,12 @@ from lofi.files import write_json
 from lofi.heads.base import Proposals
 from lofi.heads.scaled import ScaledHead
 from lofi.training import methods
-from lofi.training.distributed import barrier, gather, is_first, share
+from lofi.training.distributed import barrier, check_device, gather, is_first, share
 from lofi.training.loop import OnStep
 
 log = logging.getLogger(__name__)
 CLASSES = ("shared", "own", "oracle")
+SUFFIXES = (".json", ".csv", ".srt", ".png")  # of the results of one video
 BEST_FIRST = ("c-lofi", "short-c-lofi", "st-lofi", "t-lofi", "s-lofi", "low-lofi", "acp+", "acp")
 
 
@@ -70,8 +74,10 @@ class Detector:
             variant: of the head, see `lofi.training.methods.head_variant`.
         Raises:
             FileNotFoundError: no run here, or a stage is missing; names the command that makes it.
-            ValueError: a file belongs to another encoder or head, or the run has none of its own.
+            ValueError: a file belongs to another encoder or head, or the run has none of its own;
+                or this machine lacks the device.
         """
+        check_device(device)
         run_dir = Path(run_dir)
         is_method = (run_dir / "head").is_dir()
         if is_method and (run_dir.parent / "config.json").is_file():
@@ -121,15 +127,52 @@ def detect(video_path: str | Path, run_dir: str | Path, method: str = "", device
     return Detector.load(run_dir, method, device).detect(video_path)
 
 
+def output_names(paths: Sequence[Path], out_dir: str | Path) -> dict[Path, str]:
+    """A name for the results of every video: its own, or `clip-2`, … where another video of the
+    same name (of another folder or ending) has results there, or gets them.
+
+    A video finds its earlier results again, and replaces them.
+    """
+    names: dict[Path, str] = {}
+    taken: set[str] = set()
+    for path in paths:
+        for number in count(1):
+            name = path.stem if number == 1 else f"{path.stem}-{number}"
+            owner, old = _video_key(path), Path(out_dir) / f"{name}.json"
+            free = not any(old.with_name(f"{name}{suffix}").exists() for suffix in SUFFIXES)
+            if name.casefold() not in taken and (free or _made_for(old) == owner):
+                break
+        taken.add(name.casefold())
+        names[path] = name
+    return names
+
+
+def _video_key(path: Path) -> str:
+    """Tells a video file from others, without saying where it lies."""
+    return hashlib.sha256(str(path.resolve()).encode(errors="surrogateescape")).hexdigest()[:16]
+
+
+def _made_for(results: Path) -> str | None:
+    """The `_video_key` in a file of results, if it is one."""
+    try:
+        return json.loads(results.read_bytes())["external_data"]["video_key"]
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
+
+
 def write_results(
-    found: Sequence[Detection], path: str | Path, out_dir: str | Path, detector: Detector
-) -> list[Path]:
-    """Write <name>.json, .csv and .srt of one video; returns their paths."""
-    name, out_dir = Path(path).stem, Path(out_dir)
-    files = [out_dir / f"{name}{suffix}" for suffix in (".json", ".csv", ".srt")]
+    found: Sequence[Detection], path: str | Path, out_dir: str | Path, detector: Detector,
+    name: str = "",
+) -> list[Path]:  # fmt: skip
+    """Write <name>.json, .csv and .srt of one video; returns their paths.
+
+    `name` of the files: "" is the video's own; inside them it is called by its own in any case."""
+    video, out_dir = Path(path).stem, Path(out_dir)
+    files = [out_dir / f"{name or video}{suffix}" for suffix in SUFFIXES[:3]]
     source = _source(detector.config, detector.method, "own")
-    write_detections(files[0], {name: list(found)}, detector.config.detect, source=source)
-    write_csv(files[1], {name: list(found)})
+    source |= {"video": Path(path).name, "video_key": _video_key(Path(path))}
+    write_detections(files[0], {video: list(found)}, detector.config.detect, source=source)
+    write_csv(files[1], {video: list(found)})
     write_srt(files[2], subtitles(found))
     return files
 
@@ -163,7 +206,9 @@ def train_classifier(config: Config, run_dir: str | Path, method: str = "") -> d
     if is_first():
         classifier.save(path)
     barrier()
-    return {"classifier": str(path), "classes": list(classifier.names)}
+    absent = methods.without_features(store, data.train)
+    found = {"classifier": str(path), "classes": list(classifier.names)}
+    return found | methods.counts(len(data.train), absent)
 
 
 def video_classes(
@@ -197,9 +242,10 @@ def detect_stage(
 ) -> dict[str, Any]:  # fmt: skip
     """Stage `detect`: detections of all test videos under each source of classes.
 
-    Writes <run>/<method>/detections/{shared,own,oracle}.{json,csv} and srt/<video>.srt; several
-    processes share the videos. Shared classes need the features of another method, or a score file:
-    where neither is there they are left out, with a warning that says how to get them.
+    Writes <run>/<method>/detections/{shared,own,oracle}.{json,csv}, srt/<video>.srt and what it
+    returns, result.json; several processes share the videos. Shared classes need the features of
+    another method, or a score file: where neither is there they are left out, with a warning that
+    says how to get them.
     """
     method = method or methods.default_method(config)
     data = methods.run_data(config, run_dir)
@@ -240,10 +286,13 @@ def detect_stage(
             write_csv(folder / f"{kind}.csv", together)
             for key, listed in together.items() if len(written) == 1 else ():
                 write_srt(folder / "srt" / f"{key}.srt", subtitles(listed))
+    absent = methods.without_features(store, data.test)
+    result = written | methods.counts(len(data.test), absent)
     if is_first():
         write_json(folder / "post_processing.json", config.detect.to_json())
+        write_json(folder / "result.json", result)
     barrier()  # the others may read what rank 0 has written
-    return written
+    return result
 
 
 def _source(config: Config, method: str, classes: str) -> dict:

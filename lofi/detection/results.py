@@ -6,17 +6,18 @@ Floats are written in full precision: rounded scores create ties, and ties chang
 """
 
 import csv
-import io
 import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 from lofi.data.annotations import label_of, number, read_text, table_lines
-from lofi.files import read_json, write_text
+from lofi.files import from_cell, printable, read_json, to_cell, write_text
 
 CSV_HEADER = ["video", "start_s", "end_s", "label", "score"]
+NO_MARKUP = str.maketrans("<>{}", "‹›()")  # players take these for tags
 
 
 class Detection(NamedTuple):
@@ -131,13 +132,13 @@ def _detection(cells: Sequence[Any], where: str, strict: bool) -> Detection:
 
 
 def write_csv(path: str | Path, detections: Detections) -> None:
-    """Write one row per detection: video, start_s, end_s, label, score."""
-    text = io.StringIO()
-    rows = csv.writer(text, lineterminator="\n")
+    """Write one row per detection: video, start_s, end_s, label, score; see `to_cell`."""
+    lines: list[str] = []
+    rows = csv.writer(SimpleNamespace(write=lambda line: lines.append(line[:-2])))  # quotes \\r too
     rows.writerow(CSV_HEADER)
     for video, found in detections.items():
-        rows.writerows((video, *d) for d in found)
-    write_text(path, text.getvalue())
+        rows.writerows(map(to_cell, (video, *d)) for d in found)
+    write_text(path, "\n".join([*lines, ""]))
 
 
 def _read_csv(path: Path, strict: bool) -> dict[str, list[Detection]]:
@@ -148,8 +149,8 @@ def _read_csv(path: Path, strict: bool) -> dict[str, list[Detection]]:
         where = f"{path}: line {line}"
         if len(cells) <= max(video, *columns) or not cells[video]:
             raise ValueError(f"{where} lacks a cell; expected {','.join(CSV_HEADER)}")
-        detection = _detection([cells[i] for i in columns], where, strict)
-        found.setdefault(cells[video], []).append(detection)
+        detection = _detection([from_cell(cells[i]) for i in columns], where, strict)
+        found.setdefault(from_cell(cells[video]), []).append(detection)
     return found
 
 
@@ -166,7 +167,7 @@ def write_srt(path: str | Path, detections: Sequence[Detection], min_score: floa
                 raise ValueError(f"a detection has the time {seconds}; expected seconds")
         start, end = (max(0, round(seconds * 1000)) for seconds in d[:2])
         times = f"{_clock(start)} --> {_clock(max(end, start + 1))}"
-        label = " ".join(d.label.split()) or "action"
+        label = printable(" ".join(d.label.split())).translate(NO_MARKUP) or "action"
         cues.append(f"{place}\n{times}\n{label} ({d.score:.2f})\n")
     write_text(path, "\n".join(cues))
     return len(cues)

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from lofi.figures import style
-from lofi.figures.style import Canvas, axes_for, fill, stroke
+from lofi.figures.style import Canvas, axes_for, fill, literal, stroke
 
 Log = Sequence[Mapping[str, Any]]  # rows of a metrics.jsonl: {"step": 3, "loss": 1.2, "lr": 0.1}
 ERRORS = (style.FOUND, style.SKY, style.PURPLE, style.AMBER, style.FALSE_ALARM, style.GREY)
@@ -35,7 +35,7 @@ def loss_curves(runs: Mapping[str, Log], *, key: str = "loss", ax: Canvas = None
         line = stroke(i)
         if width > 1:
             ax.plot(steps, values, color=line["color"], linewidth=0.7, alpha=0.35)
-        ax.plot(steps, means, label=name, **line)
+        ax.plot(steps, means, label=literal(name), **line)
     ax.set(xlabel="step", ylabel=key)
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     if len(runs) > 1:

@@ -11,6 +11,8 @@ import numpy as np
 from matplotlib import patheffects
 from matplotlib.axes import Axes
 
+from lofi.files import printable
+
 TRUTH, FOUND, FALSE_ALARM = "#0072B2", "#009E73", "#D55E00"  # blue, green, vermilion
 AMBER, SKY, PURPLE = "#E69F00", "#56B4E9", "#CC79A7"
 INK, GREY, LIGHT = "#222222", "#767676", "#E6E6E6"
@@ -75,6 +77,11 @@ def as_spans(segments: Segments) -> list[Span]:
         score = None if score is None else float(score)
         spans.append(Span(float(start), float(end), str(label or ""), score))
     return spans
+
+
+def literal(text: str) -> str:
+    """A name as matplotlib shows it as it is: no formula between dollars, no control characters."""
+    return printable(text).replace("$", r"\$")
 
 
 def by_score(spans: Iterable[Span]) -> list[Span]:

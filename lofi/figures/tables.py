@@ -22,7 +22,8 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from lofi.figures import style
-from lofi.figures.style import Canvas, as_spans, axes_for, by_score, fill
+from lofi.figures.style import Canvas, as_spans, axes_for, by_score, fill, literal
+from lofi.files import printable
 
 NAMES = {  # of methods, as the paper writes them where it has them
     "random": "untrained encoder", "acp": "ACP", "acp+": "ACP+", "s-lofi": "S-LoFi",
@@ -57,13 +58,17 @@ class Table:
         ]
 
     def text(self) -> str:
-        """Aligned plain text for a terminal."""
-        widths = [max(map(len, column)) for column in zip(self.header, *self.rows)]
+        """Aligned plain text for a terminal, in which no cell can do anything but be shown."""
+        header, *rows = (
+            tuple(printable(cell).replace("\n", "\\n").replace("\t", "\\t") for cell in cells)
+            for cells in (self.header, *self.rows)
+        )
+        widths = [max(map(len, column)) for column in zip(header, *rows)]
         columns = list(zip(widths, self._numeric()))
         rule = tuple("-" * width for width in widths)
         lines = [
             "  ".join(c.rjust(w) if right else c.ljust(w) for c, (w, right) in zip(cells, columns))
-            for cells in (self.header, rule, *self.rows)
+            for cells in (header, rule, *rows)
         ]
         lines = [self.caption] * bool(self.caption) + [line.rstrip() for line in lines]
         return "\n".join([*lines, *self.notes])
@@ -191,7 +196,7 @@ def results_bars(results: Any, *, ax: Canvas = None) -> Axes:
         whiskers = {"yerr": spread, "ecolor": style.INK, "capsize": 2.5} if any(spread) else {}
         bars = ax.bar(at, heights, 0.94 * width, label=kind, **fill(k), **whiskers)
         ax.bar_label(bars, fmt="%.1f", padding=2, fontsize=style.SMALL)
-    ax.set_xticks(range(len(methods)), methods)
+    ax.set_xticks(range(len(methods)), map(literal, methods))
     ax.set(ylabel="average mAP (%)", ymargin=0.1)
     ax.tick_params(axis="x", length=0)
     ax.grid(axis="y", color=style.LIGHT)

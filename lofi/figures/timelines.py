@@ -15,7 +15,17 @@ from matplotlib.patches import Patch, Rectangle
 
 from lofi.figures import style
 from lofi.figures.maps import boundary_curves
-from lofi.figures.style import Canvas, Segments, Span, as_array, as_spans, axes_for, by_score, fill
+from lofi.figures.style import (
+    Canvas,
+    Segments,
+    Span,
+    as_array,
+    as_spans,
+    axes_for,
+    by_score,
+    fill,
+    literal,
+)
 
 Rows = Mapping[str, Segments]  # lane name → segments in seconds, (start, end, label, score)
 GROUND_TRUTH = "ground truth"
@@ -121,7 +131,7 @@ def timeline(
         _draw_bars(ax, lane, looks, above, one_label)
         middles.append(above - lane.height / 2)
         above -= lane.height + GAP
-    ax.set_yticks(middles, [lane.name for lane in lanes])
+    ax.set_yticks(middles, [literal(lane.name) for lane in lanes])
     ax.tick_params(axis="y", length=0)
     ax.spines["left"].set_visible(False)
     if legend:
@@ -149,7 +159,7 @@ def _draw_bars(ax: Axes, lane: _Lane, looks: list[dict], above: float, one_label
         fitting = [text for text in texts if 0 < len(text) <= room]
         if fitting and tall * height_px / (high - low) >= TEXT_PX:
             ax.text(
-                (span.start_s + span.end_s) / 2, middle, fitting[0], fontsize=style.SMALL,
+                (span.start_s + span.end_s) / 2, middle, literal(fitting[0]), fontsize=style.SMALL,
                 color=style.INK, ha="center", va="center_baseline", path_effects=style.OUTLINE,
                 clip_on=True,
             )  # fmt: skip
@@ -230,5 +240,5 @@ def video_timeline(
     timeline(rows, duration_s, top=top, ax=axes[-1])
     if GROUND_TRUTH in rows:
         figure.legend(handles=LEGEND, loc="outside lower center", ncols=4, frameon=False)
-    figure.suptitle(title)
+    figure.suptitle(literal(title))
     return figure

@@ -17,8 +17,20 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+MEETING = "LOFI_MEETING"  # file that `lofi.launch` gives its processes to find each other by
 CONNECT = datetime.timedelta(minutes=3)  # to find each other
 TIMEOUT = datetime.timedelta(hours=6)  # one may render, read or write while the others wait
+
+
+def check_device(device: str) -> None:
+    """ValueError, which names those that can be used, for a device that this machine lacks."""
+    usable = ["cpu"]
+    if torch.accelerator.is_available():
+        kind = torch.accelerator.current_accelerator().type
+        usable += [kind, *(f"{kind}:{i}" for i in range(torch.accelerator.device_count()))]
+    if device not in usable:
+        found = f"device {device!r} is not on this machine, as torch sees it"
+        raise ValueError(f"{found}; use one of: {', '.join(usable)}")
 
 
 def restarted() -> bool:
@@ -30,8 +42,10 @@ def restarted() -> bool:
 def joined(device: str = "cpu") -> Iterator[str]:
     """Join the other processes that torchrun started, if it did; yields this process's device.
 
-    "cuda" becomes the card of the local rank; ValueError where there are fewer cards than ranks.
+    "cuda" becomes the card of the local rank; ValueError where there are fewer cards than ranks,
+    or no such device.
     """
+    check_device(device)
     if not {"RANK", "WORLD_SIZE", "MASTER_ADDR"} <= set(os.environ):  # not started by torchrun
         yield device
         return
@@ -45,12 +59,16 @@ def joined(device: str = "cpu") -> Iterator[str]:
         torch.cuda.set_device(local)
         options["device_id"] = torch.device(device)
     backend = "cpu:gloo,cuda:nccl" if device.startswith("cuda") else "gloo"
-    store, number, processes = next(dist.rendezvous("env://", timeout=CONNECT))
-    if os.environ.get("GROUP_WORLD_SIZE", "1") == "1":
-        # torchrun keeps one store for all restarts: without a prefix a process may read the
-        # address that another one had before the failure, and wait for it.
-        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-        store = dist.PrefixStore(f"lofi-{attempt}", store)
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    if MEETING in os.environ:  # one machine: a file, so that nothing listens on the network
+        number, processes = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+        store = dist.FileStore(f"{os.environ[MEETING]}-{attempt}", processes)
+    else:
+        store, number, processes = next(dist.rendezvous("env://", timeout=CONNECT))
+        if os.environ.get("GROUP_WORLD_SIZE", "1") == "1":
+            # torchrun keeps one store for all restarts: without a prefix a process may read the
+            # address that another one had before the failure, and wait for it.
+            store = dist.PrefixStore(f"lofi-{attempt}", store)
     options |= {"store": store, "rank": number, "world_size": processes, "timeout": CONNECT}
     dist.init_process_group(backend, **options)
     # Not part of torch's public interface; without it, waiting is limited to CONNECT.

@@ -58,7 +58,8 @@ def extract_features(
         first = f"{skipped[0]['item']}: {skipped[0]['reason']}"
         found = f"not one of {len(videos)} videos could be read (first: {first})"
         raise ValueError(f"{run.folder}: {found}; set data.videos, or see what lofi check finds")
-    return run.finish({"videos": len(videos), "encoder_sha256": sha256, "skipped": skipped})
+    counts = methods.counts(len(videos), skipped)
+    return run.finish({"videos": len(videos), "encoder_sha256": sha256} | counts)
 
 
 def _extract(config, encoder, header, videos, run: RunFolder, reader: ClipReader, on_step) -> None:
@@ -73,7 +74,7 @@ def _extract(config, encoder, header, videos, run: RunFolder, reader: ClipReader
             except ValueError as error:
                 log.warning("%s (done now)", error)
         if videos[i].path is None:
-            run.skip(videos[i].id, FileNotFoundError("no video file"))
+            run.skip(videos[i].id, FileNotFoundError(methods.NO_FILE))
             continue
         try:
             pieces = full_requests(config, videos[i].path)
@@ -153,7 +154,8 @@ def train_head(
     fit(Training(modules, setting, batches, load, step, 0, config.checkpoint_every), run, on_step)
     if is_first():
         scaled.save(run.folder / "head.safetensors")
-    return run.finish({"head": "head.safetensors", "features": store.identity})
+    counts = methods.counts(len(data.train), methods.without_features(store, data.train))
+    return run.finish({"head": "head.safetensors", "features": store.identity} | counts)
 
 
 def _training_items(

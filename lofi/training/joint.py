@@ -6,7 +6,7 @@ encoder's gradient can be found in other ways and at full fidelity: see `lofi.tr
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -49,7 +49,8 @@ def train_lofi(
     data = methods.run_data(config, run_dir)
     method = methods.lofi_method(config)
     encoder, start = methods.load_encoder(config, run_dir, config.lofi.start)
-    items = joint_items(config, data.with_files(data.train))
+    unreadable = {v.id: FileNotFoundError(methods.NO_FILE) for v in data.train if v.path is None}
+    items = joint_items(config, data.with_files(data.train), unreadable.__setitem__)
     lofi = {key: value for key, value in asdict(config.lofi).items() if key not in FREE}
     lofi["mode"] = {k: v for k, v in lofi["mode"].items() if k not in FREE_OF_MODE}
     settings = {"stage": "lofi", "start": start, "videos": fingerprint([v for v, _ in items])}
@@ -58,6 +59,8 @@ def train_lofi(
     run = RunFolder(Path(run_dir) / method / "encoder", settings, resume)
     if (done := run.result()) is not None:
         return done
+    for item, reason in unreadable.items():
+        run.skip(item, reason)
     with open_reader(config.data) as reader:
         joint = JointTraining(config, encoder, items, len(data.classes), reader, run, device)
         training = joint.training()
@@ -67,12 +70,15 @@ def train_lofi(
     if is_first():
         joint.head.save(run.folder / "head.safetensors")
     result = methods.save_stage_encoder(config, run, encoder, method)
-    return run.finish(result | {"skipped": run.skipped()})
+    return run.finish(result | methods.counts(len(data.train), run.skipped()))
 
 
-def joint_items(config: Config, videos: Sequence[Video]) -> list[tuple[Video, Grid | None]]:
+def joint_items(
+    config: Config, videos: Sequence[Video],
+    skip: Callable[[str, Exception], None] = lambda *why: log.warning("no windows of %s: %s", *why),
+) -> list[tuple[Video, Grid | None]]:  # fmt: skip
     """What is trained on: videos (None: their grid follows when they are read) or windows of them;
-    ValueError when no window is left."""
+    ValueError when no window is left. `skip` gets the videos that cannot be read."""
     if not config.data.window_stride:
         return [(video, None) for video in videos]
     items: list[tuple[Video, Grid | None]] = []
@@ -80,7 +86,7 @@ def joint_items(config: Config, videos: Sequence[Video]) -> list[tuple[Video, Gr
         try:
             grid = video_grid(config.data, probe(video.path), config.full.snippets)
         except VideoError as error:
-            log.warning("no windows of %s: %s", video.id, error)
+            skip(video.id, error)
             continue
         items += training_parts(video, grid, config.full.snippets)
     if not items:
@@ -163,6 +169,7 @@ class JointTraining:
             if isinstance(clip, Exception):
                 self.run.skip(video.id, clip)
                 continue
+            self.run.readable(video.id)
             if colours:
                 clip = recolour(clip.flatten(0, 1), colours[i]).view(clip.shape)
             if grid is None:

@@ -5,8 +5,13 @@ by side, "acp+arrow"); "published" are features whose encoder is not ours. Each 
 run: <run>/<method>/{encoder,features,head,detections,metrics}.
 """
 
+import dataclasses
+import errno
 import json
 import logging
+import os
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +20,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from lofi.config import Config, from_dict
+from lofi.config import Config, from_dict, preset
+from lofi.data import Video
 from lofi.data.datasets import Datasets, open_datasets
 from lofi.data.features import FeatureHeader, FeatureStore
 from lofi.encoders import ENCODERS, build_encoder, encoder_hash, load_weights, save_encoder
@@ -38,6 +44,8 @@ JOINT = {mode: ("full", mode) for mode in MODES}
 JOINT |= {name: (schedule, "full") for schedule, name in SCHEDULES.items()}
 JOINT |= {f"{n}-{mode}": (s, mode) for s, n in SCHEDULES.items() for mode in MODES[2:]}
 FIRST_LESSONS = ("acp", "acp+", "icp", "arrow", "speed")  # stage 1
+NO_FILE = "no video file"
+MISSING = (NO_FILE, "no features in", os.strerror(errno.ENOENT))  # reasons
 
 
 def lofi_method(config: Config) -> str:
@@ -70,15 +78,39 @@ def default_method(config: Config) -> str:
 def command(
     stage: str, config: Config, run_dir: str | Path, method: str = "", more: str = ""
 ) -> str:
-    """The command line that runs a stage of this run, for messages that send the user there."""
+    """The command line that runs a stage of this run, for messages that send the user there.
+
+    Settings come from the run's config.json; before there is one, as options."""
     saved = Path(run_dir) / "config.json"
-    words = f"--config {saved}" if saved.is_file() else f"--preset {config.preset}"
+    words = ["lofi", "train", stage, "--config", str(saved)]
+    if not saved.is_file():
+        words[3:] = ["--preset", config.preset, *_options(asdict(preset(config.preset)), config)]
     if stage == "lofi" and method not in ("", lofi_method(config)):
         wanted = method_config(config, method).lofi
-        words += f" --lofi.schedule {wanted.schedule} --lofi.mode.name {wanted.mode.name}"
+        words += ["--lofi.schedule", wanted.schedule, "--lofi.mode.name", wanted.mode.name]
     elif method and method != stage:
-        words += f" --method {method}"
-    return f"lofi train {stage} {words} --out {run_dir}{more}"
+        words += ["--method", method]
+    return shlex.join([*words, "--out", str(run_dir)]) + more
+
+
+def _options(before: Mapping[str, Any], settings: Any, above: str = "") -> list[str]:
+    """Command-line options for the fields of a dataclass that differ from `before`."""
+    words = []
+    for name, value in vars(settings).items():
+        earlier, option = before.get(name), f"--{above}{name}".replace("_", "-")
+        if dataclasses.is_dataclass(value):
+            if name == "head" and value.kind != earlier["kind"]:
+                words += [f"{option}.kind", value.kind]
+                earlier = asdict(type(value)())
+            words += _options(earlier, value, f"{above}{name}.")
+        elif value == earlier:
+            continue
+        elif isinstance(value, bool):
+            parents, leaf = above.replace("_", "-"), name.replace("_", "-")
+            words.append(option if value else f"--{parents}no-{leaf}")
+        else:
+            words += [option, *map(str, value if isinstance(value, tuple) else [value])]
+    return words
 
 
 def head_dir(run_dir: str | Path, method: str, variant: str = "") -> Path:
@@ -109,12 +141,35 @@ def head_variant(config: Config, variant: str) -> Config:
     return config
 
 
+def counts(items: int, skipped: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What every result says of the videos or clips it was made from: how many, and which of them
+    were left out, with the reason; `missing` of these have no file."""
+    missing = sum(any(known in row["reason"] for known in MISSING) for row in skipped)
+    return {"items": items, "skipped": list(skipped), "missing": missing}
+
+
+def told(result: Mapping[str, Any]) -> str:
+    """`counts` as a sentence."""
+    skipped = result["skipped"]
+    found = f"{len(skipped)} of {result['items']} videos or clips were left out"
+    if not skipped:
+        return found
+    first = f"first: {skipped[0]['item']}: {skipped[0]['reason']}"
+    return f"{found}, {result['missing']} of them without a file ({first})"
+
+
+def without_features(store: FeatureStore, videos: Iterable[Video]) -> list[dict[str, str]]:
+    """The videos that a stage behind the features does without, and why."""
+    absent = store.absent
+    return [{"item": v.id, "reason": absent[v.id]} for v in videos if v.id in absent]
+
+
 def load_head(config: Config, run_dir: str | Path, method: str, variant: str = "") -> ScaledHead:
     """Input statistics and head as stage 3 trained them, in eval mode.
 
     FileNotFoundError or ValueError, with the command, where it is untrained or of other settings.
     """
-    more = f" --variant {variant}" if variant else ""
+    more = f" --variant {shlex.quote(variant)}" if variant else ""
     path = head_dir(run_dir, method, variant) / "head.safetensors"
     if not path.is_file():
         cure = command("head", config, run_dir, method, more)

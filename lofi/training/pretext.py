@@ -26,7 +26,15 @@ from lofi.training import augmentation
 from lofi.training.distributed import share
 from lofi.training.loop import generator_for
 from lofi.training.methods import start_encoder
-from lofi.training.pretraining import Batch, ClipSource, Task, source_clips, split_clips, trains
+from lofi.training.pretraining import (
+    Batch,
+    ClipSource,
+    Task,
+    clip_name,
+    source_clips,
+    split_clips,
+    trains,
+)
 
 NORMAL, FAST = (1.0, 1.2), (1.7, 2.2)  # speed factors of the two classes
 SIZES = (32, 64 / 224, 336 / 224)  # multiple, smallest and largest side over S
@@ -108,7 +116,7 @@ def _speed_pairs(source, clips, draws, frames: int, augment: str) -> Iterator[Te
             run = min(3 * frames, clip_length(source, clip) // stride)
             picked = normal_and_fast(run, frames, generator)
         except VideoError as error:
-            source.run.skip(str(clip.path), error)
+            source.run.skip(clip_name(clip), error)
             continue
         (steps,) = source.read([clip], [view], run, stride)
         if steps is not None:

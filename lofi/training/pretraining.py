@@ -75,7 +75,9 @@ def train_acp(config: Config, run_dir: str | Path) -> Task:
 @trains
 def train_acp_plus(config: Config, run_dir: str | Path) -> Task:
     """ACP+: go on with classification, on the trimmed segments of the target training videos."""
-    segments = methods.run_data(config, run_dir).segments
+    data = methods.run_data(config, run_dir)
+    data.with_files(data.train)  # refuses a data set without any
+    segments = data.segments
     encoder, start = methods.load_encoder(config, run_dir, config.acp_plus_start)
     task = _classification(config, "acp+", encoder, segments, (segments, []), config.acp_plus)
     task.settings["start"] = start
@@ -97,7 +99,10 @@ def train_icp(
     if config.weights:
         settings = {"stage": "icp", "start": encoder_hash(encoder)}
         run = RunFolder(Path(run_dir) / "icp" / "encoder", settings, resume)
-        return run.result() or run.finish(methods.save_stage_encoder(config, run, encoder, "icp"))
+        if (done := run.result()) is not None:
+            return done
+        saved = methods.save_stage_encoder(config, run, encoder, "icp")
+        return run.finish(saved | methods.counts(0, ()))
     if not config.data.preset:
         cure = "set weights to such a file (torchvision's resnet18-f37072fd.pth, …)"
         found = f"stage icp takes published ImageNet weights: {cure}"
@@ -109,7 +114,10 @@ def train_icp(
 
 def source_clips(config: Config, run_dir: str | Path, stage: str) -> tuple[TrimmedClip, ...]:
     """The trimmed clips of `data.source`; ValueError when there are none."""
-    clips = methods.run_data(config, run_dir).clips
+    data = methods.run_data(config, run_dir)
+    if config.data.source == "segments":
+        data.with_files(data.train)
+    clips = data.clips
     if not clips:
         raise ValueError(
             f"stage {stage} needs trimmed source clips: set data.source to a list of clips, or to "
@@ -157,6 +165,7 @@ def pretrain(config: Config, run_dir, task: Task, resume: bool, on_step, device:
     "accuracy": on held-out clips, "sha256", "weights": where it started, …}.
 
     The loss is the cross-entropy, a mean over all items of the logical batch that could be read.
+    Where segments of the training videos are the clips, a video without a file is one left out.
     """
     stage, encoder = task.stage, task.encoder
     published = {"start": encoder_hash(encoder)} if config.weights else {}
@@ -165,6 +174,12 @@ def pretrain(config: Config, run_dir, task: Task, resume: bool, on_step, device:
     run = RunFolder(Path(run_dir) / stage / "encoder", settings, resume)
     if (done := run.result()) is not None:
         return done
+    absent = []
+    if stage == "acp+" or config.data.source == "segments":
+        train = methods.run_data(config, run_dir).train
+        absent = [video.id for video in train if video.path is None]
+    for item in absent:
+        run.skip(item, FileNotFoundError(methods.NO_FILE))
     encoder.to(device)
     task.classifier.to(device)
     with ClipSource(config, run) as source:
@@ -175,7 +190,8 @@ def pretrain(config: Config, run_dir, task: Task, resume: bool, on_step, device:
                     buffer.copy_(reduce_sum(buffer) / size())
         accuracy = _accuracy(config, task, source, device) if task.held else None
     result = methods.save_stage_encoder(config, run, encoder, stage)
-    return run.finish(result | {"accuracy": accuracy, "skipped": run.skipped()} | task.result)
+    counts = methods.counts(len(task.kept) + len(task.held) + len(absent), run.skipped())
+    return run.finish(result | {"accuracy": accuracy} | counts | task.result)
 
 
 def _training(config: Config, task: Task, source: "ClipSource", device: str) -> Training:
@@ -211,8 +227,8 @@ def _scores(task: Task, batch: Batch, device: str) -> tuple[torch.Tensor, torch.
 
 
 @torch.no_grad()
-def _accuracy(config: Config, task: Task, source: "ClipSource", device: str) -> float:
-    """Share of right answers on the held-out clips, without augmentation."""
+def _accuracy(config: Config, task: Task, source: "ClipSource", device: str) -> float | None:
+    """Share of right answers on the held-out clips, unaugmented; None: not one can be read."""
     task.encoder.eval()
     task.classifier.eval()
     found = torch.zeros(2, device=device)  # right answers, answers
@@ -223,7 +239,13 @@ def _accuracy(config: Config, task: Task, source: "ClipSource", device: str) -> 
             found[0] += _scores(task, batch, device)[1]
             found[1] += len(batch[1])
     right, total = reduce_sum(found).tolist()
-    return right / max(1.0, total)
+    return right / total if total else None
+
+
+def clip_name(clip: TrimmedClip) -> str:
+    """The file, and which part of it where it is not the whole."""
+    whole = clip.start_s is None and clip.end_s is None
+    return str(clip.path) if whole else f"{clip.path}, {clip.start_s} to {clip.end_s} s"
 
 
 class ClipSource(AbstractContextManager):
@@ -243,5 +265,7 @@ class ClipSource(AbstractContextManager):
         found = self.reader.read([TrimmedRequest(c, *how, v, fps) for c, v in zip(clips, views)])
         for clip, item in zip(clips, found):
             if isinstance(item, VideoError):
-                self.run.skip(str(clip.path), item)
+                self.run.skip(clip_name(clip), item)
+            else:
+                self.run.readable(clip_name(clip))
         return [None if isinstance(item, VideoError) else item for item in found]

@@ -60,7 +60,10 @@ class RunFolder:
         if problem := gather(problem)[0]:  # every process ends with the same words
             raise problem
         self._refuse(self._differing())
-        self._skipped = {row["item"] for row in _whole_lines(self.folder / "skipped.jsonl")}
+        rows, path = self.skipped(), self.folder / "skipped.jsonl"
+        if is_first() and path.exists():  # a kill may have cut its last line
+            write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
+        self._skipped = {row["item"] for row in rows}
 
     def _open(self, resume: bool, reopen: bool) -> None:
         """Rank 0: lock the folder, refuse what belongs to another run, clear what is forgotten."""
@@ -158,8 +161,9 @@ class RunFolder:
 
     def skipped(self) -> list[dict[str, str]]:
         """Items that could not be read and why, as every process wrote them down."""
-        rows = {row["item"]: row for row in _whole_lines(self.folder / "skipped.jsonl")}
-        return [rows[item] for item in sorted(rows)]
+        lines = _whole_lines(self.folder / "skipped.jsonl", "item", str)
+        last = {row["item"]: row for row in lines}
+        return [last[item] for item in sorted(last) if last[item].get("reason") is not None]
 
     def skip(self, item: str, reason: Exception) -> None:
         """Write down, once, an item that cannot be read; one bad video never ends a long job."""
@@ -168,8 +172,17 @@ class RunFolder:
         self._skipped.add(item)
         level = logging.WARNING if len(self._skipped) <= 5 else logging.DEBUG
         log.log(level, "skipped %s: %s", item, reason)
+        self._note(item, str(reason))
+
+    def readable(self, item: str) -> None:
+        """Take an item off the list, if it is there: it can be read after all, it was mended."""
+        if item in self._skipped:
+            self._skipped.discard(item)
+            self._note(item, None)
+
+    def _note(self, item: str, reason: str | None) -> None:
         with open(self.folder / "skipped.jsonl", "a", encoding="utf-8") as file:
-            file.write(json.dumps({"item": item, "reason": str(reason)}) + "\n")
+            file.write(json.dumps({"item": item, "reason": reason}) + "\n")
 
     def log_metrics(self, record: dict[str, Any]) -> None:
         """Append one line to metrics.jsonl."""
@@ -182,7 +195,8 @@ class RunFolder:
         """Drop the lines of steps that a resumed run will do again."""
         path = self.folder / "metrics.jsonl"
         if is_first() and path.exists():
-            kept = [json.dumps(row) for row in _whole_lines(path) if row["step"] < step]
+            rows = _whole_lines(path, "step", int)
+            kept = [json.dumps(row) for row in rows if row["step"] < step]
             write_text(path, "".join(line + "\n" for line in kept))
 
     def save_checkpoint(self, state: dict[str, Any]) -> None:
@@ -214,15 +228,20 @@ class RunFolder:
 
 
 def read_metrics(folder: str | Path) -> list[dict[str, Any]]:
-    """Lines of metrics.jsonl, [] when there is nothing; a half-written last one is left out."""
-    return list(_whole_lines(Path(folder) / "metrics.jsonl"))
+    """Lines of metrics.jsonl, [] when there is nothing; damaged ones are left out, with a count."""
+    return _whole_lines(Path(folder) / "metrics.jsonl", "step", int)
 
 
-def _whole_lines(path: Path) -> Iterator[dict[str, Any]]:
-    if not path.exists():
-        return
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            yield json.loads(line)
-        except json.JSONDecodeError:
-            return
+def _whole_lines(path: Path, key: str, kind: type) -> list[dict[str, Any]]:
+    """The lines that are records with a `key`; a kill or a full disk may have damaged others."""
+    lines = path.read_bytes().splitlines() if path.exists() else []
+    rows = []
+    for line in lines:
+        with contextlib.suppress(ValueError):  # not JSON, not UTF-8
+            row = json.loads(line)
+            if isinstance(row, dict) and isinstance(row.get(key), kind):
+                rows.append(row)
+    if len(rows) < len(lines):
+        damaged = len(lines) - len(rows)
+        log.warning("%s: %d of %d lines are damaged and left out", path, damaged, len(lines))
+    return rows
