@@ -3,6 +3,7 @@
 import difflib
 import errno
 import inspect
+import keyword
 import logging
 import sys
 import warnings
@@ -13,7 +14,7 @@ from lofi import __version__, commands, launch
 from lofi import config as configs
 
 NAMES = ("toy", "check", "cache", "train", "features", "detect", "evaluate", "diagnose", "recall",
-         "memory", "plan", "compare", "course", "tables")  # fmt: skip
+         "memory", "plan", "compare", "course", "tables", "import", "export")  # fmt: skip
 
 
 def main() -> None:
@@ -49,7 +50,7 @@ def main() -> None:
 
 
 def _run(name: str, arguments: list[str]) -> None:
-    command = getattr(commands, name)
+    command = _command(name)
     signature = inspect.signature(command)
     processes, words = _taken(arguments, "--processes", "1")
     several = processes.isdigit() and processes != "1" and not launch.launched()
@@ -70,6 +71,10 @@ def _run(name: str, arguments: list[str]) -> None:
     tyro.cli(command, args=arguments, prog=f"lofi {name}", config=(tyro.conf.AvoidSubcommands,))
 
 
+def _command(name: str):
+    return getattr(commands, name + "_" * keyword.iskeyword(name))  # `import_`
+
+
 def _taken(arguments: list[str], option: str, default: str) -> tuple[str, list[str]]:
     """The value of an option, and the words without it."""
     for i, word in enumerate(arguments):
@@ -81,7 +86,7 @@ def _taken(arguments: list[str], option: str, default: str) -> tuple[str, list[s
 
 
 def _overview() -> str:
-    first_lines = ((name, getattr(commands, name).__doc__.splitlines()[0]) for name in NAMES)
+    first_lines = ((name, _command(name).__doc__.splitlines()[0]) for name in NAMES)
     usage = "usage: lofi COMMAND …      lofi COMMAND --help      (--debug shows tracebacks)"
     return "\n".join([usage, *(f"  {name:<9} {line}" for name, line in first_lines)])
 

@@ -70,6 +70,15 @@ def probe(path: str | Path) -> VideoInfo:
     return _scan(*file_identity(path)).info
 
 
+def first_frame_s(path: str | Path) -> float:
+    """When the first frame shows on the container's clock, which browsers play by; mostly 0."""
+    import av
+
+    with av.open(file_identity(path)[0]) as container:
+        stream = container.streams.best("video")
+        return max(0.0, float((stream.start_time or 0) * stream.time_base))
+
+
 def verify(path: str | Path) -> str | None:
     """Decode a whole video: what is wrong with it, or None. VideoError: see `probe`."""
     scan = _scan(*file_identity(path))
