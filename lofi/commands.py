@@ -236,7 +236,7 @@ def detect(
     videos: Positional[list[Path]], /, model: Path, out: Path = Path("detections"),
     method: str = "", variant: Variant = "", top: int = 10, device: str = "cpu", processes: int = 1,
 ) -> None:  # fmt: skip
-    """Find actions in video files: a table, CSV, JSON, .srt subtitles and a timeline picture each.
+    """Find actions in video files: a table, CSV, JSON, .srt subtitles, a timeline and an HTML viewer.
 
     Args:
         model: run folder (or one method's folder in it) with a trained encoder and head.
@@ -252,6 +252,7 @@ def detect(
         detector = Detector.load(model, method, device, variant)
         from lofi.figures.tables import detections_table  # slow, and not for a model that is bad
         from lofi.report import detections_figure
+        from lofi.viewer import write_viewer
 
         failed = []
         for path in (videos[i] for i in share(len(videos))):
@@ -260,6 +261,7 @@ def detect(
                 files = [*write_results(found, path, out, detector), out / f"{path.stem}.png"]
                 with atomic_path(files[-1]) as picture:
                     detections_figure(path, found).savefig(picture, dpi=110)
+                files.append(write_viewer(files[0].with_suffix(".html"), path, found))
             except (ValueError, FileNotFoundError) as error:
                 failed.append(str(error))
                 print(f"lofi: {error}", file=sys.stderr)

@@ -193,7 +193,10 @@ def test_import_then_export_is_the_identity_in_frames(tool, videos, tmp_path):
 def test_random_events_survive_the_way_there_and_back_in_every_tool(tool, videos, tmp_path):
     rng = np.random.default_rng(3)
     starts = rng.integers(0, 240, 40)
-    spans = {(int(a), int(a + n), f"c{i % 3}") for i, (a, n) in enumerate(zip(starts, rng.integers(1, 11, 40)))}
+    spans = {
+        (int(a), int(a + n), f"c{i % 3}")
+        for i, (a, n) in enumerate(zip(starts, rng.integers(1, 11, 40)))
+    }
     marks = [Mark(a / 25, b / 25, label) for a, b, label in spans]
     (written,) = export_labels(tool, {videos / NAME: marks}, tmp_path)
     import_labels(written, videos, tmp_path / "back.csv", tool)
@@ -260,7 +263,10 @@ def test_labels_at_24_or_25_on_a_video_of_2997_are_refused_and_remapped(rate, nt
     command = message[message.index("lofi import") :]
     assert command.endswith(f"--fps {rate}")
     done = subprocess.run(
-        [sys.executable, "-m", "lofi", *command.split()[1:]], cwd=ROOT, capture_output=True, text=True
+        [sys.executable, "-m", "lofi", *command.split()[1:]],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, done.stderr
     assert f"clip.mp4: from {rate} to 29.97 frames a second" in done.stdout
@@ -321,7 +327,10 @@ def refused(path: Path, videos: Path, **options) -> str:
 def test_point_events_are_refused_or_get_a_length(videos, tmp_path):
     project = json.loads(SAMPLES["boris"][1])
     project["behaviors_conf"]["2"] = {"type": "Point event", "code": "blink"}
-    project["observations"]["o"]["events"] += [[3.0, "", "blink", "", ""], [9.9, "", "blink", "", ""]]
+    project["observations"]["o"]["events"] += [
+        [3.0, "", "blink", "", ""],
+        [9.9, "", "blink", "", ""],
+    ]
     path = write(tmp_path / "p.boris", json.dumps(project))
     message = refused(path, videos)
     assert "2 events are points in time (2 'blink')" in message and "--point-length 1" in message
@@ -380,10 +389,25 @@ BROKEN = [  # sample, what is changed, into what, what the message says
     ("cvat", "<stop_frame>249", "<stop_frame>299", "CVAT for video, it counts 300 frames"),
     ("cvat", "track", "image", "CVAT for video, but it holds no tracks of a video"),
     ("label-studio", '"end": 100', '"end": "x"', "Label Studio, but a range of task 1 is 'x'"),
-    ("x-anylabeling", '"start_ms": 2000', '"start_ms": 9000', "start_ms 9000 and frame 50 disagree"),
-    ("fiftyone", '"support": [51, 100]', '"support": 51', "FiftyOne, but an entry is not as expected"),
-    ("audacity", "4.000000", "later", "line 1"),
-    ("csv", "Class", "Farbe", "a table, but its table: line 2 has no label (found: filename, start"),
+    (
+        "x-anylabeling",
+        '"start_ms": 2000',
+        '"start_ms": 9000',
+        "start_ms 9000 and frame 50 disagree",
+    ),
+    (
+        "fiftyone",
+        '"support": [51, 100]',
+        '"support": 51',
+        "FiftyOne, but an entry is not as expected",
+    ),
+    ("audacity", "4.8\t5.0", "4.8\tlater", "Audacity labels, but line 3 is 'later'"),
+    (
+        "csv",
+        "Class",
+        "Farbe",
+        "a table, but its table: line 2 has no label (found: filename, start",
+    ),
     ("csv", "4,0", "1:75", "is '1:75', expected seconds or h:mm:ss"),
     ("csv", "2,0;4,0", "4,0;2,0", "'run' from 4 to 2 s of Wäsche 1.mp4 is reversed"),
     ("csv", "2,0;4,0", "50;100", "is outside its 10 s: not seconds"),
@@ -441,9 +465,22 @@ def test_detections_go_out_as_they_are_in_the_subtitles(videos, tmp_path):
     path = write(tmp_path / "found.json", json.dumps({"version": "x", **found}))
 
     def export(tool: str, *more: str) -> str:
-        words = ["export", path, "--tool", tool, "--videos", videos, "--out", tmp_path / tool, *more]
+        words = [
+            "export",
+            path,
+            "--tool",
+            tool,
+            "--videos",
+            videos,
+            "--out",
+            tmp_path / tool,
+            *more,
+        ]
         return subprocess.run(
-            [sys.executable, "-m", "lofi", *map(str, words)], cwd=ROOT, capture_output=True, text=True
+            [sys.executable, "-m", "lofi", *map(str, words)],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
         )
 
     assert "1 events of 1 videos" in export("audacity").stdout

@@ -215,7 +215,8 @@ def _in_seconds(
             if end > info.duration_s + slack or start < -max(slack, shift):
                 wrong = "another rate (--fps)" if sheet.in_frames else "not seconds, another video"
                 raise ValueError(f"{what} is outside its {info.duration_s:.6g} s: {wrong}?")
-            points[event.label] += start == end and not point_s
+            if start == end and not point_s:
+                points[event.label] += 1
             if start == end or event.draft:
                 half = point_s / 2 if start == end else 0.0
                 start, end = start - half, min(end + half, info.duration_s)
