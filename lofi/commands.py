@@ -236,7 +236,7 @@ def detect(
     videos: Positional[list[Path]], /, model: Path, out: Path = Path("detections"),
     method: str = "", variant: Variant = "", top: int = 10, device: str = "cpu", processes: int = 1,
 ) -> None:  # fmt: skip
-    """Find actions in video files: a table, CSV, JSON, .srt subtitles, a timeline and an HTML viewer.
+    """Find actions in video files: a table, CSV, JSON, subtitles, a picture and a viewer.
 
     Args:
         model: run folder (or one method's folder in it) with a trained encoder and head.

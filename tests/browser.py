@@ -4,6 +4,7 @@ Messages are JSON that ends with a zero byte; the browser reads descriptor 3 and
 """
 
 import base64
+import fcntl
 import json
 import os
 import select
@@ -26,14 +27,18 @@ class Browser:
             pytest.skip(f"no browser on this machine (looked for {', '.join(NAMES)})")
         to_browser, self.out = os.pipe()
         self.inward, from_browser = os.pipe()
+        high = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 10) for fd in (to_browser, from_browser)]
+
+        def wire() -> None:
+            os.dup2(high[0], 3)
+            os.dup2(high[1], 4)
+
         options = "--headless=new --no-sandbox --disable-gpu --mute-audio --remote-debugging-pipe"
-        self.process = subprocess.Popen(
-            ["sh", "-c", f'exec "$@" 3<&{to_browser} 4>&{from_browser}', "sh", path,
-             *options.split(), f"--user-data-dir={profile}", "about:blank"],
-            pass_fds=(to_browser, from_browser), stderr=subprocess.DEVNULL,
-        )  # fmt: skip
-        os.close(to_browser)
-        os.close(from_browser)
+        words = [path, *options.split(), f"--user-data-dir={profile}", "about:blank"]
+        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        self.process = subprocess.Popen(words, preexec_fn=wire, close_fds=False, **quiet)
+        for descriptor in (to_browser, from_browser, *high):
+            os.close(descriptor)
         self.limit_s, self.number, self.rest, self.session = limit_s, 0, b"", None
         self.events: list[dict] = []
         targets = self.send("Target.getTargets")["targetInfos"]
