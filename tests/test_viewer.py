@@ -116,8 +116,10 @@ def test_a_click_on_a_bar_seeks_to_its_start(shown):
 
 
 def visible(browser) -> list[str]:
-    return browser.run("[...document.querySelectorAll('.bar')].filter(b => b.checkVisibility())"
-                       ".map(b => b.ariaLabel.split(',')[1].trim().slice(0, 6)).sort()")  # fmt: skip
+    """Starts of the bars that can be seen, read from their names."""
+    shown = "[...document.querySelectorAll('.bar')].filter(b => b.checkVisibility())"
+    names = browser.run(f"{shown}.map(b => b.ariaLabel)")
+    return sorted(name.split(" to ")[0].split()[-1] for name in names)
 
 
 def test_the_slider_hides_detections_and_never_ground_truth(shown):
