@@ -104,6 +104,8 @@ def import_labels(
     tool = tool or guess(text, path)
     if tool not in TITLES:
         raise ValueError(f"unknown tool {tool!r}; known: {', '.join(TITLES)}")
+    if not (fps >= 0 and point_s >= 0):
+        raise ValueError(f"--fps {fps:g}, --point-length {point_s:g}: expected at least 0")
     try:
         sheet = READERS[tool](_parsed(text, tool))
         if not sheet.events and not sheet.empty:
@@ -180,7 +182,7 @@ def _in_seconds(
     rows, notes, missing, points = [], [], [], Counter()
     names = list(dict.fromkeys([*(event.video for event in sheet.events), *sheet.empty]))
     for name in names:
-        if (file := find_media(name or stem, files)) is None:
+        if (file := find_media(str(name or stem), files)) is None:
             missing.append(name or stem)
             continue
         info, said = probe(file), sheet.media.get(name, {})
@@ -209,7 +211,7 @@ def _in_seconds(
         for event in (event for event in sheet.events if event.video == name):
             start, end = event.start / unit - shift, event.end / unit - shift
             what = f"{event.label!r} from {start:.6g} to {end:.6g} s of {file.name}"
-            if start > end:
+            if not start <= end:
                 raise ValueError(f"{what} is reversed; correct it")
             slack = 1 / unit if sheet.in_frames else (1.0 if event.draft else 0.1)
             if end > info.duration_s + slack or start < -max(slack, shift):
@@ -384,13 +386,15 @@ def _boris(content: dict | str) -> Sheet:
             where = f"observation {name!r}"
             video = _only_file(entry["file"]["1"], where)
             lengths = (entry.get("media_info") or {}).get("length") or {}
-            sheet.media[video] |= {"seconds": lengths[video]} if video in lengths else {}
+            if video in lengths:
+                sheet.media[video]["seconds"] = _number(lengths[video], f"length of {where}")
             late = float(entry.get("time offset") or 0)
             for row in entry["events"]:
                 status = "POINT" if "point" in kinds.get(row[2], "") else ""
                 key = video, name, str(row[1]), str(row[3:4]), _label(row[2], where)
                 marks.append((key, _number(row[0], where) - late, status, where))
-            sheet.empty += [] if entry["events"] else [video]
+            if not entry["events"]:
+                sheet.notes.append(f"{where} has no events: its video is left out")
     elif header := re.search(r"(?im)^[^\n]*\bbehavior\b[^\n]*$", content):
         rows = table_rows(Path("its table"), content[header.start() :], ("behavior",))
         if rows and "start (s)" in rows[0]:
