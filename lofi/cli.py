@@ -9,7 +9,7 @@ import signal
 import sys
 
 NAMES = ("toy", "check", "cache", "train", "features", "detect", "evaluate", "diagnose", "recall",
-         "memory", "plan", "compare", "course", "tables")  # fmt: skip
+         "memory", "plan", "compare", "course", "tables", "import", "export")  # fmt: skip
 
 
 def main() -> None:
@@ -85,10 +85,10 @@ def _run(name: str, arguments: list[str]) -> None:
 
     import tyro
 
-    from lofi import commands, launch
     from lofi import config as configs
+    from lofi import launch
 
-    command = getattr(commands, name)
+    command = _command(name)
     signature = inspect.signature(command)
     processes, words = _taken(arguments, "--processes", "1")
     several = processes.isdigit() and processes != "1" and not launch.launched()
@@ -109,6 +109,14 @@ def _run(name: str, arguments: list[str]) -> None:
     tyro.cli(command, args=arguments, prog=f"lofi {name}", config=(tyro.conf.AvoidSubcommands,))
 
 
+def _command(name: str):
+    import keyword
+
+    from lofi import commands
+
+    return getattr(commands, name + "_" * keyword.iskeyword(name))  # `import_`
+
+
 def _taken(arguments: list[str], option: str, default: str) -> tuple[str, list[str]]:
     """The value of an option, and the words without it; of a repeated one the last counts."""
     value, others, words = default, [], iter(arguments)
@@ -123,9 +131,7 @@ def _taken(arguments: list[str], option: str, default: str) -> tuple[str, list[s
 
 
 def _overview() -> str:
-    from lofi import commands
-
-    first_lines = ((name, getattr(commands, name).__doc__.splitlines()[0]) for name in NAMES)
+    first_lines = ((name, _command(name).__doc__.splitlines()[0]) for name in NAMES)
     usage = "usage: lofi COMMAND …      lofi COMMAND --help      (--debug shows tracebacks)"
     return "\n".join([usage, *(f"  {name:<9} {line}" for name, line in first_lines)])
 

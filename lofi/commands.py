@@ -105,6 +105,75 @@ def cache(
         raise SystemExit(1)
 
 
+def import_(
+    labels: Positional[Path], /, videos: Path, out: Path = Path("events.csv"), tool: str = "",
+    fps: float = 0.0, point_length: float = 0.0,
+) -> None:  # fmt: skip
+    """Labels of VIA, ELAN, BORIS, CVAT, Label Studio, … as our CSV, checked against the videos.
+
+    Args:
+        videos: folder of the videos that were labelled.
+        tool: via, elan, boris, cvat, label-studio, x-anylabeling, fiftyone, audacity, draft (of a
+            language model) or csv; by default it is guessed from the content.
+        fps: frames a second that the tool counted with, where it is not the video's.
+        point_length: seconds that events without length get; 0 refuses them.
+    """
+    from lofi.data.importers import TITLES, import_labels
+
+    done = import_labels(labels, videos, out, tool, fps, point_length)
+    events = [row for row in done.rows if row[3]]
+    counts = f"{len({row[0] for row in done.rows})} videos, {len(events)} events"
+    print(f"{TITLES[done.tool]}: {counts} of {len({row[3] for row in events})} classes")
+    print("\n".join([*done.notes, f"wrote {out}; next: lofi check {out} --videos {videos}"]))
+
+
+def export(
+    labels: Positional[Path], /, tool: str, videos: Path, out: Path = Path("labels"),
+    fps: float = 0.0, min_score: float | None = None,
+) -> None:  # fmt: skip
+    """Annotations or detections for a labelling tool, to correct them and train again.
+
+    Args:
+        labels: an annotation file, or the JSON or CSV of `lofi detect`.
+        tool: via, elan, boris, cvat, label-studio, x-anylabeling, fiftyone, audacity or csv.
+        videos: folder of the videos.
+        out: folder of the files.
+        fps: frames a second that the tool counts with, where it is not the video's.
+        min_score: detections from this score on; by default those that do not overlap and score at
+            least half of a video's best, as in the subtitles.
+    """
+    from lofi.data import read_annotations
+    from lofi.data.annotations import find_in_index, index_videos
+    from lofi.data.exporters import HOW, Mark, export_labels
+    from lofi.detection.detector import subtitles
+    from lofi.detection.results import read_detections
+
+    head = labels.read_bytes()[:2000] if labels.is_file() else b""
+    if b'"results"' in head or head.startswith(b"video,start_s,end_s,label,score"):
+        marks = {
+            key: subtitles(all_) if min_score is None else [d for d in all_ if d.score >= min_score]
+            for key, all_ in read_detections(labels).items()
+        }
+        files = index_videos(videos)
+        named = {key: find_in_index(key, files) for key in marks}
+    else:
+        annotated = read_annotations(labels, video_dir=videos)
+        marks, named = {v.id: v.segments for v in annotated}, {v.id: v.path for v in annotated}
+    labelled = {
+        named[key]: [Mark(m.start_s, m.end_s, m.label or "action", getattr(m, "score", None))
+                     for m in found]
+        for key, found in marks.items() if named[key]
+    }  # fmt: skip
+    if lost := [key for key in marks if not named[key]]:
+        print(f"{len(lost)} of {len(marks)} videos have no file in {videos} (first: {lost[0]})")
+    if not labelled:
+        raise ValueError(f"{labels}: nothing to export; give the folder of its videos")
+    files = export_labels(tool, labelled, out, fps)
+    print(f"{sum(map(len, labelled.values()))} events of {len(labelled)} videos: wrote "
+          f"{files[0]}" + f" and {len(files) - 1} more" * (len(files) > 1))  # fmt: skip
+    print(f"{tool}: {HOW[tool]}")
+
+
 def train(
     stage: Positional[StageName], /, out: Path, config: Settings, method: Method = "",
     variant: Variant = "", resume: bool = True, device: str = "cpu", processes: int = 1,
@@ -168,7 +237,7 @@ def detect(
     videos: Positional[list[Path]], /, model: Path, out: Path = Path("detections"),
     method: str = "", variant: Variant = "", top: int = 10, device: str = "cpu", processes: int = 1,
 ) -> None:  # fmt: skip
-    """Find actions in video files: a table, CSV, JSON, .srt subtitles and a timeline picture each.
+    """Find actions in video files: a table, CSV, JSON, subtitles, a picture and a viewer.
 
     Goes on after a video that cannot be read; exit status 1 then. Results of another video of the
     same name stay: the new ones are called clip-2.
@@ -189,6 +258,7 @@ def detect(
 
         from lofi.figures.tables import detections_table
         from lofi.report import detections_figure
+        from lofi.viewer import write_viewer
 
         failed, videos = 0, list(dict.fromkeys(videos))
         names = output_names(videos, out)
@@ -206,6 +276,7 @@ def detect(
             with atomic_path(files[-1]) as picture:
                 figure.savefig(picture, dpi=110)
             pyplot.close(figure)
+            files.append(write_viewer(files[0].with_suffix(".html"), path, found))
             print(printable(f"{path}: {len(found)} detections, the best {min(top, len(found))}:"))
             print(detections_table(found[:top]).text())
             print(printable("wrote " + ", ".join(map(str, files))))

@@ -12,6 +12,7 @@ from html import escape
 from pathlib import Path
 from string import Template
 from typing import Any
+from urllib.parse import quote
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -33,6 +34,7 @@ from lofi.heads.maps import MapHead
 from lofi.heads.scaled import Standardise
 from lofi.training.methods import load_head, open_features, run_data, told
 from lofi.training.run_folder import read_metrics
+from lofi.viewer import write_viewer
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,15 @@ class Details:
     code: str
 
 
-Part = str | tables.Table | Picture | Details  # a string is a paragraph
+@dataclass(frozen=True)
+class Link:
+    """A line that leads to another page of the run, by a path relative to the report."""
+
+    text: str
+    path: str
+
+
+Part = str | tables.Table | Picture | Details | Link  # a string is a paragraph
 
 
 def write_report(path: str | Path, title: str, sections: Mapping[str, Sequence[Part]]) -> Path:
@@ -79,6 +89,8 @@ def _part(part: Part) -> str:
     match part:
         case str():
             return f"<p>{escape(part)}</p>"
+        case Link(text, path):
+            return f'<p><a href="{escape(quote(path))}">{escape(text)}</a></p>'
         case tables.Table():
             return part.html()
         case Details(summary, code):
@@ -95,7 +107,7 @@ def _part(part: Part) -> str:
                 f"<figcaption>{escape(caption)}</figcaption>\n</figure>"
             )
     kind = type(part).__name__
-    raise ValueError(f"a report is made of str, Table, Picture and Details, got {kind}")
+    raise ValueError(f"a report is made of str, Table, Picture, Details and Link, got {kind}")
 
 
 def thumbnails_of(path: str | Path, count: int = 10) -> tuple[np.ndarray, np.ndarray, float]:
@@ -266,6 +278,9 @@ def _timeline_parts(run_dir: Path, data: Datasets, methods: Sequence[str]) -> li
         figure = timelines.video_timeline(frames, times, rows, duration_s, top=3, title=video.id)
         text = "the three best detections of each method below the ground truth."
         parts.append(Picture(figure, f"Video {video.id}: {text}"))
+        page = f"viewer/{video.id}.html"
+        write_viewer(run_dir / page, video.path, list(rows.values())[-1], video.segments)
+        parts.append(Link(f"Play {video.id} with the detections of {list(rows)[-1]}", page))
     return parts
 
 

@@ -1,6 +1,7 @@
 """The whole procedure on a world of seconds: what it leaves, and in which shape."""
 
 import json
+import re
 from dataclasses import replace
 from html.parser import HTMLParser
 
@@ -71,6 +72,10 @@ def test_the_report_is_whole_and_needs_nothing_from_elsewhere(run):
     Collect().feed(page)
     assert len(images) >= 7
     assert all(i["src"].startswith("data:image/png;base64,") and i["alt"] for i in images)
+    viewers = re.findall(r'<a href="(viewer/[^"]+)"', page)
+    assert len(viewers) == 3
+    for viewer in viewers:
+        assert "</video>" in (out / "seed-0" / viewer).read_text()
 
 
 def test_methods_name_their_schedule_and_unknown_ones_are_refused():

@@ -22,7 +22,7 @@ LAYERS = [
     ["detection"],
     ["evaluation"],
     ["figures"],
-    ["experiment", "report"],
+    ["experiment", "report", "viewer"],
     ["notebook", "launch"],
     ["course"],
     ["commands"],

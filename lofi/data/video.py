@@ -82,6 +82,14 @@ def shortage(path: str | Path) -> str:
     return found if len(scan.stamps) < scan.declared else ""
 
 
+def start_s(path: str | Path) -> float:
+    """Where the container's clock stands at second 0 of this kit; browsers play by it. Mostly 0."""
+    import av
+
+    with av.open(file_identity(path)[0]) as container:
+        return max(0.0, (container.start_time or 0) / av.time_base)
+
+
 def verify(path: str | Path) -> str | None:
     """Decode a whole video: what is wrong with it, or None. VideoError: see `probe`."""
     scan = _scan(*file_identity(path))
