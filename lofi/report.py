@@ -31,7 +31,7 @@ from lofi.figures.tables import NAMES
 from lofi.files import write_text
 from lofi.heads.maps import MapHead
 from lofi.heads.scaled import Standardise
-from lofi.training.methods import load_head, open_features, run_data
+from lofi.training.methods import components, load_encoder, load_head, open_features, run_data
 from lofi.training.run_folder import read_metrics
 
 
@@ -196,7 +196,7 @@ def write_run_report(config: Config, run_dir: str | Path, results: dict[str, Any
         f"{results['seconds']:.0f} s. One seed shows the direction of an effect, not its size."
     )
     sections = {
-        "": [WHAT, about],
+        "": [WHAT, about, *_weights_parts(config, run_dir, methods)],
         "Results": [tables.results_table(results), CLASS_SOURCES, bars],
         "Training": _training_parts(run_dir, methods),
         "Timelines": _timeline_parts(run_dir, data, methods),
@@ -225,6 +225,16 @@ ALIKE = (
     "actions mean that the encoder tells inside from outside."
 )
 MAPS = "confidence of every (start, duration) pair, and start and end probability of each moment."
+
+
+def _weights_parts(config: Config, run_dir: Path, methods: Sequence[str]) -> list[Part]:
+    """Source and licence of every published weight file that an encoder of the run began with."""
+    named = [part for m in methods if m != "published" for part in components(m)]
+    origins = [load_encoder(config, run_dir, method)[0].origin for method in named]
+    found = {(o["weights_source"], o["weights_licence"]) for o in origins if "weights_source" in o}
+    return [
+        f"Published weights: {source}; licence: {licence}." for source, licence in sorted(found)
+    ]
 
 
 def _training_parts(run_dir: Path, methods: Sequence[str]) -> list[Part]:
