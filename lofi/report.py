@@ -231,10 +231,13 @@ def _weights_parts(config: Config, run_dir: Path, methods: Sequence[str]) -> lis
     """Source and licence of every published weight file that an encoder of the run began with."""
     named = [part for m in methods if m != "published" for part in components(m)]
     origins = [load_encoder(config, run_dir, method)[0].origin for method in named]
-    found = {(o["weights_source"], o["weights_licence"]) for o in origins if "weights_source" in o}
-    return [
-        f"Published weights: {source}; licence: {licence}." for source, licence in sorted(found)
-    ]
+    return sorted(
+        {
+            f"Published weights: {origin['weights_source']}; licence: {origin['weights_licence']}."
+            for origin in origins
+            if "weights_source" in origin
+        }
+    )
 
 
 def _training_parts(run_dir: Path, methods: Sequence[str]) -> list[Part]:

@@ -181,8 +181,9 @@ def test_a_run_uses_published_weights_as_they_are_or_trains_them(tmp_path, publi
     world = tmp_path / "world"
     write_world(world, replace(TINY, source_clips=(4, 4), videos=(2, 1)), seed=0)
     changes = {
-        "encoder": NAME, "weights": str(published), "data.world": str(world), "lofi.start": "weights",
-        "lofi.training.epochs": 1, "lofi.training.batch": 2, "full.snippets": 8, "full.pixels": 32,
+        "encoder": NAME, "weights": str(published), "data.world": str(world),
+        "lofi.start": "weights", "lofi.training.epochs": 1, "lofi.training.batch": 2,
+        "full.snippets": 8, "full.pixels": 32,
     }  # fmt: skip
     config = configs.override(configs.preset("tiny"), changes)
     result = STAGES["features"].run(config, tmp_path, "weights")

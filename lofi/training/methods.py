@@ -155,8 +155,9 @@ def unshifted(name: str) -> str:
 def start_encoder(config: Config, name: str = "") -> Encoder:
     """The encoder that stage 1 starts from: `config.weights`, or random weights from the seed.
 
-    Weights "pretrained" are those that an installed package carries (`pretrained_file`). `origin` on the encoder says where its weights come from; it is logged, and every later file
-    made from them carries it (lofi.md question 30). `name` is the architecture, "" = configured.
+    Weights "pretrained" are those that an installed package carries (`pretrained_file`). `origin`
+    on the encoder says where its weights come from; it is logged, and every later file made from
+    them carries it (lofi.md question 30). `name` is the architecture, "" = configured.
     Errors as in `load_weights` and `pretrained_file`.
     """
     encoder = build_encoder(name or config.encoder, seed=config.seed)
