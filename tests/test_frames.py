@@ -183,7 +183,7 @@ def test_a_run_uses_published_weights_as_they_are_or_trains_them(tmp_path, publi
     changes = {
         "encoder": NAME, "weights": str(published), "data.world": str(world),
         "lofi.start": "weights", "lofi.training.epochs": 1, "lofi.training.batch": 2,
-        "full.snippets": 8, "full.pixels": 24,
+        "full.snippets": 8, "full.pixels": 24, "full.frames": 2,
     }  # fmt: skip
     config = configs.override(configs.preset("tiny"), changes)
     result = STAGES["features"].run(config, tmp_path, "weights")

@@ -1,7 +1,7 @@
 """Encoders: from the frames of a snippet to one feature vector.
 
-`build_encoder(name)` makes one, `load_weights` and `save_encoder` move weights, `normalise`
-prepares frames, `freeze_batch_norm` and `freeze_until` decide what trains.
+`build_encoder(name)` makes one, `load_weights` and `save_encoder` move weights, `pretrained_file`
+finds those of an installed package, `normalise` prepares frames, `freeze_batch_norm` and `freeze_until` decide what trains.
 """
 
 import torch
@@ -51,7 +51,7 @@ def build_encoder(
             encoder = ResNet(name, _BLOCKS[size], bottleneck=size == "50", fold=fold)
     for module in encoder.modules():
         if isinstance(module, nn.Conv2d | nn.Conv3d):
-            fan = "fan_in" if module.groups > 1 else "fan_out"  # depthwise: both are k · k, but
-            # torch takes "fan_out" for that of all channels together
+            # Depthwise, both fans are k · k, but torch's "fan_out" counts all channels together.
+            fan = "fan_in" if module.groups > 1 else "fan_out"
             nn.init.kaiming_normal_(module.weight, mode=fan, generator=generator)
     return encoder
