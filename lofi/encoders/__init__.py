@@ -1,7 +1,8 @@
 """Encoders: from the frames of a snippet to one feature vector.
 
 `build_encoder(name)` makes one, `load_weights` and `save_encoder` move weights, `pretrained_file`
-finds those of an installed package, `normalise` prepares frames, `freeze_batch_norm` and `freeze_until` decide what trains.
+finds those of an installed package, `normalise` prepares frames, `freeze_batch_norm` and
+`freeze_until` decide what trains.
 """
 
 import torch
