@@ -210,7 +210,7 @@ class Config:
     encoder: str = "tsm-r18"
     full: Fidelity = field(default_factory=Fidelity)
     data: DataConfig = field(default_factory=DataConfig)
-    weights: str = ""  # file of published encoder weights to start from; "" = random
+    weights: str = ""  # file of published encoder weights, or "pretrained" (a package); "" = random
     acp: Optimisation = field(default_factory=Optimisation)
     acp_plus: Optimisation = field(default_factory=Optimisation)
     acp_plus_start: str = "acp"  # method whose encoder ACP+ continues; "weights" = the file above

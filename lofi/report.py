@@ -32,7 +32,14 @@ from lofi.figures.tables import NAMES
 from lofi.files import write_text
 from lofi.heads.maps import MapHead
 from lofi.heads.scaled import Standardise
-from lofi.training.methods import load_head, open_features, run_data, told
+from lofi.training.methods import (
+    components,
+    load_encoder,
+    load_head,
+    open_features,
+    run_data,
+    told,
+)
 from lofi.training.run_folder import read_metrics
 from lofi.viewer import write_viewer
 
@@ -210,7 +217,10 @@ def write_run_report(config: Config, run_dir: str | Path, results: dict[str, Any
         f"{results['seconds']:.0f} s. One seed shows the direction of an effect, not its size."
     )
     sections = {
-        "": [WHAT, about, *_left_out_parts(results)],
+        "": [
+            *(WHAT, about, *_left_out_parts(results)),
+            *_weights_parts(config, run_dir, methods),
+        ],
         "Results": [tables.results_table(results), CLASS_SOURCES, bars],
         "Training": _training_parts(run_dir, methods),
         "Timelines": _timeline_parts(run_dir, data, methods),
@@ -248,6 +258,19 @@ def _left_out_parts(results: Mapping[str, Any], most: int = 20) -> list[Part]:
     rows = [(r["item"], r["reason"], ", ".join(r["stages"])) for r in results["skipped"][:most]]
     table = tables.Table(("left out", "reason", "by"), tuple(rows))
     return [f"{told(results)}.", *[table] * bool(rows)]
+
+
+def _weights_parts(config: Config, run_dir: Path, methods: Sequence[str]) -> list[Part]:
+    """Source and licence of every published weight file that an encoder of the run began with."""
+    named = [part for m in methods if m != "published" for part in components(m)]
+    origins = [load_encoder(config, run_dir, method)[0].origin for method in named]
+    return sorted(
+        {
+            f"Published weights: {origin['weights_source']}; licence: {origin['weights_licence']}."
+            for origin in origins
+            if "weights_source" in origin
+        }
+    )
 
 
 def _training_parts(run_dir: Path, methods: Sequence[str]) -> list[Part]:

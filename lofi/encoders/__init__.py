@@ -1,7 +1,8 @@
 """Encoders: from the frames of a snippet to one feature vector.
 
-`build_encoder(name)` makes one, `load_weights` and `save_encoder` move weights, `normalise`
-prepares frames, `freeze_batch_norm` and `freeze_until` decide what trains.
+`build_encoder(name)` makes one, `load_weights` and `save_encoder` move weights, `pretrained_file`
+finds those of an installed package, `normalise` prepares frames, `freeze_batch_norm` and
+`freeze_until` decide what trains.
 """
 
 import torch
@@ -14,6 +15,7 @@ from lofi.encoders.base import (
     normalise,
     unfreeze_batch_norm,
 )
+from lofi.encoders.frames import EfficientNetLite, pretrained_file
 from lofi.encoders.r2plus1d import R2Plus1D
 from lofi.encoders.tsm import ResNet, temporal_shift
 from lofi.encoders.weights import LoadReport, encoder_hash, load_weights, save_encoder
@@ -21,7 +23,7 @@ from lofi.encoders.weights import LoadReport, encoder_hash, load_weights, save_e
 # tsm-*: shift of 1/8 + 1/8 of the channels (toy: 1/4 + 1/4); resnet-*: the same without shift,
 # which is what image pre-training (ICP) trains.
 ENCODERS = ("tsm-r18", "tsm-r34", "tsm-r50", "r2plus1d-18", "resnet-18", "resnet-34", "resnet-50")
-ENCODERS += ("tsm-toy", "resnet-toy")
+ENCODERS += ("efficientnet-lite0", "tsm-toy", "resnet-toy")
 _BLOCKS = {"18": (2, 2, 2, 2), "34": (3, 4, 6, 3), "50": (3, 4, 6, 3), "toy": (1, 1, 1)}
 
 
@@ -42,11 +44,15 @@ def build_encoder(
     with torch.random.fork_rng(devices=[]):  # torch's own initialisation draws numbers for nothing
         if family == "r2plus1d":
             encoder = R2Plus1D(name)
+        elif family == "efficientnet":
+            encoder = EfficientNetLite(name)
         elif size == "toy":
             encoder = ResNet(name, _BLOCKS[size], 16, fold=fold // 2, toy_stem=True)
         else:
             encoder = ResNet(name, _BLOCKS[size], bottleneck=size == "50", fold=fold)
     for module in encoder.modules():
         if isinstance(module, nn.Conv2d | nn.Conv3d):
-            nn.init.kaiming_normal_(module.weight, mode="fan_out", generator=generator)
+            # Depthwise, both fans are k · k, but torch's "fan_out" counts all channels together.
+            fan = "fan_in" if module.groups > 1 else "fan_out"
+            nn.init.kaiming_normal_(module.weight, mode=fan, generator=generator)
     return encoder

@@ -24,6 +24,8 @@ class Encoder(nn.Module):
         recompute: run the stem and each residual block again in the backward pass instead of
             keeping their activations (same gradients, about a third more time).
         origin: where the weights come from, in words; written into every file made from them.
+        source, licence: of the public weights that this network takes, "" if there are none;
+            `load_weights` sets them to those of the file.
         frozen_stage, frozen_batch_norm: read only; set by the two freezing functions below.
     """
 
@@ -34,6 +36,8 @@ class Encoder(nn.Module):
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
     recompute: bool = False
     origin: Mapping[str, str] = {}
+    source: str = ""
+    licence: str = ""
     frozen_stage: str | None = None
     frozen_batch_norm: str | None = None  # None | "statistics" | "affine" | "folded"
 
@@ -84,7 +88,8 @@ def convolve(convolution: nn.Module, norm: BatchNorm, x: Tensor) -> Tensor:
     offset = norm.bias - norm.running_mean * scale
     weight = convolution.weight * scale.view(-1, *[1] * (x.dim() - 1))
     apply = F.conv2d if x.dim() == 4 else F.conv3d
-    return apply(x, weight, offset, convolution.stride, convolution.padding)
+    shape = convolution.stride, convolution.padding, convolution.dilation, convolution.groups
+    return apply(x, weight, offset, *shape)
 
 
 def normalise(clip: Tensor, encoder: Encoder, dtype: torch.dtype | None = None) -> Tensor:

@@ -20,6 +20,7 @@ class R2Plus1D(Encoder):
     std = (0.22803, 0.22145, 0.216989)
     stages = ("stem", "layer1", "layer2", "layer3", "layer4")
     channels = 512
+    source, licence = "torchvision (Kinetics-400)", "BSD-3-Clause"
 
     def __init__(self, name: str = "r2plus1d-18") -> None:
         super().__init__()

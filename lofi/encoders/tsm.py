@@ -36,6 +36,8 @@ class ResNet(Encoder):
         super().__init__()
         kernel = 5 if toy_stem else 7
         self.name = name
+        if not toy_stem:
+            self.source, self.licence = "torchvision (ImageNet-1k)", "BSD-3-Clause"
         self.conv1 = nn.Conv2d(3, width, kernel, stride=2, padding=kernel // 2, bias=False)
         self.bn1 = BatchNorm(width)
         self.relu = nn.ReLU(inplace=True)

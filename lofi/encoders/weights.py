@@ -4,8 +4,10 @@ Key facts: loading and saving code of torchvision, mit-han-lab/temporal-shift-mo
 open-mmlab/mmaction2 and HumamAlwassel/TSP. Nothing but tensors is ever unpickled.
 """
 
+import functools
 import hashlib
 import logging
+import os
 import re
 import warnings
 from collections.abc import Mapping
@@ -16,11 +18,23 @@ import torch
 from torch import Tensor
 
 from lofi.encoders.base import Encoder
-from lofi.files import load_tensors, save_tensors
+from lofi.encoders.frames import SHA256, EfficientNetLite
+from lofi.files import load_tensors, save_tensors, sha256
 
 log = logging.getLogger(__name__)
 
 FORMAT, FORMAT_VERSION = "lofi-encoder", "1"
+
+# Source and licence of public files, by the first digits of their SHA-256 (torchvision names its
+# files so). Whatever else is loaded has an unknown licence.
+_IMAGENET, _BSD = ", torchvision (ImageNet-1k)", "BSD-3-Clause"
+PUBLIC = {
+    SHA256[:8]: (EfficientNetLite.source, EfficientNetLite.licence),
+    **{d: (f"resnet18-{d}.pth{_IMAGENET}", _BSD) for d in ("f37072fd", "5c106cde")},
+    **{d: (f"resnet34-{d}.pth{_IMAGENET}", _BSD) for d in ("b627a593", "333f7ec4")},
+    **{d: (f"resnet50-{d}.pth{_IMAGENET}", _BSD) for d in ("0676ba61", "19c8e357")},
+    "91a641e6": ("r2plus1d_18-91a641e6.pth, torchvision (Kinetics-400)", _BSD),
+}
 
 
 class LoadReport(NamedTuple):
@@ -71,7 +85,9 @@ def load_weights(encoder: Encoder, path: str | Path, strict: bool = True) -> Loa
     """Copy the weights of a file into the encoder, whatever the layout.
 
     Layouts: "lofi" (`save_encoder`), "torchvision", "tsm" (TSM's own Kinetics files), "mmaction2",
-    "tsp". A classification layer is left out. Nothing is copied when an error is raised.
+    "tsp", "efficientnet". A classification layer is left out. Nothing is copied when an error is
+    raised. `source` and `licence` of the encoder become those of the file; of files that are not
+    ours they are printed (logged as a warning), once.
 
     `strict` refuses a file that lacks tensors of the encoder or has others; False copies what fits
     in name and shape and reports the rest. FileNotFoundError, or ValueError: not a weight file,
@@ -99,7 +115,19 @@ def load_weights(encoder: Encoder, path: str | Path, strict: bool = True) -> Loa
         for name in matched:
             wanted[name].copy_(found[name])
     log.info("%s: %d tensors into %s (%s layout)", path, len(matched), encoder.name, layout)
+    encoder.source = origin.get("weights_source", "")
+    encoder.licence = origin.get("weights_licence", "")
+    if not origin:
+        unknown = path.name, "unknown: see where the file came from"
+        encoder.source, encoder.licence = PUBLIC.get(sha256(path)[:8], unknown)
+        _say_once(f"weights: {encoder.source}; licence: {encoder.licence}")
     return LoadReport(matched, missing, unexpected, layout, classifier, origin)
+
+
+@functools.cache
+def _say_once(line: str) -> None:
+    if os.environ.get("RANK", "0") == "0":  # of several processes the first
+        log.warning(line)
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -160,6 +188,7 @@ _LAYOUTS = (
     ("tsm", r"^base_model\.", ((r"^base_model\.", ""), (r"\.conv1\.net\.", ".conv1."))),
     ("mmaction2", r"conv1\.conv\.", _MMACTION),
     ("tsp", r"^features\.", ((r"^features\.", ""),)),
+    ("efficientnet", r"^_conv_stem\.", ((r"(^|\.)_", r"\1"),)),
 )
 
 

