@@ -75,7 +75,26 @@ class BMNConfig:
     best_anchor: bool = False  # as in `GTADConfig`
 
 
-HeadConfig = GTADConfig | BMNConfig  # a head is chosen by its kind
+@dataclass(frozen=True)
+class ActionFormerConfig:
+    """ActionFormer; the defaults are those released for THUMOS14 [spec]."""
+
+    kind: Literal["actionformer"] = "actionformer"
+    hidden: int = 512
+    heads: int = 4
+    window: tuple[int, int, int, int, int, int] = (19, 19, 19, 19, 19, 19)  # a level; 0 = all of it
+    max_steps: int = 2304  # of a training crop
+    positions: bool = False  # sinusoids
+    relative: bool = False  # learned bias inside a window
+    neck: Literal["identity", "fpn"] = "identity"
+    one_class: bool = False  # "an action": the classes come from elsewhere
+    drop_path: float = 0.1
+    first_count: float = 100.0  # positive points of a batch, where the running mean begins
+    regression_weight: float = 1.0
+    smoothing: float = 0.0
+
+
+HeadConfig = GTADConfig | BMNConfig | ActionFormerConfig  # a head is chosen by its kind
 
 
 @dataclass(frozen=True)
@@ -161,12 +180,17 @@ class PostProcessing:
 
     rule: Literal["gtad", "thumos", "bmn"] = "gtad"  # which cells of a map are proposals
     score: str = "cls*reg"  # product of cls, reg, start, end: released score fusion [spec]
-    suppression: Literal["gaussian", "bmn"] = "gaussian"  # soft-NMS
+    # Soft-NMS; of heads of points "per-class", or "joint" over all classes, then averaged.
+    suppression: Literal["gaussian", "bmn", "per-class", "joint"] = "gaussian"
     sigma: float = 0.84  # of the Gaussian [paper]; alpha of the bmn form
     top_k: int = 100  # proposals a video that survive [paper]
-    class_rule: Literal["anet", "hacs", "thumos"] = "anet"  # how class scores join
+    class_rule: Literal["anet", "hacs", "thumos", "sqrt"] = "anet"  # how class scores join
     classes_per_video: int = 2  # [spec]
     include_video_end: bool = False  # released code cannot propose up to the last snippet [spec]
+    min_score: float = 0.001  # points below are no candidates, also after soft-NMS [spec]
+    candidates: int = 2000  # points of a level [spec]
+    shortest: float = 0.05  # steps that a segment of a point has to exceed [spec]
+    voting: float = 0.7  # "joint": tIoU from which candidates move a chosen segment; 0 = off [spec]
     shared_classes: str = ""  # external score file, or the method whose features give the classes
 
     def __post_init__(self) -> None:
