@@ -199,6 +199,65 @@ def soft_nms_bmn(
     return _like(segments, spans), _like(scores, kept[best_first])
 
 
+def soft_nms_classes(
+    segments: np.ndarray, scores: np.ndarray, labels: np.ndarray, sigma: float, top_k: int,
+    min_score: float = 0.0,
+) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
+    """Gaussian soft-NMS of every class by itself, as released with ActionFormer: in float32.
+
+    1e-6 is added to lengths in the tIoU; a candidate leaves when its score falls below `min_score`.
+    All classes pick at once, each its first best row.
+
+    Args:
+        segments: (N, 2) float32; scores: (N,) float32; labels: (N,) integers.
+        top_k: picks of a class.
+    Returns:
+        rows (M,) picked, class after class and best first, and their decayed scores (M,) float32.
+    """
+    row = np.argsort(labels, kind="stable")
+    row = row[scores[row] >= min_score]
+    live, (start, end) = scores[row].astype(np.float32), segments[row].astype(np.float32).T
+    length, group = end - start + np.float32(1e-6), labels[row]
+    picked: list[tuple[np.ndarray, np.ndarray]] = []
+    while len(row) and len(picked) < top_k:
+        first = np.flatnonzero(np.diff(group, prepend=group[0] - 1))  # of each class
+        counts = np.diff(first, append=len(row))
+        best = np.flatnonzero(live == np.repeat(np.maximum.reduceat(live, first), counts))
+        best = best[np.diff(group[best], prepend=group[0] - 1) != 0]
+        picked.append((row[best], live[best]))
+        mine = np.repeat(best, counts)
+        overlap = np.minimum(end, end[mine]) - np.maximum(start, start[mine])
+        near = np.flatnonzero(overlap > 0)
+        overlap = overlap[near]
+        tiou = overlap / (length[mine[near]] + length[near] - overlap)
+        # exp in float64, rounded: what a correctly rounded float32 exp gives
+        live[near] *= np.exp(-(tiou * tiou) / np.float32(sigma), dtype=np.float64).astype("f4")
+        live[best] = -1
+        kept = live >= max(min_score, 0)
+        if not kept.all():
+            row, live, start, end, length, group = (
+                part[kept] for part in (row, live, start, end, length, group)
+            )
+    rows, values = (np.concatenate(part) for part in zip(*picked)) if picked else (row, live)
+    order = np.argsort(labels[rows], kind="stable")
+    return rows[order], values[order]
+
+
+def average_segments(
+    chosen: np.ndarray, segments: np.ndarray, scores: np.ndarray, tiou: float
+) -> np.ndarray:
+    """Mean of the segments that overlap a chosen one by `tiou` or more, weighted by score · tIoU.
+
+    (M, 2) chosen among (N, 2) segments of positive length, with (N,) scores before any decay.
+    """
+    low = np.maximum(chosen[:, None, 0], segments[:, 0])
+    high = np.minimum(chosen[:, None, 1], segments[:, 1])
+    overlap = (high - low).clip(0)
+    overlap = overlap / (np.diff(chosen) + np.diff(segments)[:, 0] - overlap)
+    weights = (overlap >= tiou) * scores * overlap
+    return (weights / weights.sum(1, keepdims=True)) @ segments
+
+
 def _checked(segments: Any, scores: Any) -> tuple[np.ndarray, np.ndarray]:
     """Both inputs as float64 arrays, shapes and finiteness checked."""
     spans, values = (

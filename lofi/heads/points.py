@@ -13,11 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
 
 from lofi.config import PostProcessing
 from lofi.data.annotations import Video
 from lofi.data.snippets import Grid
-from lofi.heads.base import Head, Proposals, collate_targets
+from lofi.heads.base import Head, Proposals
 
 RADIUS = 1.5  # strides around the middle of a segment where its points lie
 FINEST = 4  # steps: level l finds segments whose farther end is 2 · 2^l to 4 · 2^l steps away
@@ -107,11 +108,12 @@ class PointHead(Head):
 
     def collate(self, targets: Sequence[PointTargets]) -> PointTargets:
         """Stack the targets of videos of any lengths, zeros behind the ends of the shorter ones."""
-        collate_targets([PointTargets((), ())] * len(targets))  # refuses none at all
+        if not targets:
+            raise ValueError("no targets to collate, expected at least one video")
         return PointTargets(
             *(
                 tuple(
-                    torch.nn.utils.rnn.pad_sequence(level, batch_first=True)
+                    pad_sequence(level, batch_first=True)
                     for level in zip(*parts, strict=True)
                 )
                 for parts in zip(*targets, strict=True)
