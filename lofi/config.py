@@ -108,10 +108,13 @@ class Optimisation:
     momentum: float = 0.0
     nesterov: bool = False
     weight_decay: float = 1e-4
+    decay_on: Literal["all", "weights"] = "all"  # "weights": of convolutions and linear layers
     schedule: Literal["step", "cosine"] = "step"
     decay_every: int = 5  # epochs, "step" only
     decay: float = 0.5  # factor, "step" only
     warmup: int = 0  # iterations of linear warm-up
+    warmup_epochs: int = 0  # added to them
+    ema: float = 0.0  # > 0: the stage ends with this moving average of the weights
     clip: float = 0.0  # largest gradient norm; 0 = no clipping
     augment: Literal["none", "geometric", "colour"] = "geometric"  # "colour" adds to "geometric"
 
@@ -191,6 +194,9 @@ class PostProcessing:
     candidates: int = 2000  # points of a level [spec]
     shortest: float = 0.05  # steps that a segment of a point has to exceed [spec]
     voting: float = 0.7  # "joint": tIoU from which candidates move a chosen segment; 0 = off [spec]
+    # Who names the class: a classifier of whole videos (and, beside it, shared and true classes),
+    # one of each proposal, a score file, the head itself, or the truth.
+    classes: Literal["external", "video", "segment", "own", "oracle"] = "video"
     shared_classes: str = ""  # external score file, or the method whose features give the classes
 
     def __post_init__(self) -> None:
@@ -215,7 +221,8 @@ class PostProcessing:
 
     def to_json(self) -> dict[str, Any]:
         """What changes a number, for files and reports."""
-        return {k: v for k, v in dataclasses.asdict(self).items() if k != "shared_classes"}
+        where = ("classes", "shared_classes")  # their source is said beside them
+        return {k: v for k, v in dataclasses.asdict(self).items() if k not in where}
 
     def __str__(self) -> str:
         end = ", video end allowed" if self.include_video_end else ""

@@ -81,12 +81,10 @@ class Case:
     def grid(self, i: int) -> Grid:
         """Rows of video i in time; fractional strides are those of resized videos."""
         model, steps = self.model, self.model["lengths"][i]
-        stride, window, fps = (
-            float(model[k]) for k in ("feat_stride", "feat_num_frames", "fps")
-        )
+        stride, window, fps = (float(model[k]) for k in ("feat_stride", "feat_num_frames", "fps"))
         if not stride.is_integer():
             return Grid.whole(steps, steps * stride / fps)
-        frames = round((steps * stride + window - stride))
+        frames = round(steps * stride + window - stride)
         return Grid.strided(steps, int(stride), fps, frames, (window - stride) / 2 / fps)
 
     def video(self, i: int) -> Video:

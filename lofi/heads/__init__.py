@@ -19,7 +19,6 @@ from lofi.heads.base import (
 from lofi.heads.bmn import BMN
 from lofi.heads.gtad import GTAD
 from lofi.heads.maps import Maps, Targets, draw, loss, loss_statistics, targets, valid_mask
-
 from lofi.heads.points import PointHead, Points, PointTargets
 
 

@@ -93,7 +93,8 @@ class ActionFormer(PointHead):
         """(B, C, T), (B, T) bool → `Points` of ⌈T / 2^l⌉ steps.
 
         A video's points do not depend on how far it is padded: behind its end lie as many steps as
-        the released padding to `max_steps` would let it see. `draws`: as `draws` makes them; without, no branch is left out.
+        the released padding to `max_steps` would let it see. `draws`: as `self.draws` makes them;
+        without, no branch is left out.
         """
         if features.ndim != 3 or features.shape[1] != self.channels or not features.shape[2]:
             expected = f"(videos, {self.channels}, steps)"

@@ -112,10 +112,7 @@ class PointHead(Head):
             raise ValueError("no targets to collate, expected at least one video")
         return PointTargets(
             *(
-                tuple(
-                    pad_sequence(level, batch_first=True)
-                    for level in zip(*parts, strict=True)
-                )
+                tuple(pad_sequence(level, batch_first=True) for level in zip(*parts, strict=True))
                 for parts in zip(*targets, strict=True)
             )
         )
