@@ -206,8 +206,9 @@ def detect_stage(
     """Stage `detect`: detections of all test videos under each source of classes.
 
     Writes <run>/<method>/detections/{shared,own,oracle}.{json,csv} (head where the head itself
-    tells classes) and srt/<video>.srt; several processes share the videos. Shared classes need the features of another method, or a score file:
-    where neither is there they are left out, with a warning that says how to get them.
+    tells classes) and srt/<video>.srt; several processes share the videos. Shared classes need the
+    features of another method, or a score file: where neither is there they are left out, with a
+    warning that says how to get them.
     """
     method = method or methods.default_method(config)
     data = methods.run_data(config, run_dir)

@@ -121,9 +121,9 @@ class PointHead(Head):
         self, targets: PointTargets, draws: Tensor, reduce: Callable[[Tensor], Tensor] | None = None
     ) -> PointStatistics:
         """The running count, which this batch moves on in training mode."""
-        found = sum((level.sum(-1) > 0).sum() for level in targets.classes).double().cpu()
+        found = sum((level.sum(-1) > 0).sum() for level in targets.classes).double()
         found = reduce(found) if reduce else found
-        count = self.count.cpu() * MEMORY + (1 - MEMORY) * found.clamp(min=1)
+        count = self.count * MEMORY + (1 - MEMORY) * found.clamp(min=1).to(self.count.device)
         if self.training:
             self.count.copy_(count)
         return PointStatistics(count)
@@ -132,17 +132,14 @@ class PointHead(Head):
         self, outputs: Points, targets: PointTargets, statistics: PointStatistics, draws: Tensor
     ) -> dict[str, Tensor]:
         """Focal loss of the classes and DIoU loss of the segments, both over the running count."""
-        inside = torch.cat(outputs.masks, 1)
-        logits = torch.cat(outputs.logits, 1)[inside]
-        offsets = torch.cat(outputs.offsets, 1)[inside]
+        parts = (*outputs, *targets)
+        logits, offsets, inside, truth, wanted = (torch.cat(levels, 1) for levels in parts)
         logits, offsets = (x if x.dtype == torch.float64 else x.float() for x in (logits, offsets))
-        truth = torch.cat(targets.classes, 1)[inside].to(logits.dtype)
-        wanted = torch.cat(targets.offsets, 1)[inside].to(logits.dtype)
-        positive = truth.sum(-1) > 0
-        share = self.smoothing / (truth.shape[-1] + 1)
-        count = statistics.count.to(logits)
-        classes = focal_loss(logits, truth * (1 - self.smoothing) + share) / count
-        regression = diou_loss(offsets[positive], wanted[positive]) / count
+        count, truth = statistics.count.to(logits), truth.to(logits.dtype)
+        smooth = truth * (1 - self.smoothing) + self.smoothing / (truth.shape[-1] + 1)
+        classes = (focal_loss(logits, smooth) * inside[..., None]).sum() / count
+        positive = inside & (truth.sum(-1) > 0)
+        regression = (diou_loss(offsets, wanted.to(logits.dtype)) * positive).sum() / count
         loss = classes + self.regression_weight * regression
         return {"loss": loss, "classes": classes, "regression": regression}
 
@@ -210,19 +207,19 @@ def point_targets(
 
 
 def focal_loss(logits: Tensor, truth: Tensor) -> Tensor:
-    """Sum of the sigmoid focal loss over all entries; `truth` may be soft."""
+    """Sigmoid focal loss of every entry; `truth` may be soft."""
     p = logits.sigmoid()
     entropy = F.binary_cross_entropy_with_logits(logits, truth, reduction="none")
     wrong = p + truth - 2 * p * truth  # 1 − the probability of the truth
     weight = ALPHA * truth + (1 - ALPHA) * (1 - truth)
-    return (weight * entropy * wrong**GAMMA).sum()
+    return weight * entropy * wrong**GAMMA
 
 
 def diou_loss(offsets: Tensor, wanted: Tensor) -> Tensor:
-    """Sum of 1 − IoU + (distance of the middles / enclosing length)², for (N, 2) distances."""
-    overlap = torch.minimum(offsets, wanted).sum(1)
-    union = offsets.sum(1) + wanted.sum(1) - overlap
-    around = torch.maximum(offsets, wanted).sum(1)
-    apart = 0.5 * (offsets[:, 1] - offsets[:, 0] - wanted[:, 1] + wanted[:, 0])
+    """1 − IoU + (distance of the middles / enclosing length)², for (…, 2) distances."""
+    overlap = torch.minimum(offsets, wanted).sum(-1)
+    union = offsets.sum(-1) + wanted.sum(-1) - overlap
+    around = torch.maximum(offsets, wanted).sum(-1)
+    apart = 0.5 * (offsets.diff(dim=-1) - wanted.diff(dim=-1))[..., 0]
     iou = overlap / union.clamp(min=EPSILON)
-    return (1 - iou + (apart / around.clamp(min=EPSILON)).square()).sum()
+    return 1 - iou + (apart / around.clamp(min=EPSILON)).square()
