@@ -8,13 +8,14 @@ is true.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from lofi.heads.points import PointHead, Points
 
@@ -107,7 +108,8 @@ class ActionFormer(PointHead):
         if mask is None:
             mask = features.new_ones((videos, steps), dtype=torch.bool)
         inside = F.pad(mask, (0, padded - steps))[:, :, None]
-        x = F.pad(features, (0, padded - steps)).transpose(1, 2)
+        x = features if padded == steps else F.pad(features, (0, padded - steps))
+        x = x.transpose(1, 2)
         masks = [inside[:, :: 2**level] for level in range(self.levels)]
         drops = self._drops(draws) if self.training and draws is not None else None
         pyramid = self._neck(self._pyramid(x, masks, whole, drops), masks)
@@ -226,7 +228,56 @@ class Convolution(nn.Module):
         self.conv = nn.Conv1d(channels, out, kernel, padding=kernel // 2, bias=bias)
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        return self.conv(x.transpose(1, 2)).transpose(1, 2) * mask
+        if self.conv.kernel_size == (1,):
+            return pointwise(x, self.conv) * mask
+        y = _ThreeTaps.apply(x, self.conv.weight)
+        return (y if self.conv.bias is None else y + self.conv.bias) * mask
+
+
+class _ThreeTaps(torch.autograd.Function):
+    """(B, T, in) with (out, in, 3) → (B, T, out) as matrix products, a row of zeros at both ends.
+
+    Copies neither the features nor, a time each tap, anything as large; saves only its input.
+    """
+
+    @staticmethod
+    def forward(ctx, x, weight):
+        ctx.save_for_backward(x, weight)
+        return _taps(x, weight.permute(2, 1, 0).contiguous().to(x.dtype))
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad):
+        x, weight = ctx.saved_tensors
+        grad = grad.contiguous()
+        given = wanted = None
+        if ctx.needs_input_grad[0]:
+            given = _taps(grad, weight.permute(2, 0, 1).flip(0).contiguous().to(grad.dtype))
+        if ctx.needs_input_grad[1]:
+            wanted = weight.new_zeros((3, *weight.shape[:2]))
+            for y, features in zip(grad.transpose(1, 2), x.to(grad.dtype)):
+                wanted[0].addmm_(y[:, 1:], features[:-1])
+                wanted[1].addmm_(y, features)
+                wanted[2].addmm_(y[:, :-1], features[1:])
+            wanted = wanted.permute(1, 2, 0)
+        return given, wanted
+
+
+def _taps(x: Tensor, weights: Tensor) -> Tensor:
+    """Sum of x one step before, here and one step behind, (B, T, in), times (3, in, out)."""
+    before, here, behind = (w.expand(len(x), -1, -1) for w in weights)
+    y = x @ here
+    y[:, 1:].baddbmm_(x[:, :-1], before)
+    y[:, :-1].baddbmm_(x[:, 1:], behind)
+    return y
+
+
+def light(function: Callable[[Tensor], Tensor], *given: Tensor) -> Tensor:
+    """function(*given), of which only `given` waits for the backward pass.
+
+    What lies before its last product is computed again there, the product itself is not.
+    """
+    return checkpoint(function, *given, use_reentrant=False, preserve_rng_state=False)
 
 
 class Depthwise(nn.Module):
@@ -269,26 +320,30 @@ class Attention(nn.Module):
         if relative and window > 1:
             self.rel_pe = nn.Parameter(torch.zeros(1, 1, heads, window))
 
-    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        """(B, T, D) → (B, T / stride, D); `mask` is that of the result."""
+    def forward(self, x: Tensor, mask: Tensor, scale: Tensor) -> Tensor:
+        """(B, T, D) → (B, T / stride, D) times `scale` (D,); `mask` is that of the result."""
         kinds = ("query", "key", "value")
         q, k, v = (self._kind(x, mask, kind).unflatten(2, (self.heads, -1)) for kind in kinds)
         q, k, v = (part.transpose(1, 2) for part in (q, k, v))  # (B, H, T, D / H)
         if self.window > 1:
             bias = self.rel_pe[0, 0] if hasattr(self, "rel_pe") else None
-            y = window_attention(q, k, v, mask[:, :, 0], self.window // 2, bias)
+            y = light(window_attention, q, k, v, mask[:, :, 0], self.window // 2, bias)
         else:
             y = F.scaled_dot_product_attention(q, k, v, mask.transpose(1, 2)[:, None])
-        return pointwise(y.transpose(1, 2).flatten(2), self.proj) * mask
+        return pointwise(y.transpose(1, 2).flatten(2), self.proj, scale) * mask
 
     def _kind(self, x: Tensor, mask: Tensor, kind: str) -> Tensor:
         convolution, norm = getattr(self, f"{kind}_conv"), getattr(self, f"{kind}_norm")
-        return pointwise(norm(convolution(x) * mask), getattr(self, kind))
+        linear = getattr(self, kind)
+        return light(lambda y: pointwise(norm(y), linear), convolution(x) * mask)
 
 
-def pointwise(x: Tensor, convolution: nn.Conv1d) -> Tensor:
-    """A 1x1 convolution on rows: (..., in) → (..., out)."""
-    return F.linear(x, convolution.weight[:, :, 0], convolution.bias)
+def pointwise(x: Tensor, convolution: nn.Conv1d, scale: Tensor | None = None) -> Tensor:
+    """A 1x1 convolution on rows, times `scale` (out,): (..., in) → (..., out)."""
+    weight, bias = convolution.weight[:, :, 0], convolution.bias
+    if scale is not None:  # scaling the weights keeps no copy of the product
+        weight, bias = weight * scale[:, None], bias * scale
+    return F.linear(x, weight, bias)
 
 
 def window_attention(
@@ -337,14 +392,11 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor, *drops: Tensor | None) -> Tensor:
         """(B, T, D) → (B, T / stride, D); `mask` is that of the result."""
-        y = self.attn(self.ln1(x), mask)
+        first, second = (path.scale.flatten() for path in (self.drop_path_attn, self.drop_path_mlp))
+        y = self.attn(self.ln1(x), mask, first)
         if self.stride > 1:  # padded steps are 0 and may win: as released
             x = F.max_pool1d(x.transpose(1, 2), 3, self.stride, 1).transpose(1, 2)
-        x = x * mask + self._path(y, self.drop_path_attn, drops[0])
-        y = pointwise(F.gelu(pointwise(self.ln2(x), self.mlp[0])), self.mlp[3]) * mask
-        return x + self._path(y, self.drop_path_mlp, drops[1])
-
-    @staticmethod
-    def _path(y: Tensor, scale: Scale, drop: Tensor | None) -> Tensor:
-        y = y * scale.scale.flatten()
-        return y if drop is None else y * drop
+        x = x * mask + (y if drops[0] is None else y * drops[0])
+        y = light(lambda x: pointwise(self.ln2(x), self.mlp[0]), x)
+        y = light(lambda y: pointwise(F.gelu(y), self.mlp[3], second), y) * mask
+        return x + (y if drops[1] is None else y * drops[1])
