@@ -219,25 +219,38 @@ def soft_nms_classes(
     live, (start, end) = scores[row].astype(np.float32), segments[row].astype(np.float32).T
     length, group = end - start + np.float32(1e-6), labels[row]
     picked: list[tuple[np.ndarray, np.ndarray]] = []
+    gone = len(row)  # rows that have left, marked by -1, since they were last taken out
     while len(row) and len(picked) < top_k:
-        first = np.flatnonzero(np.diff(group, prepend=group[0] - 1))  # of each class
-        counts = np.diff(first, append=len(row))
-        best = np.flatnonzero(live == np.repeat(np.maximum.reduceat(live, first), counts))
-        best = best[np.diff(group[best], prepend=group[0] - 1) != 0]
-        picked.append((row[best], live[best]))
-        mine = np.repeat(best, counts)
+        if 4 * gone >= len(row):
+            kept, gone = live >= 0, 0
+            parts = (row, live, start, end, length, group)
+            row, live, start, end, length, group = (part[kept] for part in parts)
+            first = np.flatnonzero(np.diff(group, prepend=-1))  # of each class
+            counts = np.diff(first, append=len(row))
+            if not len(row):
+                break
+        if len(first) == 1:
+            best = mine = live.argmax(keepdims=True)
+        else:
+            best = np.flatnonzero(live == np.repeat(np.maximum.reduceat(live, first), counts))
+            best = best[np.diff(group[best], prepend=-1) != 0]
+            mine = np.repeat(best, counts)
+        chosen = best[live[best] >= 0]
+        picked.append((row[chosen], live[chosen]))
         overlap = np.minimum(end, end[mine]) - np.maximum(start, start[mine])
-        near = np.flatnonzero(overlap > 0)
+        near = np.flatnonzero((overlap > 0) & (live >= 0) & (live[mine] >= 0))
         overlap = overlap[near]
-        tiou = overlap / (length[mine[near]] + length[near] - overlap)
+        size = length[mine] if len(mine) == 1 else length[mine[near]]
+        tiou = overlap / (size + length[near] - overlap)
         # exp in float64, rounded: what a correctly rounded float32 exp gives
-        live[near] *= np.exp(-(tiou * tiou) / np.float32(sigma), dtype=np.float64).astype("f4")
-        live[best] = -1
-        kept = live >= max(min_score, 0)
-        if not kept.all():
-            row, live, start, end, length, group = (
-                part[kept] for part in (row, live, start, end, length, group)
-            )
+        factor = np.exp(-(tiou * tiou) / np.float32(sigma), dtype=np.float64)
+        decayed = live[near] * factor.astype(np.float32)
+        decayed[decayed < min_score] = -1
+        live[near] = decayed
+        live[chosen] = -1
+        gone += len(chosen) + np.count_nonzero(decayed < 0)
+        if not len(chosen):
+            break
     rows, values = (np.concatenate(part) for part in zip(*picked)) if picked else (row, live)
     order = np.argsort(labels[rows], kind="stable")
     return rows[order], values[order]
