@@ -229,6 +229,10 @@ class PostProcessing:
         count = 1 if self.class_rule == "hacs" else self.classes_per_video
         nms = f"{self.suppression} soft-NMS {self.sigma:g}, top {self.top_k}"
         proposals = f"{self.rule} proposals scored {self.score}{end}"
+        if self.suppression in ("per-class", "joint"):
+            proposals = f"points of {self.min_score:g} or more, longer than {self.shortest:g} steps"
+        if self.classes == "own":
+            return f"{proposals}; {nms}; classes of the head"
         return f"{proposals}; {nms}; classes {self.class_rule} x {count}"
 
 

@@ -246,6 +246,7 @@ def test_a_video_without_steps_gives_finite_gradients_and_no_candidate():
     with torch.no_grad():
         nothing = head.decode(part_of(outputs, slice(1, 2)), grid, post)
     assert len(suppress([nothing], post).scores) == 0
+    assert len(suppress([nothing], PostProcessing()).scores) == 0
 
 
 def test_whole_videos_longer_than_in_training_stretch_their_positions():

@@ -37,6 +37,8 @@ def suppress(windows: Sequence[Proposals], post: PostProcessing, joined: bool = 
     if post.suppression in ("per-class", "joint"):
         return suppress_points(table, post)
     if not len(table.scores):
+        if table.grid is not None:  # no point is sure enough: nothing is found
+            return table
         raise ValueError("no cell of the maps is a proposal; use more snippets")
     if post.suppression == "bmn":  # its limits count in shares of the video
         shares = table.cells / table.steps

@@ -184,7 +184,7 @@ def _training_items(
         if not stride:
             items.append((video, head_inputs(whole, steps, stride)[0]))
             continue
-        head_inputs(whole, steps, stride)  # refuses another distance between the steps
+        head_inputs(whole, steps, stride, resizes)  # refuses another distance between the steps
         if not resizes:
             items.append((video, whole))
             continue
