@@ -197,7 +197,8 @@ class PostProcessing:
     # Who names the class: a classifier of whole videos (and, beside it, shared and true classes),
     # one of each proposal, a score file, the head itself, or the truth.
     classes: Literal["external", "video", "segment", "own", "oracle"] = "video"
-    shared_classes: str = ""  # external score file, or the method whose features give the classes
+    # External score file, or the method whose features give the classes; "" = each its own.
+    shared_classes: str = ""
 
     def __post_init__(self) -> None:
         _check_choices(self)

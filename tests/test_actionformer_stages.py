@@ -100,3 +100,14 @@ def test_memory_of_joint_training_is_predicted():
     assert short.peak_bytes < long.peak_bytes and exact.peak_bytes < long.peak_bytes
     assert long.head == "ActionFormer"
     assert torch.isfinite(torch.tensor(float(long.flops)))
+
+
+def test_a_head_of_one_class_cannot_name_classes(config, tmp_path):
+    few = {"head.one_class": True, "head_training.epochs": 1, "head_training.batch": 18}
+    blind = configs.override(config, few)
+    train_head(blind, tmp_path)
+    with pytest.raises(ValueError, match="have no classes of the head"):
+        detect_stage(blind, tmp_path)
+    sqrt = {"detect.classes": "video", "detect.suppression": "joint", "detect.class_rule": "sqrt"}
+    written = detect_stage(configs.override(blind, sqrt), tmp_path)
+    assert {"own", "oracle"} <= set(written)

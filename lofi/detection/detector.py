@@ -106,7 +106,8 @@ class Detector:
         features, info = video_features(self.config, self.encoder, path)
         if self.config.detect.classes == "own":
             kept = propose(self.config, self.head, features)
-            return own_detections(kept, info.duration_s, self.head.classes, self.config.detect)
+            names = getattr(self.head.head, "names", ())
+            return own_detections(kept, info.duration_s, names, self.config.detect)
         classes = self.classifier.predict(features.values), self.classifier.names
         kept = propose(self.config, self.head, features)
         found = detections(kept, info.duration_s, self.config.detect, *classes)
@@ -185,7 +186,7 @@ def video_classes(
     """
     if kind == "oracle":
         return true_classes(data.test)
-    source = config.detect.shared_classes if kind == "shared" else method
+    source = (kind == "shared" and config.detect.shared_classes) or method
     if kind == "shared" and is_class_file(source):
         return read_video_classes(source)
     train_classifier(config, run_dir, source)
@@ -237,7 +238,8 @@ def detect_stage(
         found, filled = {}, 0
         for key, proposals in kept.items():
             if own:
-                found[key] = own_detections(proposals, seconds[key], head.classes, config.detect)
+                names = getattr(head.head, "names", ())
+                found[key] = own_detections(proposals, seconds[key], names, config.detect)
                 continue
             source = classes[kind]
             if key not in source.scores:  # an external file may lack videos

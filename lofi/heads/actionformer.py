@@ -81,7 +81,7 @@ class ActionFormer(PointHead):
             self.neck.fpn_convs = _list(Depthwise(hidden) for _ in windows)
         self.neck.fpn_norms = _list(Norm(hidden) for _ in windows)
         self.cls_head, self.reg_head = Tower(hidden), Tower(hidden)
-        self.cls_head.cls_head = Convolution(hidden, len(self.names))
+        self.cls_head.cls_head = Convolution(hidden, len(self.names) or 1)
         nn.init.constant_(self.cls_head.cls_head.conv.bias, -math.log((1 - PRIOR) / PRIOR))
         self.reg_head.offset_head = Convolution(hidden, 2)
         self.reg_head.scale = _list(Scale() for _ in windows)

@@ -54,7 +54,7 @@ class PointHead(Head):
     """A head whose outputs are `Points`; a new one adds its networks and the number of levels.
 
     Args:
-        classes: K, labels are then numbers; or the labels of the classes. 1 stands for every label.
+        classes: the labels of the classes; or K, labels are then numbers, and 1 is any label.
         first_count: where the running number of positive points begins. It belongs to the state:
             `statistics` moves it on, once a training step.
         regression_weight: of the distances in the loss.
@@ -70,8 +70,9 @@ class PointHead(Head):
         smoothing: float,
     ) -> None:  # fmt: skip
         super().__init__()
-        self.names = tuple(map(str, range(classes) if isinstance(classes, int) else classes))
-        if not self.names:
+        numbers = range(classes) if isinstance(classes, int) and classes != 1 else ()
+        self.names = tuple(map(str, numbers if isinstance(classes, int) else classes))
+        if not (self.names or classes == 1):
             raise ValueError("a head of points needs at least one class, got none")
         self.regression_weight, self.smoothing = regression_weight, smoothing
         self.register_buffer("count", torch.tensor(float(first_count), dtype=torch.float64))
@@ -84,7 +85,7 @@ class PointHead(Head):
         """
         kept: list[tuple[float, float, int]] = []
         for segment in video.segments:
-            label = 0 if len(self.names) == 1 else self._class_of(segment.label, video.id)
+            label = self._class_of(segment.label, video.id) if self.names else 0
             found = segment.start_s, segment.end_s, label
             repeated = any(
                 label == other[2] and max(abs(found[0] - other[0]), abs(found[1] - other[1])) < SAME
@@ -94,7 +95,7 @@ class PointHead(Head):
                 kept.append(found)
         rows = np.array(kept, np.float64).reshape(-1, 3)
         steps = (rows[:, :2] / grid.step_s - 0.5).astype(np.float32)
-        sizes = grid.steps, self.levels, len(self.names)
+        sizes = grid.steps, self.levels, len(self.names) or 1
         made = point_targets(steps, rows[:, 2].astype(int), *sizes)
         inside = torch.from_numpy(grid.inside())
         masks = [inside[:: 2**level, None] for level in range(self.levels)]

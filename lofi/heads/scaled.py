@@ -38,10 +38,10 @@ class ScaledHead(nn.Module):
     """Input statistics and the head behind them, as stages 2 and 3 train them."""
 
     def __init__(
-        self, config: HeadConfig, channels: int, classes: Sequence[str] = (), seed: int = 0
+        self, config: HeadConfig, channels: int, classes: int | Sequence[str] = 0, seed: int = 0
     ):  # fmt: skip
         super().__init__()
-        self.config, self.classes = config, tuple(classes)
+        self.config, self.classes = config, classes  # see `build_head`
         self.standardise = Standardise(channels)
         self.head = build_head(config, channels, classes, seed)
 
@@ -79,7 +79,6 @@ class ScaledHead(nn.Module):
             if (found := json.loads(metadata["head"])) != json.loads(json.dumps(asdict(config))):
                 raise ValueError(f"trained as {found}, expected {asdict(config)}")
             classes = json.loads(metadata["classes"])
-            classes = () if isinstance(classes, int) else classes  # of older files
             scaled = ScaledHead(config, int(metadata["channels"]), classes)
             scaled.load_state_dict(tensors)
         except (SafetensorError, OSError, ValueError, KeyError, RuntimeError) as error:

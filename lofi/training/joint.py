@@ -105,7 +105,7 @@ class JointTraining:
 
     def __init__(
         self, config: Config, encoder: Encoder, items: Sequence[tuple[Video, Grid | None]],
-        classes: Sequence[str], reader: ClipReader, run: RunFolder, device: str = "cpu",
+        classes: int | Sequence[str], reader: ClipReader, run: RunFolder, device: str = "cpu",
     ):  # fmt: skip
         self.config, self.encoder, self.items = config, encoder, items
         self.reader, self.run, self.device = reader, run, device
