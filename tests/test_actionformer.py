@@ -371,3 +371,12 @@ def test_bad_options_and_input_are_refused():
         small()(torch.zeros(1, 7, 20))
     with pytest.raises(ValueError, match="at least one class"):
         ActionFormer(8, 0)
+
+
+def test_bfloat16_autocast_stays_near_float32():
+    head, x = small(), torch.randn(2, 8, 20)
+    with torch.autocast("cpu", torch.bfloat16):
+        low = head(x)
+        sum(level.float().mean() for level in low.logits).backward()
+    for a, b in zip(low.logits, head(x).logits, strict=True):
+        torch.testing.assert_close(a.float(), b, rtol=0, atol=0.1)

@@ -230,6 +230,9 @@ class Convolution(nn.Module):
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         if self.conv.kernel_size == (1,):
             return pointwise(x, self.conv) * mask
+        kind = x.device.type
+        if kind != "meta" and torch.is_autocast_enabled(kind):  # chooses the precision by itself
+            return self.conv(x.transpose(1, 2)).transpose(1, 2) * mask
         y = _ThreeTaps.apply(x, self.conv.weight)
         return (y if self.conv.bias is None else y + self.conv.bias) * mask
 
