@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
-from lofi.config import BMNConfig, Config, GTADConfig, Mode
+from lofi.config import ActionFormerConfig, BMNConfig, Config, GTADConfig, Mode
 from lofi.fidelity import Fidelity
 from lofi.files import atomic_path, printable, write_json
 
@@ -368,7 +368,7 @@ class Workload:
     pixels: int = 224
     frames: int = 8
     batch: int = 16  # videos a step on that device
-    head: Literal["gtad", "bmn", "none"] = "gtad"
+    head: Literal["gtad", "bmn", "actionformer", "none"] = "gtad"
     amp: Literal["fp32", "bf16"] = "fp32"
 
     @property
@@ -385,8 +385,8 @@ class Workload:
         freeze_batch_norm(encoder)
         if self.head == "none":
             return encoder, None
-        settings = GTADConfig() if self.head == "gtad" else BMNConfig()
-        return encoder, build_head(settings, encoder.channels)
+        known = {"gtad": GTADConfig, "bmn": BMNConfig, "actionformer": ActionFormerConfig}
+        return encoder, build_head(known[self.head](), encoder.channels)
 
 
 Shared = Annotated[Workload, arg(name="")]

@@ -75,7 +75,26 @@ class BMNConfig:
     best_anchor: bool = False  # as in `GTADConfig`
 
 
-HeadConfig = GTADConfig | BMNConfig  # a head is chosen by its kind
+@dataclass(frozen=True)
+class ActionFormerConfig:
+    """ActionFormer; the defaults are those released for THUMOS14 [spec]."""
+
+    kind: Literal["actionformer"] = "actionformer"
+    hidden: int = 512
+    heads: int = 4
+    window: tuple[int, int, int, int, int, int] = (19, 19, 19, 19, 19, 19)  # a level; 0 = all of it
+    max_steps: int = 2304  # of a training crop
+    positions: bool = False  # sinusoids
+    relative: bool = False  # learned bias inside a window
+    neck: Literal["identity", "fpn"] = "identity"
+    one_class: bool = False  # "an action": the classes come from elsewhere
+    drop_path: float = 0.1
+    first_count: float = 100.0  # positive points of a batch, where the running mean begins
+    regression_weight: float = 1.0
+    smoothing: float = 0.0
+
+
+HeadConfig = GTADConfig | BMNConfig | ActionFormerConfig  # a head is chosen by its kind
 
 
 @dataclass(frozen=True)
@@ -89,10 +108,13 @@ class Optimisation:
     momentum: float = 0.0
     nesterov: bool = False
     weight_decay: float = 1e-4
+    decay_on: Literal["all", "weights"] = "all"  # "weights": of convolutions and linear layers
     schedule: Literal["step", "cosine"] = "step"
     decay_every: int = 5  # epochs, "step" only
     decay: float = 0.5  # factor, "step" only
     warmup: int = 0  # iterations of linear warm-up
+    warmup_epochs: int = 0  # added to them
+    ema: float = 0.0  # > 0: the stage ends with this moving average of the weights
     clip: float = 0.0  # largest gradient norm; 0 = no clipping
     augment: Literal["none", "geometric", "colour"] = "geometric"  # "colour" adds to "geometric"
 
@@ -161,13 +183,22 @@ class PostProcessing:
 
     rule: Literal["gtad", "thumos", "bmn"] = "gtad"  # which cells of a map are proposals
     score: str = "cls*reg"  # product of cls, reg, start, end: released score fusion [spec]
-    suppression: Literal["gaussian", "bmn"] = "gaussian"  # soft-NMS
+    # Soft-NMS; of heads of points "per-class", or "joint" over all classes, then averaged.
+    suppression: Literal["gaussian", "bmn", "per-class", "joint"] = "gaussian"
     sigma: float = 0.84  # of the Gaussian [paper]; alpha of the bmn form
     top_k: int = 100  # proposals a video that survive [paper]
-    class_rule: Literal["anet", "hacs", "thumos"] = "anet"  # how class scores join
+    class_rule: Literal["anet", "hacs", "thumos", "sqrt"] = "anet"  # how class scores join
     classes_per_video: int = 2  # [spec]
     include_video_end: bool = False  # released code cannot propose up to the last snippet [spec]
-    shared_classes: str = ""  # external score file, or the method whose features give the classes
+    min_score: float = 0.001  # points below are no candidates, also after soft-NMS [spec]
+    candidates: int = 2000  # points of a level [spec]
+    shortest: float = 0.05  # steps that a segment of a point has to exceed [spec]
+    voting: float = 0.7  # "joint": tIoU from which candidates move a chosen segment; 0 = off [spec]
+    # Who names the class: a classifier of whole videos (and, beside it, shared and true classes),
+    # one of each proposal, a score file, the head itself, or the truth.
+    classes: Literal["external", "video", "segment", "own", "oracle"] = "video"
+    # External score file, or the method whose features give the classes; "" = each its own.
+    shared_classes: str = ""
 
     def __post_init__(self) -> None:
         _check_choices(self)
@@ -191,13 +222,18 @@ class PostProcessing:
 
     def to_json(self) -> dict[str, Any]:
         """What changes a number, for files and reports."""
-        return {k: v for k, v in dataclasses.asdict(self).items() if k != "shared_classes"}
+        where = ("classes", "shared_classes")  # their source is said beside them
+        return {k: v for k, v in dataclasses.asdict(self).items() if k not in where}
 
     def __str__(self) -> str:
         end = ", video end allowed" if self.include_video_end else ""
         count = 1 if self.class_rule == "hacs" else self.classes_per_video
         nms = f"{self.suppression} soft-NMS {self.sigma:g}, top {self.top_k}"
         proposals = f"{self.rule} proposals scored {self.score}{end}"
+        if self.suppression in ("per-class", "joint"):
+            proposals = f"points of {self.min_score:g} or more, longer than {self.shortest:g} steps"
+        if self.classes == "own":
+            return f"{proposals}; {nms}; classes of the head"
         return f"{proposals}; {nms}; classes {self.class_rule} x {count}"
 
 

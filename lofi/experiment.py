@@ -203,7 +203,7 @@ def write_results(
     about = ("protocol", "subset", "tious", "videos", "instances")
     results = {"rows": rows, "seconds": round(seconds, 1), "preset": config.preset}
     results |= {"seeds": [config.seed], **{key: reports[0][key] for key in about}}
-    results["classes"] = list(CLASSES)
+    results["classes"] = ["head"] if config.detect.classes == "own" else list(CLASSES[:3])
     results |= left_out(Path(run_dir))
     results = json.loads(json.dumps(results))  # in memory as in the file: lists, no tuples
     if is_first():

@@ -5,6 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 from lofi.config import (
+    ActionFormerConfig,
     Config,
     DataConfig,
     GTADConfig,
@@ -91,12 +92,39 @@ _THUMOS14 = replace(  # G-TAD as released for THUMOS14 [spec]
 )
 
 
+# ActionFormer on features that others published, as released [spec].
+_LONG = replace(  # THUMOS14: features at their own length
+    _THUMOS14,
+    full=Fidelity(2304, 8, 224),
+    head=ActionFormerConfig(),
+    head_training=Optimisation(
+        epochs=35, batch=2, optimizer="adamw", lr=1e-4, weight_decay=0.05, decay_on="weights",
+        schedule="cosine", warmup_epochs=5, clip=1.0, ema=0.999, augment="none",
+    ),
+    detect=PostProcessing(
+        suppression="per-class", sigma=0.5, top_k=200, class_rule="thumos", classes="own"
+    ),
+)  # fmt: skip
+_RESIZED = replace(  # ActivityNet: features resized to 192 steps, classes from elsewhere
+    _PAPER,
+    full=Fidelity(192, 8, 224),
+    head=ActionFormerConfig(
+        window=(7, 7, 7, 7, 7, 0), max_steps=192, positions=True, one_class=True,
+        first_count=200.0, regression_weight=2.0, smoothing=0.1,
+    ),
+    head_training=replace(_LONG.head_training, epochs=15, batch=16, lr=1e-3),
+    detect=PostProcessing(
+        suppression="joint", sigma=0.75, class_rule="sqrt", shortest=0.001, voting=0.9
+    ),
+)  # fmt: skip
+
+
 def _published(base: Config, preset: str, stride: int, fps: float, **features: Any) -> Config:
     """`base` on features that others published; data.features.folder is left to the user."""
-    published = PublishedFeatures(stride=stride, window=16, fps=fps, **features)
+    published = PublishedFeatures(**{"stride": stride, "window": 16, "fps": fps} | features)
     window_stride = stride if base.data.window_stride else 0
     data = replace(base.data, features=published, window_stride=window_stride)
-    return replace(base, preset=preset, data=data, detect=replace(base.detect, shared_classes=""))
+    return replace(base, preset=preset, data=data)
 
 
 _LOW = replace(_PAPER.lofi, schedule="low")
@@ -114,9 +142,10 @@ _ALL = (
         detect=replace(_PAPER.detect, class_rule="hacs"),
     ),
     _THUMOS14,
-    _published(_THUMOS14, "thumos14-i3d", 4, 30.0, width=2048),
-    _published(_THUMOS14, "thumos14-videomae", 4, 0.0, width=1408),
-    _published(_PAPER, "activitynet-tsp", 16, 15.0, width=512, prefix="v_"),
-    _published(_PAPER, "activitynet-i3d", 16, 25.0, width=2048, prefix="v_"),
+    _published(_LONG, "thumos14-i3d", 4, 30.0, width=2048),
+    _published(_LONG, "thumos14-videomae", 4, 0.0, width=1408),
+    _published(_RESIZED, "activitynet-tsp", 16, 15.0, width=512, prefix="v_"),
+    _published(_RESIZED, "activitynet-i3d", 16, 25.0, width=2048, prefix="v_"),
+    _published(_LONG, "epic-slowfast", 16, 30.0, width=2304, window=32, kind="npz"),
 )
 PRESETS = types.MappingProxyType({config.preset: config for config in _ALL})

@@ -222,9 +222,12 @@ def _hash(values: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def head_inputs(features: Features, steps: int, stride: int) -> list[Features]:
+def head_inputs(
+    features: Features, steps: int, stride: int, resizes: bool = True
+) -> list[Features]:
     """What a head sees of one video: windows of it, or (`stride` 0) the whole, resized to `steps`.
 
+    Heads that do not resize (see `lofi.heads.Head`) see the whole as it is instead of windows.
     ValueError when `stride` is not the distance of these features' steps.
     """
     values, grid = features
@@ -236,6 +239,8 @@ def head_inputs(features: Features, steps: int, stride: int) -> list[Features]:
         found = f"features stand {grid.stride or 'no fixed number of'} frames apart"
         cure = "set it to that, or to 0 for whole videos"
         raise ValueError(f"data.window_stride is {stride}, but {found}; {cure}")
+    if not resizes:
+        return [features]
     parts = windows(values.shape[1] * stride, steps, stride)
     return [windowed(features, window.first_frame // stride, steps) for window in parts]
 

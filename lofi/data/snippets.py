@@ -266,6 +266,14 @@ class Grid:
         """Seconds a step."""
         return self.length_s / self.steps
 
+    def seconds(self, position: Time) -> Time:
+        """Seconds of the video at a position in steps that is 0 in the middle of step 0."""
+        return self.start_s + (position + 0.5) * self.step_s
+
+    def position(self, seconds: Time) -> Time:
+        """The inverse of `seconds`."""
+        return (seconds - self.start_s) / self.step_s - 0.5
+
     @property
     def covered_s(self) -> float:
         """Seconds from the beginning of the first step's window to the end of the last one's."""

@@ -24,7 +24,7 @@ from lofi.detection.results import Detection
 from lofi.files import load_tensors, read_json, save_tensors
 from lofi.heads.base import Proposals
 
-CLASS_RULES = ("anet", "hacs", "thumos")
+CLASS_RULES = ("anet", "hacs", "thumos", "sqrt")
 FORMAT = "lofi-classifier-1"
 TENSORS = ("weight", "bias", "mean", "std")  # of a classifier's file
 THUMOS14_CLASSES = {  # name -> class number in THUMOS14's list of 101
@@ -208,6 +208,28 @@ def detections(
     return add_classes(segments, kept.scores, class_scores, names, *rule)
 
 
+def own_detections(
+    kept: Proposals, duration_s: float, names: Sequence[str], post: PostProcessing
+) -> list[Detection]:
+    """Detections of a head that tells classes apart, in the order of its `names`.
+
+    Rows with a score for each class, (N, K), give one detection a class; the best `top_k` stay.
+    ValueError: the head has no classes, or suppression has lost them.
+    """
+    labels, scores, spans = kept.labels, kept.scores, kept.segments_s
+    if scores.ndim == 2:
+        labels = np.tile(np.arange(scores.shape[1]), len(scores))
+        spans, scores = np.repeat(spans, scores.shape[1], 0), scores.ravel()
+    if labels is None or (len(labels) and labels.max() >= len(names)):
+        found = "detect.classes is own, but these proposals have no classes of the head"
+        raise ValueError(
+            f"{found}; set detect.suppression to per-class, or detect.classes to video"
+        )
+    best = np.argsort(-scores, kind="stable")[: post.top_k]
+    rows = zip(spans[best].clip(0, duration_s).tolist(), labels[best], scores[best].tolist())
+    return [Detection(*span, names[label], score) for span, label, score in rows]
+
+
 def add_classes(
     segments: np.ndarray, scores: np.ndarray, class_scores: np.ndarray, names: Sequence[str],
     rule: str = "anet", count: int = 2,
@@ -217,7 +239,8 @@ def add_classes(
     Rules: `anet` lists all proposals with the best class, then all with the next (`count` classes),
     score x class score; `hacs` uses the best class only, weighted by best / (best + second);
     `thumos` lists both classes of a proposal side by side, rounds scores to 6 digits and times to
-    0.1 s. Equal class scores: the earlier name first. A class whose score is 0 is left out.
+    0.1 s; `sqrt` is `anet` with the root of the product, as ActionFormer. Equal class scores: the
+    earlier name first. A class whose score is 0 is left out.
     Segments (K, 2) in seconds, scores (K,), class scores (C,) in the order of `names`.
     """
     if rule not in CLASS_RULES:
@@ -237,8 +260,9 @@ def add_classes(
             for (start, end), value in zip(spans, values)
             for name, weight in chosen
         ]
+    root = 0.5 if rule == "sqrt" else 1
     return [
-        Detection(start, end, name, value * weight)
+        Detection(start, end, name, (value * weight) ** root)
         for name, weight in chosen
         for (start, end), value in zip(spans, values)
     ]

@@ -21,6 +21,7 @@ from lofi.detection.classes import (
     detections,
     is_class_file,
     main_labels,
+    own_detections,
     read_video_classes,
     train_video_classifier,
     true_classes,
@@ -37,7 +38,7 @@ from lofi.training.distributed import barrier, check_device, gather, is_first, s
 from lofi.training.loop import OnStep
 
 log = logging.getLogger(__name__)
-CLASSES = ("shared", "own", "oracle")
+CLASSES = ("shared", "own", "oracle", "head")  # sources, as detection files are named
 SUFFIXES = (".json", ".csv", ".srt", ".png")  # of the results of one video
 BEST_FIRST = ("c-lofi", "short-c-lofi", "st-lofi", "t-lofi", "s-lofi", "low-lofi", "acp+", "acp")
 
@@ -46,11 +47,13 @@ BEST_FIRST = ("c-lofi", "short-c-lofi", "st-lofi", "t-lofi", "s-lofi", "low-lofi
 def propose(config: Config, head: ScaledHead, features: Features) -> Proposals:
     """The proposals of one video after suppression, windows of it joined."""
     device = head.standardise.mean.device
+    sizes = config.full.snippets, config.data.window_stride
     windows = [
         head.head.decode(head(part.values[None].to(device)), part.grid, config.detect)
-        for part in head_inputs(features, config.full.snippets, config.data.window_stride)
+        for part in head_inputs(features, *sizes, head.head.resizes)
     ]
-    return suppress(windows, config.detect, joined=config.data.window_stride > 0)
+    joined = config.data.window_stride > 0 and head.head.resizes
+    return suppress(windows, config.detect, joined=joined)
 
 
 @dataclass
@@ -61,7 +64,8 @@ class Detector:
     method: str
     encoder: Encoder
     head: ScaledHead  # with its input statistics
-    classifier: VideoClassifier  # gives the classes; trained on this encoder's features
+    # Gives the classes, trained on this encoder's features; None: the head does.
+    classifier: VideoClassifier | None
 
     @staticmethod
     def load(
@@ -96,15 +100,21 @@ class Detector:
         encoder, _ = methods.load_encoder(config, run_dir, method)
         head = methods.load_head(config, run_dir, method, variant)
         path = classifier_path(run_dir, method)
-        cure = f"run: {methods.command('classes', config, run_dir, method)}"
-        if not path.is_file():
-            raise FileNotFoundError(f"{path}: no video classifier; {cure}")
-        classifier = VideoClassifier.load(path, cure)
+        classifier = None  # where the head itself tells classes
+        if config.detect.classes != "own":
+            cure = f"run: {methods.command('classes', config, run_dir, method)}"
+            if not path.is_file():
+                raise FileNotFoundError(f"{path}: no video classifier; {cure}")
+            classifier = VideoClassifier.load(path, cure)
         return Detector(config, method, encoder.to(device).eval(), head.to(device), classifier)
 
     def detect(self, path: str | Path) -> list[Detection]:
         """All detections of one video file, best first; errors as in `video_features`."""
         features, info = video_features(self.config, self.encoder, path)
+        if self.config.detect.classes == "own":
+            kept = propose(self.config, self.head, features)
+            names = getattr(self.head.head, "names", ())
+            return own_detections(kept, info.duration_s, names, self.config.detect)
         classes = self.classifier.predict(features.values), self.classifier.names
         kept = propose(self.config, self.head, features)
         found = detections(kept, info.duration_s, self.config.detect, *classes)
@@ -169,7 +179,8 @@ def write_results(
     `name` of the files: "" is the video's own; inside them it is called by its own in any case."""
     video, out_dir = Path(path).stem, Path(out_dir)
     files = [out_dir / f"{name or video}{suffix}" for suffix in SUFFIXES[:3]]
-    source = _source(detector.config, detector.method, "own")
+    kind = "head" if detector.classifier is None else "own"
+    source = _source(detector.config, detector.method, kind)
     source |= {"video": Path(path).name, "video_key": _video_key(Path(path))}
     write_detections(files[0], {video: list(found)}, detector.config.detect, source=source)
     write_csv(files[1], {video: list(found)})
@@ -222,7 +233,7 @@ def video_classes(
     """
     if kind == "oracle":
         return true_classes(data.test)
-    source = config.detect.shared_classes if kind == "shared" else method
+    source = (kind == "shared" and config.detect.shared_classes) or method
     if kind == "shared" and is_class_file(source):
         return read_video_classes(source)
     train_classifier(config, run_dir, source)
@@ -242,10 +253,10 @@ def detect_stage(
 ) -> dict[str, Any]:  # fmt: skip
     """Stage `detect`: detections of all test videos under each source of classes.
 
-    Writes <run>/<method>/detections/{shared,own,oracle}.{json,csv}, srt/<video>.srt and what it
-    returns, result.json; several processes share the videos. Shared classes need the features of
-    another method, or a score file: where neither is there they are left out, with a warning that
-    says how to get them.
+    Writes <run>/<method>/detections/{shared,own,oracle}.{json,csv} (head where the head itself
+    tells classes), srt/<video>.srt and what it returns, result.json; several processes share the
+    videos. Shared classes need the features of another method, or a score file: where neither is
+    there they are left out, with a warning that says how to get them.
     """
     method = method or methods.default_method(config)
     data = methods.run_data(config, run_dir)
@@ -260,14 +271,23 @@ def detect_stage(
         if on_step and is_first():
             on_step(done, len(mine), {})
     folder, written = detections_dir(run_dir, method, variant), {}
-    classes = {kind: video_classes(config, run_dir, method, kind, data) for kind in CLASSES[1:]}
-    try:
-        classes["shared"] = video_classes(config, run_dir, method, "shared", data)
-    except FileNotFoundError as error:
-        log.warning("no detections with shared classes (detect.shared_classes): %s", error)
+    if own := config.detect.classes == "own":
+        classes = {"head": None}
+    else:
+        classes = {
+            kind: video_classes(config, run_dir, method, kind, data) for kind in CLASSES[1:3]
+        }
+        try:
+            classes["shared"] = video_classes(config, run_dir, method, "shared", data)
+        except FileNotFoundError as error:
+            log.warning("no detections with shared classes (detect.shared_classes): %s", error)
     for kind in (kind for kind in CLASSES if kind in classes):
         found, filled = {}, 0
         for key, proposals in kept.items():
+            if own:
+                names = getattr(head.head, "names", ())
+                found[key] = own_detections(proposals, seconds[key], names, config.detect)
+                continue
             source = classes[kind]
             if key not in source.scores:  # an external file may lack videos
                 source, filled = classes["own"], filled + 1

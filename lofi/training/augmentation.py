@@ -1,11 +1,13 @@
 """Random changes of training clips, from an explicit CPU generator, one draw a clip."""
 
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
 from torch.nn import functional as F
 
-from lofi.data import Augmentation
+from lofi.data import Augmentation, Segment, Video
+from lofi.data.features import Features
 
 MAX_SHIFT = 0.08  # of the side
 MAX_SHAKE = 2  # pixels
@@ -14,6 +16,11 @@ BLACK = 16  # mean grey level of a row or column below which it is a black borde
 STATIC, SHOT_CUT = 1.0, 60.0  # mean grey-level change of neighbouring frames
 GREY = 0.2  # probability
 SMALLEST_CROP = 0.6  # of the side
+SHORTEST_CROP, TRIALS, KEPT = (
+    0.9,
+    200,
+    0.5,
+)  # of `crop_steps`: share of a video, draws, of a segment
 
 
 def draw_geometry(setting: str, generator: torch.Generator, jitter: int = 0) -> Augmentation | None:
@@ -129,3 +136,39 @@ def hide_origin(clip: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     clip = torch.stack([_moved(frame, dy, dx) for frame, (dy, dx) in zip(clip, path)])
     noise = torch.randint(-1, 2, clip.shape, generator=generator, dtype=torch.int16)
     return (clip + noise).clamp_(0, 255).to(torch.uint8)
+
+
+def crop_steps(
+    video: Video, whole: Features, most: int, generator: torch.Generator
+) -> tuple[Video, Features]:
+    """A stretch of a video as ActionFormer is trained: at most `most` steps, of shorter videos 90 %
+    to all of them; its times count from the stretch's beginning.
+
+    Draws again until a segment keeps half of its length. Segments that keep less are left out, the
+    others are cut to the frames that the stretch and one more step have seen.
+    """
+    values, grid = whole
+    steps = min(values.shape[1], most)
+    if steps == values.shape[1]:
+        low = max(round(SHORTEST_CROP * steps), 1)
+        steps = int(torch.randint(low, steps + 1, (), generator=generator))
+    kept: list[Segment] = []
+    for _ in range(TRIALS):
+        first = int(torch.randint(values.shape[1] - steps + 1, (), generator=generator))
+        part = grid.window(first, steps)
+        begin = part.start_s - part.offset_s
+        end = begin + part.covered_s + part.step_s
+        if steps == values.shape[1]:
+            begin, end = -float("inf"), float("inf")
+        cut = [replace(s, start_s=max(s.start_s, begin), end_s=min(s.end_s, end))
+               for s in video.segments]  # fmt: skip
+        kept = [c for c, s in zip(cut, video.segments)
+                if c.end_s - c.start_s >= KEPT * (s.end_s - s.start_s) > 0]  # fmt: skip
+        if kept or not video.segments:
+            break
+    moved = tuple(
+        replace(s, start_s=s.start_s - part.start_s, end_s=s.end_s - part.start_s) for s in kept
+    )
+    # every row counts, also behind the annotated end
+    part = replace(part, num_frames=part.first_frame + steps * part.stride)
+    return replace(video, segments=moved), Features(values[:, first : first + steps], part)

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from lofi.config import Config
 from lofi.data import ClipReader, ClipRequest, Video, VideoError
@@ -22,6 +23,7 @@ from lofi.encoders.extraction import clip_features, full_requests
 from lofi.heads import part_of, to_device
 from lofi.heads.scaled import ScaledHead
 from lofi.training import methods
+from lofi.training.augmentation import crop_steps
 from lofi.training.distributed import barrier, is_first, reduce_sum, share
 from lofi.training.loop import Batches, OnStep, Training, backward, fit, generator_for, prefetched
 from lofi.training.run_folder import RunFolder
@@ -115,7 +117,10 @@ def train_head(
     config = methods.head_variant(config, variant)
     setting = config.head_training
     features = {video.id: store[video.id] for video in store.require(data.train)}
-    items = _training_items(config, data.train, features)
+    channels = next(iter(features.values())).values.shape[0]
+    scaled = ScaledHead(config.head, channels, data.classes, config.seed)
+    resizes = scaled.head.resizes or not config.data.window_stride
+    items = _training_items(config, data.train, features, resizes)
     videos, standardise = [video for video, _ in items], methods.standardises(config, method)
     settings = {"stage": "head", "features": store.identity, "videos": fingerprint(videos)}
     settings |= {"seed": config.seed, "snippets": config.full.snippets}
@@ -124,21 +129,30 @@ def train_head(
     run = RunFolder(methods.head_dir(run_dir, method, variant), settings, resume)
     if (done := run.result()) is not None:
         return done
-    channels = next(iter(features.values())).values.shape[0]
-    scaled = ScaledHead(config.head, channels, len(data.classes), config.seed)
     if standardise:
         scaled.standardise.fit_to([found.values for found in features.values()])
     head = scaled.to(device).head
-    labels = [head.targets(video, part.grid) for video, part in items]
+    labels = [head.targets(video, part.grid) for video, part in items if resizes]
     batches = Batches(len(items), setting.batch, setting.epochs, (config.seed, "head"))
+
+    def example(i: int, step: int) -> tuple[Features, tuple]:
+        if resizes:
+            return items[i][1], labels[i]
+        generator = generator_for(config.seed, "head", step, "crop", i)
+        video, part = crop_steps(*items[i], head.max_steps, generator)
+        return part, head.targets(video, part.grid)
 
     def load(step: int):
         chosen = batches.at(step)
         places = share(len(chosen))
         mine = [chosen[i] for i in places or [0]]  # an empty share still has a shape
-        x = torch.stack([items[i][1].values for i in mine])[: len(places)]
-        mask = torch.stack([torch.from_numpy(items[i][1].grid.inside()) for i in mine])
-        y = part_of(head.collate([labels[i] for i in mine]), slice(len(places)))
+        parts, y = zip(*(example(i, step) for i in mine))
+        longest = max(part.grid.steps for part in parts)
+        spare = [(0, longest - part.grid.steps) for part in parts]
+        x = torch.stack([F.pad(p.values, after) for p, after in zip(parts, spare)])[: len(places)]
+        inside = [torch.from_numpy(part.grid.inside()) for part in parts]
+        mask = torch.stack([F.pad(m, after) for m, after in zip(inside, spare)])
+        y = part_of(head.collate(y), slice(len(places)))
         return x, mask[: len(places)], y, places, len(chosen)
 
     def step(batch, number: int):
@@ -147,8 +161,9 @@ def train_head(
         statistics = head.statistics(y, draws, reduce_sum)
         if not places:
             return None
-        outputs = scaled(x.to(device), mask.to(device))
-        return backward(head.losses(outputs, to_device(y, device), statistics, draws.to(device)))
+        draws = draws.to(device)
+        outputs = scaled(x.to(device), mask.to(device), draws)
+        return backward(head.losses(outputs, to_device(y, device), statistics, draws))
 
     modules = {"head": scaled}
     fit(Training(modules, setting, batches, load, step, 0, config.checkpoint_every), run, on_step)
@@ -159,16 +174,22 @@ def train_head(
 
 
 def _training_items(
-    config: Config, videos: Sequence[Video], features: dict[str, Features]
+    config: Config, videos: Sequence[Video], features: dict[str, Features], resizes: bool = True
 ) -> list[tuple[Video, Features]]:
-    """Whole videos, or the windows that hold most of an action; segments count from their start."""
+    """Whole videos, or the windows that hold most of an action; segments count from their start.
+
+    `resizes` False: whole videos at their own length, of which every step crops a stretch.
+    """
     items, steps, stride = [], config.full.snippets, config.data.window_stride
     for video in (video for video in videos if video.id in features):
         whole = features[video.id]
         if not stride:
             items.append((video, head_inputs(whole, steps, stride)[0]))
             continue
-        head_inputs(whole, steps, stride)  # refuses another distance between the steps
+        head_inputs(whole, steps, stride, resizes)  # refuses another distance between the steps
+        if not resizes:
+            items.append((video, whole))
+            continue
         for part, grid in training_parts(video, whole.grid, steps):
             items.append((part, windowed(whole, grid.first_frame // stride, steps)))
     if not items:

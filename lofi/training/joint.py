@@ -62,7 +62,7 @@ def train_lofi(
     for item, reason in unreadable.items():
         run.skip(item, reason)
     with open_reader(config.data) as reader:
-        joint = JointTraining(config, encoder, items, len(data.classes), reader, run, device)
+        joint = JointTraining(config, encoder, items, data.classes, reader, run, device)
         training = joint.training()
         if config.standardise:
             joint.fit_statistics()
@@ -111,7 +111,7 @@ class JointTraining:
 
     def __init__(
         self, config: Config, encoder: Encoder, items: Sequence[tuple[Video, Grid | None]],
-        classes: int, reader: ClipReader, run: RunFolder, device: str = "cpu",
+        classes: int | Sequence[str], reader: ClipReader, run: RunFolder, device: str = "cpu",
     ):  # fmt: skip
         self.config, self.encoder, self.items = config, encoder, items
         self.reader, self.run, self.device = reader, run, device
@@ -210,7 +210,7 @@ class JointTraining:
             inside = mask[part]
             if not batch.mask.all():  # as in stage 3: no features behind the end of a video
                 features = features * inside[:, None]
-            outputs = self.head(features, inside)
+            outputs = self.head(features, inside, draws[part])
             found = head.losses(outputs, part_of(targets, part), statistics, draws[part])
             if lofi.class_loss:
                 classes = self._class_loss(features, batch, step, part) / readable.to(self.device)

@@ -21,12 +21,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from lofi.config import Optimisation
 from lofi.training.distributed import gather, is_first, sum_gradients
 from lofi.training.run_folder import RunFolder
 
 log = logging.getLogger(__name__)
+LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)  # whose weights decay, see `decay_on`
 
 
 def generator_for(*address: Any) -> torch.Generator:
@@ -67,11 +69,12 @@ class Batches:
 
 def learning_rate(setting: Optimisation, step: int, per_epoch: int) -> float:
     """Learning rate of a step: linear warm-up, then steps by epoch or a half cosine to zero."""
-    if step < setting.warmup:
-        return setting.lr * (step + 1) / (setting.warmup + 1)
+    warmup = setting.warmup + setting.warmup_epochs * per_epoch
+    if step < warmup:
+        return setting.lr * (step + 1) / (warmup + 1)
     if setting.schedule == "step":
         return setting.lr * setting.decay ** (step // per_epoch // setting.decay_every)
-    progress = (step - setting.warmup) / max(1, setting.epochs * per_epoch - setting.warmup)
+    progress = (step - warmup) / max(1, setting.epochs * per_epoch - warmup)
     return setting.lr * 0.5 * (1 + math.cos(math.pi * progress))
 
 
@@ -136,16 +139,24 @@ class Training:
     rates: dict[str, float] = field(default_factory=dict)  # factors on the learning rate, else 1
 
     def optimizer(self) -> torch.optim.Optimizer:
-        """One parameter group for every factor of the learning rate; weight decay on all."""
-        groups: dict[float, list[nn.Parameter]] = {}
+        """One parameter group for every factor of the learning rate, with and without decay."""
+        groups: dict[tuple[float, float], list[nn.Parameter]] = {}
         for name, module in self.modules.items():
-            chosen = groups.setdefault(self.rates.get(name, 1.0), [])
-            chosen += [p for p in module.parameters() if p.requires_grad]
-        options = {"lr": self.setting.lr, "weight_decay": self.setting.weight_decay}
+            weights = {
+                p for part in module.modules() if isinstance(part, LAYERS) for p in [part.weight]
+            }
+            for p in (p for p in module.parameters() if p.requires_grad):
+                decays = self.setting.decay_on == "all" or p in weights
+                group = self.rates.get(name, 1.0), self.setting.weight_decay * decays
+                groups.setdefault(group, []).append(p)
+        options = {"lr": self.setting.lr}
         if self.setting.optimizer == "sgd":
             options |= {"momentum": self.setting.momentum, "nesterov": self.setting.nesterov}
         kinds = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
-        given = [{"params": params, "factor": f} for f, params in groups.items() if params]
+        given = [
+            {"params": params, "factor": factor, "weight_decay": decay}
+            for (factor, decay), params in groups.items()
+        ]
         return kinds[self.setting.optimizer](given, **options)
 
 
@@ -173,6 +184,15 @@ def fit(training: Training, run: RunFolder, on_step: OnStep | None = None) -> No
     with run.logging(), held_signals() as held:
         optimizer = training.optimizer()
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        means = {}
+        if setting.ema:
+            average = get_ema_multi_avg_fn(setting.ema)
+            means = {
+                f"mean {k}": AveragedModel(m, multi_avg_fn=average) for k, m in modules.items()
+            }
+            for name, mean in means.items():
+                mean.update_parameters(modules[name.removeprefix("mean ")])  # begins with a copy
+        modules = modules | means
         start, trained = _restore(modules, optimizer, run), False
         numbers = run.hash, start, batches.steps, batches.items
         log.info("settings %s: steps %d to %d of %d items", *numbers)
@@ -192,6 +212,8 @@ def fit(training: Training, run: RunFolder, on_step: OnStep | None = None) -> No
                     norm = nn.utils.clip_grad_norm_(parameters, setting.clip)
                     record["grad_norm"] = float(norm)
                 optimizer.step()
+                for name, mean in means.items():
+                    mean.update_parameters(modules[name.removeprefix("mean ")])
                 record |= {"lr": rate, "seconds": round(time.perf_counter() - began, 4)}
                 record = {"step": step, "epoch": step // batches.per_epoch, **record}
                 run.log_metrics(record)
@@ -211,6 +233,8 @@ def fit(training: Training, run: RunFolder, on_step: OnStep | None = None) -> No
                 log.info("stopped by signal %d behind step %d, with a checkpoint", *stopped, step)
                 held[:] = stopped
                 return
+        for name, mean in means.items():
+            modules[name.removeprefix("mean ")].load_state_dict(mean.module.state_dict())
         log.info("settings %s: trained", run.hash)
 
 
