@@ -233,7 +233,7 @@ def printable(text: str) -> str:
 
 
 def to_cell(value: Any) -> Any:
-    """A value for a CSV: text that a spreadsheet would run, or of two lines, gets a `'` in front."""
+    """A value for a CSV: text that a spreadsheet would run, or of two lines, begins with a `'`."""
     return f"'{value}" if isinstance(value, str) and FORMULA.match(value) else value
 
 
