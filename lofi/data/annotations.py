@@ -297,7 +297,9 @@ def table_rows(path: Path, text: str, required: Sequence[str]) -> list[_Row]:
 def table_lines(
     path: Path, text: str, required: Sequence[str]
 ) -> tuple[list[str], list[tuple[int, list[str]]]]:
-    """The names in the header, and number and cells of every other line that is not blank."""
+    """The names in the header, and number and cells of every other line that is not blank.
+
+    A cell of several lines begins with `'` (see `to_cell`); else a quote was left open."""
     first = text.lstrip().splitlines()[0]
     delimiter = max(",;\t", key=first.count)
     format = {"delimiter": delimiter, "skipinitialspace": True, "strict": True}
@@ -305,7 +307,7 @@ def table_lines(
     lines, before = [], 0
     try:
         for cells in reader:
-            if reader.line_num > before + 1:
+            if any(re.match("(?!').*[\r\n]", cell, re.DOTALL) for cell in cells):
                 where = f"{path}: lines {before + 1} to {reader.line_num}"
                 raise ValueError(f"{where} are one row; close the quote in the first of them")
             before, cells = reader.line_num, [cell.strip() for cell in cells]
