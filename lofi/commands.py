@@ -214,9 +214,17 @@ def evaluate(
             those with an entry in the detection file. The first line stays the official list's.
     """
     from lofi.evaluation import detection_map
+    from lofi.evaluation.detection import video_interval
 
-    choices = {"subset": subset or None, "protocol": protocol, "available": available or None}
-    _show(detection_map(ground_truth, detections, **choices), json)
+    choices = {"subset": subset or None, "protocol": protocol}
+    result = detection_map(ground_truth, detections, **choices, available=available or None)
+    interval = video_interval(ground_truth, detections, **choices)
+    if json:
+        write_json(json, result.to_json() | {"interval": interval.tolist()})
+    print(result)
+    first, mean = (f"{low:.1f} to {high:.1f}" for low, high in 100 * interval[[0, -1]])
+    at = f"at tIoU {result.tious[0]:g}"
+    print(f"  95 % interval over videos: {first} {at}, average {mean} (1,000 draws of the videos)")
 
 
 def diagnose(

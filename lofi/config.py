@@ -36,7 +36,7 @@ class DataConfig:
     preset: str = "toy"  # which toy world is rendered when no annotations are given; "" = none
     annotations: str = ""  # ActivityNet, HACS, THUMOS14 or CSV file; wins over the toy world
     videos: str = ""  # folder with the untrimmed videos
-    source: str = ""  # list of trimmed clips for ACP; "segments" = those of the training videos
+    source: str = ""  # trimmed clips for ACP: a list, "segments" (training), "segments+background"
     train_subset: str = "training"
     test_subset: str = "validation"
     frame_stride: int = 8  # frames between two frames of a snippet [paper]
@@ -167,6 +167,9 @@ class PostProcessing:
     class_rule: Literal["anet", "hacs", "thumos"] = "anet"  # how class scores join
     classes_per_video: int = 2  # [spec]
     include_video_end: bool = False  # released code cannot propose up to the last snippet [spec]
+    # Who names the class: a classifier of whole videos (and, beside it, shared and true classes),
+    # one of each proposal, a score file, the head itself, or the truth.
+    classes: Literal["external", "video", "segment", "own", "oracle"] = "video"
     shared_classes: str = ""  # external score file, or the method whose features give the classes
 
     def __post_init__(self) -> None:
@@ -191,7 +194,8 @@ class PostProcessing:
 
     def to_json(self) -> dict[str, Any]:
         """What changes a number, for files and reports."""
-        return {k: v for k, v in dataclasses.asdict(self).items() if k != "shared_classes"}
+        where = ("classes", "shared_classes")  # their source is said beside them
+        return {k: v for k, v in dataclasses.asdict(self).items() if k not in where}
 
     def __str__(self) -> str:
         end = ", video end allowed" if self.include_video_end else ""

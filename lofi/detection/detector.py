@@ -24,6 +24,11 @@ from lofi.detection.classes import (
 )
 from lofi.detection.proposals import suppress
 from lofi.detection.results import Detection, write_csv, write_detections, write_srt
+from lofi.detection.segment_classes import (
+    SegmentClassifier,
+    segment_detections,
+    train_segment_classifier,
+)
 from lofi.encoders import Encoder
 from lofi.encoders.extraction import video_features
 from lofi.files import write_json
@@ -34,30 +39,37 @@ from lofi.training.distributed import barrier, gather, is_first, share
 from lofi.training.loop import OnStep
 
 log = logging.getLogger(__name__)
-CLASSES = ("shared", "own", "oracle")
+CLASSES = ("shared", "own", "oracle", "segment")  # sources, as detection files are named
+SOURCES = {"video": CLASSES[:3], "external": ("shared",), "oracle": ("oracle",),
+           "segment": ("segment",)}  # fmt: skip
 BEST_FIRST = ("c-lofi", "short-c-lofi", "st-lofi", "t-lofi", "s-lofi", "low-lofi", "acp+", "acp")
 
 
 @torch.no_grad()
-def propose(config: Config, head: ScaledHead, features: Features) -> Proposals:
-    """The proposals of one video after suppression, windows of it joined."""
+def decoded(config: Config, head: ScaledHead, features: Features) -> list[Proposals]:
+    """The proposals of one video, or of each of its windows, before any suppression."""
     device = head.standardise.mean.device
-    windows = [
+    return [
         head.head.decode(head(part.values[None].to(device)), part.grid, config.detect)
         for part in head_inputs(features, config.full.snippets, config.data.window_stride)
     ]
+
+
+def propose(config: Config, head: ScaledHead, features: Features) -> Proposals:
+    """The proposals of one video after suppression, windows of it joined."""
+    windows = decoded(config, head, features)
     return suppress(windows, config.detect, joined=config.data.window_stride > 0)
 
 
 @dataclass
 class Detector:
-    """Encoder, head and video classifier of one method of a run."""
+    """Encoder, head and classifier of one method of a run."""
 
     config: Config
     method: str
     encoder: Encoder
     head: ScaledHead  # with its input statistics
-    classifier: VideoClassifier  # gives the classes; trained on this encoder's features
+    classifier: VideoClassifier | SegmentClassifier  # trained on this encoder's features
 
     @staticmethod
     def load(
@@ -89,16 +101,21 @@ class Detector:
             raise ValueError(f"{run_dir}: {found}. Detect in its test videos with: {cure}")
         encoder, _ = methods.load_encoder(config, run_dir, method)
         head = methods.load_head(config, run_dir, method, variant)
-        path = classifier_path(run_dir, method)
+        by_segment = config.detect.classes == "segment"
+        path = classifier_path(run_dir, method, by_segment)
         if not path.is_file():
             cure = methods.command("classes", config, run_dir, method)
-            raise FileNotFoundError(f"{path}: no video classifier; run: {cure}")
-        classifier = VideoClassifier.load(path)
+            what = "segment" if by_segment else "video"
+            raise FileNotFoundError(f"{path}: no {what} classifier; run: {cure}")
+        classifier = (SegmentClassifier if by_segment else VideoClassifier).load(path)
         return Detector(config, method, encoder.to(device).eval(), head.to(device), classifier)
 
     def detect(self, path: str | Path) -> list[Detection]:
         """All detections of one video file, best first; errors as in `video_features`."""
         features, info = video_features(self.config, self.encoder, path)
+        if isinstance(self.classifier, SegmentClassifier):
+            windows = decoded(self.config, self.head, features)
+            return segment_detections(windows, features, self.classifier, self.config.detect)
         classes = self.classifier.predict(features.values), self.classifier.names
         kept = propose(self.config, self.head, features)
         found = detections(kept, info.duration_s, self.config.detect, *classes)
@@ -126,7 +143,8 @@ def write_results(
     """Write <name>.json, .csv and .srt of one video; returns their paths."""
     name, out_dir = Path(path).stem, Path(out_dir)
     files = [out_dir / f"{name}{suffix}" for suffix in (".json", ".csv", ".srt")]
-    source = _source(detector.config, detector.method, "own")
+    by_segment = isinstance(detector.classifier, SegmentClassifier)
+    source = _source(detector.config, detector.method, "segment" if by_segment else "own")
     write_detections(files[0], {name: list(found)}, detector.config.detect, source=source)
     write_csv(files[1], {name: list(found)})
     write_srt(files[2], subtitles(found))
@@ -144,21 +162,28 @@ def subtitles(found: Sequence[Detection], share: float = 0.5) -> list[Detection]
     return sorted(chosen, key=lambda d: d.start_s)
 
 
-def classifier_path(run_dir: str | Path, method: str) -> Path:
-    """Where a method's video classifier lies."""
-    return Path(run_dir) / method / "classifier.safetensors"
+def classifier_path(run_dir: str | Path, method: str, by_segment: bool = False) -> Path:
+    """Where a method's classifier lies, of videos or of segments."""
+    name = "segment_classifier.safetensors" if by_segment else "classifier.safetensors"
+    return Path(run_dir) / method / name
 
 
 def train_classifier(config: Config, run_dir: str | Path, method: str = "") -> dict[str, Any]:
-    """Stage `classes`: a video classifier on a method's features of the training videos.
+    """Stage `classes`: a classifier on a method's features of the training videos.
 
-    Convex and without randomness, so it is simply fitted again whenever it is asked for."""
+    Of videos, or of segments under `detect.classes` "segment". Convex and without randomness, so it
+    is simply fitted again whenever it is asked for."""
     method = method or methods.default_method(config)
     data = methods.run_data(config, run_dir)
     store = methods.open_features(config, run_dir, method, data)
-    features = {video.id: store[video.id].values for video in store.require(data.train)}
-    classifier = train_video_classifier(features, main_labels(data.train))
-    path = classifier_path(run_dir, method)
+    features = {video.id: store[video.id] for video in store.require(data.train)}
+    by_segment = config.detect.classes == "segment"
+    if by_segment:
+        classifier = train_segment_classifier(features, data.train)
+    else:
+        values = {key: found.values for key, found in features.items()}
+        classifier = train_video_classifier(values, main_labels(data.train))
+    path = classifier_path(run_dir, method, by_segment)
     if is_first():
         classifier.save(path)
     barrier()
@@ -194,33 +219,48 @@ def detect_stage(
     config: Config, run_dir: str | Path, method: str = "", *, variant: str = "",
     on_step: OnStep | None = None, device: str = "cpu",
 ) -> dict[str, Any]:  # fmt: skip
-    """Stage `detect`: detections of all test videos under each source of classes.
+    """Stage `detect`: detections of all test videos under each source of `detect.classes`.
 
-    Writes <run>/<method>/detections/{shared,own,oracle}.{json,csv} and srt/<video>.srt; several
-    processes share the videos. Shared classes need the features of another method, or a score file:
-    where neither is there they are left out, with a warning that says how to get them.
+    Writes <run>/<method>/detections/{shared,own,oracle,segment}.{json,csv} and srt/<video>.srt;
+    several processes share the videos. Shared classes need the features of another method, or a
+    score file: where neither is there they are left out, with a warning that says how to get them.
     """
     method = method or methods.default_method(config)
     data = methods.run_data(config, run_dir)
     store = methods.open_features(config, run_dir, method, data)
     head = methods.load_head(config, run_dir, method, variant).to(device)
     keys = [video.id for video in store.require(data.test)]
+    if config.detect.classes not in SOURCES:
+        found = (
+            f"detect.classes is {config.detect.classes!r}, but head {config.head.kind} names none"
+        )
+        raise ValueError(f"{found}; choose segment (each proposal by itself) or video")
+    kinds = SOURCES[config.detect.classes]
+    if by_segment := kinds == ("segment",):
+        path = Path(train_classifier(config, run_dir, method)["classifier"])
+        classifier = SegmentClassifier.load(path)
     kept, seconds = {}, {}
     for done, i in enumerate(mine := share(len(keys))):
         features = store[keys[i]]
-        kept[keys[i]] = propose(config, head, features)
+        if by_segment:
+            windows = decoded(config, head, features)
+            kept[keys[i]] = segment_detections(windows, features, classifier, config.detect)
+        else:
+            kept[keys[i]] = propose(config, head, features)
         seconds[keys[i]] = features.grid.duration_s
         if on_step and is_first():
             on_step(done, len(mine), {})
     folder, written = detections_dir(run_dir, method, variant), {}
-    classes = {kind: video_classes(config, run_dir, method, kind, data) for kind in CLASSES[1:]}
-    try:
-        classes["shared"] = video_classes(config, run_dir, method, "shared", data)
-    except FileNotFoundError as error:
-        log.warning("no detections with shared classes (detect.shared_classes): %s", error)
-    for kind in (kind for kind in CLASSES if kind in classes):
-        found, filled = {}, 0
-        for key, proposals in kept.items():
+    needed = ("own", "oracle") if "shared" in kinds else set(kinds) & {"oracle"}
+    classes = {kind: video_classes(config, run_dir, method, kind, data) for kind in needed}
+    if "shared" in kinds:
+        try:
+            classes["shared"] = video_classes(config, run_dir, method, "shared", data)
+        except FileNotFoundError as error:
+            log.warning("no detections with shared classes (detect.shared_classes): %s", error)
+    for kind in (kind for kind in kinds if by_segment or kind in classes):
+        found, filled = dict(kept) if by_segment else {}, 0
+        for key, proposals in () if by_segment else kept.items():
             source = classes[kind]
             if key not in source.scores:  # an external file may lack videos
                 source, filled = classes["own"], filled + 1

@@ -1,0 +1,197 @@
+"""The class of every proposal by itself, because one video may show several kinds of event [ours].
+
+A multinomial logistic regression looks at the mean features inside a segment, just before and just
+after it. It is trained on annotated segments, on shifted and stretched copies of them and on pieces
+of background, each with the class as far as it overlaps an event and "nothing" for the rest. So its
+probability falls for a proposal that is cut badly or lies beside an event, and the product with the
+proposal's score ranks well. Convex, started at zero: the result depends on no seed.
+C channels, K classes, N segments in seconds.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lofi.config import PostProcessing
+from lofi.data.annotations import Video
+from lofi.data.features import Features
+from lofi.detection.nms import soft_nms
+from lofi.detection.proposals import join_windows
+from lofi.detection.results import Detection
+from lofi.files import save_tensors
+from lofi.heads.base import Proposals
+
+FORMAT = "lofi-segment-classes-1"
+TENSORS = ("weight", "bias", "mean", "std")
+CONTEXT = 0.5  # length of what is seen before and after, in lengths of the segment
+SHIFTS, SCALES = (-0.6, -0.3, -0.15, 0.0, 0.15, 0.3, 0.6), (0.5, 0.75, 1.0, 1.35, 2.0)
+NOTHING, WHOLE = 0.3, 0.7  # tIoU with an event up to which, and from which, the target is 0 and 1
+CANDIDATES = 1000  # proposals of one window that are classified
+
+
+def pooled(features: Features, segments_s: np.ndarray) -> Tensor:
+    """(N, 3C + 1) float64: means inside, before and after each segment, and its log length."""
+    values, grid = features
+    steps = values.shape[1]
+    summed = torch.nn.functional.pad(values.double().cumsum(1), (1, 0))  # (C, T + 1)
+    start, end = torch.as_tensor(np.asarray(segments_s, np.float64)).T
+    length = (end - start).clamp_min(1e-3)
+    parts = []
+    spans = (start, end), (start - CONTEXT * length, start), (end, end + CONTEXT * length)
+    for first, last in spans:
+        first, last = (((t - grid.start_s) / grid.step_s).clamp(0, steps) for t in (first, last))
+        middle = (first + last) / 2
+        half = ((last - first) / 2).clamp_min(0.5)  # at least one step, inside the video
+        middle = torch.minimum(torch.maximum(middle, half), steps - half)
+        sums = []
+        for place in (middle - half, middle + half):
+            place = place.clamp(0, steps)
+            below = place.floor().long().clamp_max(steps - 1)
+            share = place - below
+            sums.append(summed[:, below] * (1 - share) + summed[:, below + 1] * share)
+        parts.append((sums[1] - sums[0]) / (2 * half))
+    return torch.cat([*parts, length.log()[None]]).T
+
+
+@dataclass(frozen=True)
+class SegmentClassifier:
+    """See the module; row K of `weight` and `bias` is "nothing"."""
+
+    names: tuple[str, ...]
+    weight: Tensor  # (K + 1, 3C + 1) float64
+    bias: Tensor  # (K + 1,)
+    mean: Tensor  # (3C + 1,) of the training segments
+    std: Tensor  # (3C + 1,)
+
+    def predict(self, features: Features, segments_s: np.ndarray) -> np.ndarray:
+        """(N, K) probability that a segment shows each class; a row's rest to 1 is "nothing"."""
+        channels = (len(self.mean) - 1) // 3
+        if len(features.values) != channels:
+            found = f"features have {len(features.values)} channels"
+            cure = "use the encoder it was trained with"
+            raise ValueError(f"{found}, the segment classifier was trained on {channels}; {cure}")
+        x = (pooled(features, segments_s) - self.mean) / self.std
+        return (x @ self.weight.T + self.bias).softmax(1)[:, :-1].numpy()
+
+    def save(self, path: str | Path) -> None:
+        """Write safetensors with the names in its header."""
+        tensors = {name: getattr(self, name) for name in TENSORS}
+        save_tensors(path, tensors, {"format": FORMAT, "names": json.dumps(self.names)})
+
+    @staticmethod
+    def load(path: str | Path) -> "SegmentClassifier":
+        """Read what `save` wrote; FileNotFoundError, ValueError with what to do."""
+        from safetensors import safe_open
+
+        if not Path(path).is_file():
+            raise FileNotFoundError(f"{path}: no such file (expected a segment classifier)")
+        try:
+            with safe_open(path, framework="pt") as file:
+                names = tuple(json.loads(file.metadata()["names"]))
+                return SegmentClassifier(names, *map(file.get_tensor, TENSORS))
+        except Exception as error:
+            raise ValueError(
+                f"{path}: not a segment classifier ({error}); train it again"
+            ) from None
+
+
+def examples(video: Video, features: Features, names: Sequence[str], lengths: Sequence[float]):
+    """Training segments (N, 2) of one video, and how much of each class they are, (N, K + 1)."""
+    truth = np.array([[s.start_s, s.end_s] for s in video.segments]).reshape(-1, 2)
+    duration = features.grid.duration_s
+    length = truth[:, 1] - truth[:, 0]
+    moved = [truth]
+    for shift in SHIFTS:
+        for scale in SCALES:
+            middle = truth.mean(1) + shift * length
+            half = scale * length / 2
+            moved.append(np.stack([middle - half, middle + half], 1))
+    for size in lengths:  # the whole video in pieces, mostly background
+        start = np.arange(0, max(duration - size, 0) + 1e-9, size / 2)
+        moved.append(np.stack([start, start + size], 1))
+    segments = np.concatenate(moved).clip(0, duration)
+    segments = segments[np.diff(segments)[:, 0] > 0]
+    inner = np.minimum(segments[:, None, 1], truth[:, 1]) - np.maximum(segments[:, :1], truth[:, 0])
+    inner = inner.clip(0)  # (N, events)
+    overlap = inner / (np.diff(segments) + np.diff(truth)[:, 0] - inner)
+    target = np.zeros((len(segments), len(names) + 1))
+    for i, event in enumerate(video.segments):
+        share = ((overlap[:, i] - NOTHING) / (WHOLE - NOTHING)).clip(0, 1)
+        column = names.index(event.label)
+        target[:, column] = np.maximum(target[:, column], share)
+    target /= np.maximum(target.sum(1, keepdims=True), 1)
+    target[:, -1] = 1 - target.sum(1)
+    return segments, target
+
+
+def train_segment_classifier(
+    features: Mapping[str, Features], videos: Sequence[Video], weight_decay: float = 3e-2
+) -> SegmentClassifier:
+    """Fit the classifier with L-BFGS; ValueError where no video with features has an event.
+
+    Args:
+        features: of the training videos by id; videos without are left out.
+        weight_decay: factor of half the squared weights beside the mean cross-entropy.
+    """
+    videos = [video for video in videos if video.id in features]
+    events = [s for video in videos for s in video.segments if s.end_s > s.start_s]
+    names = tuple(sorted({event.label for event in events}))
+    if not names:
+        found = f"{len(videos)} videos with features, none with an event"
+        raise ValueError(f"{found}; check that ids of features and annotations agree")
+    lengths = np.quantile([event.end_s - event.start_s for event in events], (0.1, 0.5, 0.9))
+    inputs, targets = [], []
+    for video in videos:
+        segments, target = examples(video, features[video.id], names, lengths)
+        inputs.append(pooled(features[video.id], segments))
+        targets.append(torch.from_numpy(target))
+    x, y = torch.cat(inputs), torch.cat(targets)
+    mean, std = x.mean(0), x.std(0, correction=0).clamp_min(1e-6)
+    x = (x - mean) / std
+    weight = torch.zeros(len(names) + 1, x.shape[1], dtype=x.dtype, requires_grad=True)
+    bias = torch.zeros(len(names) + 1, dtype=x.dtype, requires_grad=True)
+    optimizer = torch.optim.LBFGS([weight, bias], max_iter=200, line_search_fn="strong_wolfe")
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = torch.nn.functional.cross_entropy(x @ weight.T + bias, y)
+        loss = loss + 0.5 * weight_decay * weight.square().sum()
+        loss.backward()
+        return loss
+
+    with torch.enable_grad():
+        optimizer.step(closure)
+    return SegmentClassifier(names, weight.detach(), bias.detach(), mean, std)
+
+
+def segment_detections(
+    windows: Sequence[Proposals], features: Features, classifier: SegmentClassifier,
+    post: PostProcessing,
+) -> list[Detection]:  # fmt: skip
+    """Classified proposals of one video, best first; soft-NMS inside each class.
+
+    `windows` are proposals before suppression, of the whole video or of its sliding windows; of a
+    window the `CANDIDATES` best are classified, and `top_k` of a class survive.
+    """
+    tables = []
+    for window in windows:
+        best = np.argsort(-window.scores, kind="stable")[:CANDIDATES]
+        segments = window.segments_s[best].clip(0, features.grid.duration_s)
+        inside = np.diff(segments)[:, 0] > 0
+        segments, scores = segments[inside], window.scores[best][inside]
+        tables.append((segments, scores[:, None] * classifier.predict(features, segments)))
+    found = []
+    for column, name in enumerate(classifier.names):
+        mine = [(segments, scores[:, column]) for segments, scores in tables]
+        if len(mine) == 1:
+            kept = soft_nms(*mine[0], post.sigma, post.top_k)
+        else:
+            kept = join_windows(mine, post.sigma, post.top_k * max(1, len(mine) // 2))
+        pairs = zip(kept[0].tolist(), kept[1].tolist())
+        found += [Detection(*segment, name, score) for segment, score in pairs]
+    return sorted(found, key=lambda detection: -detection.score)
