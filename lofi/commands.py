@@ -214,15 +214,15 @@ def evaluate(
             those with an entry in the detection file. The first line stays the official list's.
     """
     from lofi.evaluation import detection_map
-    from lofi.evaluation.detection import video_interval
+    from lofi.evaluation.detection import interval, video_draws
 
     choices = {"subset": subset or None, "protocol": protocol}
     result = detection_map(ground_truth, detections, **choices, available=available or None)
-    interval = video_interval(ground_truth, detections, **choices)
+    spread = interval(video_draws(ground_truth, detections, **choices))
     if json:
-        write_json(json, result.to_json() | {"interval": interval.tolist()})
+        write_json(json, result.to_json() | {"interval": spread.tolist()})
     print(result)
-    first, mean = (f"{low:.1f} to {high:.1f}" for low, high in 100 * interval[[0, -1]])
+    first, mean = (f"{low:.1f} to {high:.1f}" for low, high in 100 * spread[[0, -1]])
     at = f"at tIoU {result.tious[0]:g}"
     print(f"  95 % interval over videos: {first} {at}, average {mean} (1,000 draws of the videos)")
 

@@ -46,6 +46,9 @@ class DataConfig:
     resample_fps: float = 0.0  # cut snippets as if videos had this rate; 0 = as decoded [ours]
     jitter: bool = False  # training: each snippet's middle anywhere in its interval [ours]
     crop_ratio: float = 0.875  # crop side / short side, 224/256 [spec]
+    squeeze: bool = (
+        False  # the whole frame into the square, instead of cutting its sides off [ours]
+    )
     cache_gib: float = 0.0  # memory for decoded frames; 0 = decode every time
     workers: int = 2  # decoding threads or processes
     decode_limit_s: float = 0.0  # > 0: child processes, killed after so long; 0 = threads
@@ -94,7 +97,8 @@ class Optimisation:
     decay: float = 0.5  # factor, "step" only
     warmup: int = 0  # iterations of linear warm-up
     clip: float = 0.0  # largest gradient norm; 0 = no clipping
-    augment: Literal["none", "geometric", "colour"] = "geometric"  # "colour" adds to "geometric"
+    # "crop" moves the crop, "geometric" mirrors as well, "colour" adds colours to that.
+    augment: Literal["none", "crop", "geometric", "colour"] = "geometric"
 
 
 @dataclass(frozen=True)

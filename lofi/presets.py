@@ -80,6 +80,24 @@ _TINY = replace(
     detect=PostProcessing(shared_classes="acp"),
 )
 
+_OWN = replace(  # what `lofi fit` starts from; it chooses the rest from the data [ours]
+    _TOY,
+    preset="own",
+    full=Fidelity(64, 8, 64),
+    data=DataConfig(
+        preset="", source="segments+background", squeeze=True, crop_ratio=0.9, cache_gib=1.0,
+        workers=1,
+    ),
+    acp=Optimisation(
+        epochs=40, batch=16, optimizer="adamw", lr=0.002, weight_decay=0.05, schedule="cosine",
+        warmup=40, augment="crop",
+    ),
+    head_training=replace(_TOY.head_training, epochs=30, batch=8, decay_every=20),
+    detect=PostProcessing(
+        score="cls*reg*start*end", sigma=0.2, include_video_end=True, classes="segment"
+    ),
+)  # fmt: skip
+
 _THUMOS14 = replace(  # G-TAD as released for THUMOS14 [spec]
     _PAPER,
     preset="thumos14",
@@ -103,6 +121,7 @@ _LOW = replace(_PAPER.lofi, schedule="low")
 _ALL = (
     _TINY,
     _TOY,
+    _OWN,
     _PAPER,
     replace(_PAPER, preset="activitynet-low", lofi=_LOW),  # supplement B: one 32 GB card
     # supplement B: R50 at 25 snippets, 112 pixels

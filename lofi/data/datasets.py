@@ -169,7 +169,7 @@ def video_request(
     if grid is not None and grid.stride:
         span = grid.first_frame, grid.first_frame + round(grid.length_s * grid.fps)
     cut = data.frame_stride, data.rule, data.crop_ratio
-    return ClipRequest(path, fidelity, *cut, augmentation, data.resample_fps, span)
+    return ClipRequest(path, fidelity, *cut, augmentation, data.resample_fps, span, data.squeeze)
 
 
 def fingerprint(items: Sequence[Video | TrimmedClip]) -> str:

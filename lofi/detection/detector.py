@@ -1,7 +1,7 @@
 """A trained run as one object, video file in, detections out; the stages `classes` and `detect`."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,19 +45,18 @@ SOURCES = {"video": CLASSES[:3], "external": ("shared",), "oracle": ("oracle",),
 BEST_FIRST = ("c-lofi", "short-c-lofi", "st-lofi", "t-lofi", "s-lofi", "low-lofi", "acp+", "acp")
 
 
-@torch.no_grad()
-def decoded(config: Config, head: ScaledHead, features: Features) -> list[Proposals]:
-    """The proposals of one video, or of each of its windows, before any suppression."""
+def decoded(config: Config, head: ScaledHead, features: Features) -> Iterator[Proposals]:
+    """The proposals of one video, or of one window of it after the other, before suppression."""
     device = head.standardise.mean.device
-    return [
-        head.head.decode(head(part.values[None].to(device)), part.grid, config.detect)
-        for part in head_inputs(features, config.full.snippets, config.data.window_stride)
-    ]
+    for part in head_inputs(features, config.full.snippets, config.data.window_stride):
+        with torch.no_grad():
+            outputs = head(part.values[None].to(device))
+        yield head.head.decode(outputs, part.grid, config.detect)
 
 
 def propose(config: Config, head: ScaledHead, features: Features) -> Proposals:
     """The proposals of one video after suppression, windows of it joined."""
-    windows = decoded(config, head, features)
+    windows = list(decoded(config, head, features))
     return suppress(windows, config.detect, joined=config.data.window_stride > 0)
 
 

@@ -9,7 +9,7 @@ C channels, K classes, N segments in seconds.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,7 +21,6 @@ from lofi.config import PostProcessing
 from lofi.data.annotations import Video
 from lofi.data.features import Features
 from lofi.detection.nms import soft_nms
-from lofi.detection.proposals import join_windows
 from lofi.detection.results import Detection
 from lofi.files import save_tensors
 from lofi.heads.base import Proposals
@@ -170,28 +169,30 @@ def train_segment_classifier(
 
 
 def segment_detections(
-    windows: Sequence[Proposals], features: Features, classifier: SegmentClassifier,
+    windows: Iterable[Proposals], features: Features, classifier: SegmentClassifier,
     post: PostProcessing,
 ) -> list[Detection]:  # fmt: skip
     """Classified proposals of one video, best first; soft-NMS inside each class.
 
-    `windows` are proposals before suppression, of the whole video or of its sliding windows; of a
-    window the `CANDIDATES` best are classified, and `top_k` of a class survive.
+    `windows` are proposals before suppression, of the whole video or of one sliding window after
+    the other, which are joined by suppression over their union. Of a window the `CANDIDATES` best
+    are classified; `top_k` of a class survive, in long videos as many for every two windows.
     """
-    tables = []
+    tables: list[list[tuple[np.ndarray, np.ndarray]]] = [[] for _ in classifier.names]
     for window in windows:
         best = np.argsort(-window.scores, kind="stable")[:CANDIDATES]
         segments = window.segments_s[best].clip(0, features.grid.duration_s)
         inside = np.diff(segments)[:, 0] > 0
         segments, scores = segments[inside], window.scores[best][inside]
-        tables.append((segments, scores[:, None] * classifier.predict(features, segments)))
+        classified = scores[:, None] * classifier.predict(features, segments)
+        for mine, column in zip(tables, classified.T):
+            mine.append(soft_nms(segments, column, post.sigma, post.top_k))
     found = []
-    for column, name in enumerate(classifier.names):
-        mine = [(segments, scores[:, column]) for segments, scores in tables]
-        if len(mine) == 1:
-            kept = soft_nms(*mine[0], post.sigma, post.top_k)
-        else:
-            kept = join_windows(mine, post.sigma, post.top_k * max(1, len(mine) // 2))
+    for name, mine in zip(classifier.names, tables):
+        kept = mine[0]
+        if len(mine) > 1:
+            joined = map(np.concatenate, zip(*mine))
+            kept = soft_nms(*joined, post.sigma, post.top_k * max(1, len(mine) // 2))
         pairs = zip(kept[0].tolist(), kept[1].tolist())
         found += [Detection(*segment, name, score) for segment, score in pairs]
     return sorted(found, key=lambda detection: -detection.score)

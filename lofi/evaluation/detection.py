@@ -191,15 +191,16 @@ def detection_map(
     return replace(result, available=evaluate(fewer, protocol, "available"))
 
 
-def video_interval(
+def video_draws(
     ground_truth: Any, detections: Any, tious: Any = None, subset: str | None = None,
     protocol: str = "activitynet", resamples: int = 1000, seed: int = 0,
 ) -> np.ndarray:  # fmt: skip
-    """95 % interval of mAP over the choice of videos, (tIoUs + 1, 2): low, high; the average last.
+    """mAP under other choices of videos, (resamples, tIoUs + 1), the average last; see `interval`.
 
     The videos are drawn anew, as many with replacement (not the instances: those of one video hang
     together), and mAP is recomputed over the classes that are then there. The model is given: how
-    another training run would differ is not in it. Arguments as in `detection_map`.
+    another training run would differ is not in it. Two detection files of the same videos get the
+    same draws, so that their differences are paired. Arguments as in `detection_map`.
     """
     matches = Matches(*load(ground_truth, detections, tious, subset, protocol))
     truth, classes = matches.truth, len(matches.instances)
@@ -228,7 +229,12 @@ def video_interval(
         there = instances > 0
         ap = gained.reshape(classes, -1)[there] / instances[there, None]
         found.append(np.append(ap.mean(0), ap.mean()))
-    return np.quantile(found, (0.025, 0.975), axis=0).T
+    return np.array(found)
+
+
+def interval(draws: np.ndarray) -> np.ndarray:
+    """(…, 2) low and high end of the middle 95 % along the first axis."""
+    return np.moveaxis(np.quantile(draws, (0.025, 0.975), axis=0), 0, -1)
 
 
 def evaluate(matches: Matches, protocol: str, list_name: str = "official") -> DetectionResult:

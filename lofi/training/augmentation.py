@@ -1,5 +1,6 @@
 """Random changes of training clips, from an explicit CPU generator, one draw a clip."""
 
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -17,12 +18,13 @@ SMALLEST_CROP = 0.6  # of the side
 
 
 def draw_geometry(setting: str, generator: torch.Generator, jitter: int = 0) -> Augmentation | None:
-    """Crop position and flip of one clip or video; None for the setting "none".
+    """Crop position and flip (not for "crop") of one clip or video; None for the setting "none".
 
     `jitter` is L of the fidelity where every snippet moves inside its interval, 0 for none.
     """
     if setting != "none":
-        return Augmentation.draw(generator, jitter)
+        drawn = Augmentation.draw(generator, jitter)
+        return replace(drawn, flip=False) if setting == "crop" else drawn
     return Augmentation(jitter=Augmentation.draw(generator, jitter).jitter) if jitter else None
 
 

@@ -239,8 +239,8 @@ class ClipSource(AbstractContextManager):
     def read(self, clips, views, frames: int, stride: int = 0) -> list[torch.Tensor | None]:
         """uint8 (frames, 3, S, S) of each clip in its view, None for one that cannot be read."""
         how = frames, self.pixels, stride or self.data.frame_stride, self.data.crop_ratio
-        fps = self.data.resample_fps
-        found = self.reader.read([TrimmedRequest(c, *how, v, fps) for c, v in zip(clips, views)])
+        rest = self.data.resample_fps, self.data.squeeze
+        found = self.reader.read([TrimmedRequest(c, *how, v, *rest) for c, v in zip(clips, views)])
         for clip, item in zip(clips, found):
             if isinstance(item, VideoError):
                 self.run.skip(str(clip.path), item)
