@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from tyro.conf import Positional, arg
+from tyro.conf import Positional, Suppress, arg
 
 from lofi.config import BMNConfig, Config, GTADConfig, Mode
 from lofi.fidelity import Fidelity
@@ -154,6 +154,34 @@ def one_thread_for_small_work(config: Config) -> None:
 
     if config.preset in ("tiny", "toy") and "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(1)
+
+
+def fit(
+    annotations: Positional[Path], /, videos: Path, out: Path, config: Settings,
+    minutes: float = 30.0, device: str = "cpu", given: Suppress[tuple[str, ...]] = (),
+) -> None:  # fmt: skip
+    """Own videos and a list of their events in; a detector, an honest report and how to use it out.
+
+    Every setting is chosen from the data and may be fixed by an option. The same command goes on
+    where it was stopped. OUT/config.json keeps the settings, OUT/annotations.json the split.
+
+    Args:
+        annotations: CSV (video, start_s, end_s, label) or any annotation file lofi reads.
+        videos: folder of the video files.
+        out: run folder.
+        minutes: time that it may take.
+        device: cpu, cuda, cuda:1, mps, …
+    """
+    from lofi.fitting import fit as run
+
+    settings = {}
+    for name in given:  # only what was said on the command line is fixed
+        value: Any = config
+        for part in name.split("."):
+            value = getattr(value, part, None)
+        if value is not None and name.split(".")[0] in asdict(config):
+            settings[name] = value
+    run(annotations, videos, out, minutes=minutes, device=device, settings=settings, base=config)
 
 
 def features(

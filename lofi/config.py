@@ -97,8 +97,9 @@ class Optimisation:
     decay: float = 0.5  # factor, "step" only
     warmup: int = 0  # iterations of linear warm-up
     clip: float = 0.0  # largest gradient norm; 0 = no clipping
-    # "crop" moves the crop, "geometric" mirrors as well, "colour" adds colours to that.
-    augment: Literal["none", "crop", "geometric", "colour"] = "geometric"
+    # "geometric" moves and mirrors, "colour" adds other colours; "varied" (stage 1) keeps left and
+    # right and colours apart, but zooms, tints, adds noise and another clip's picture [ours].
+    augment: Literal["none", "geometric", "colour", "varied"] = "geometric"
 
 
 @dataclass(frozen=True)

@@ -90,7 +90,7 @@ _OWN = replace(  # what `lofi fit` starts from; it chooses the rest from the dat
     ),
     acp=Optimisation(
         epochs=40, batch=16, optimizer="adamw", lr=0.002, weight_decay=0.05, schedule="cosine",
-        warmup=40, augment="crop",
+        warmup=40, augment="varied",
     ),
     head_training=replace(_TOY.head_training, epochs=30, batch=8, decay_every=20),
     detect=PostProcessing(

@@ -25,7 +25,7 @@ from lofi.data.datasets import fingerprint, open_reader
 from lofi.encoders import encoder_hash, normalise
 from lofi.encoders.base import Encoder
 from lofi.training import methods
-from lofi.training.augmentation import draw_colour, draw_geometry, recolour
+from lofi.training.augmentation import draw_colour, draw_geometry, recolour, vary
 from lofi.training.distributed import rank, reduce_sum, share, size
 from lofi.training.loop import Batches, OnStep, Training, backward, fit, generator_for
 from lofi.training.run_folder import RunFolder
@@ -149,6 +149,7 @@ def _read_labelled(names, frames: int, source, clips, address: tuple, augment: s
     if not kept:
         return None
     x = torch.stack([x if tints[i] is None else recolour(x, tints[i]) for i, x in kept])
+    x = vary(x, draws) if augment == "varied" else x
     return x, torch.tensor([names.index(clips[i].label) for i, _ in kept])
 
 
