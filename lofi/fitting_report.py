@@ -34,9 +34,7 @@ def write_fit_report(
     if crossed := result.get("cross_validation"):
         where = f"all videos, {crossed['folds']}-fold cross-validation ({inside} new in each fold)"
         rows.append((where, str(len(videos)), span(crossed), span(crossed, "average")))
-    brackets = (
-        "In brackets: 95 % interval, 1,000 draws of the videos; the model stays as it is."
-    )
+    brackets = "In brackets: 95 % interval, 1,000 draws of the videos; the model stays as it is."
     sections: dict[str, list] = {"": [brackets, *result["notes"]]}
     sections["Result"] = [Table(header, tuple(rows))]
     if not crossed:
