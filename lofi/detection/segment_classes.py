@@ -30,6 +30,7 @@ TENSORS = ("weight", "bias", "mean", "std")
 CONTEXT = 0.5  # length of what is seen before and after, in lengths of the segment
 SHIFTS, SCALES = (-0.6, -0.3, -0.15, 0.0, 0.15, 0.3, 0.6), (0.5, 0.75, 1.0, 1.35, 2.0)
 NOTHING, WHOLE = 0.3, 0.7  # tIoU with an event up to which, and from which, the target is 0 and 1
+PIECES = 200  # of one length that a video gives at most
 CANDIDATES = 1000  # proposals of one window that are classified
 
 
@@ -37,24 +38,21 @@ def pooled(features: Features, segments_s: np.ndarray) -> Tensor:
     """(N, 3C + 1) float64: means inside, before and after each segment, and its log length."""
     values, grid = features
     steps = values.shape[1]
-    summed = torch.nn.functional.pad(values.double().cumsum(1), (1, 0))  # (C, T + 1)
     start, end = torch.as_tensor(np.asarray(segments_s, np.float64)).T
     length = (end - start).clamp_min(1e-3)
-    parts = []
-    spans = (start, end), (start - CONTEXT * length, start), (end, end + CONTEXT * length)
-    for first, last in spans:
-        first, last = (((t - grid.start_s) / grid.step_s).clamp(0, steps) for t in (first, last))
-        middle = (first + last) / 2
-        half = ((last - first) / 2).clamp_min(0.5)  # at least one step, inside the video
-        middle = torch.minimum(torch.maximum(middle, half), steps - half)
-        sums = []
-        for place in (middle - half, middle + half):
-            place = place.clamp(0, steps)
-            below = place.floor().long().clamp_max(steps - 1)
-            share = place - below
-            sums.append(summed[:, below] * (1 - share) + summed[:, below + 1] * share)
-        parts.append((sums[1] - sums[0]) / (2 * half))
-    return torch.cat([*parts, length.log()[None]]).T
+    starts = torch.stack([start, start - CONTEXT * length, end])  # (3, N)
+    ends = torch.stack([end, start, end + CONTEXT * length])
+    first, last = (((t - grid.start_s) / grid.step_s).clamp(0, steps) for t in (starts, ends))
+    middle, half = (first + last) / 2, ((last - first) / 2).clamp_min(0.5)  # at least one step
+    middle = torch.minimum(torch.maximum(middle, half), steps - half)  # inside the video
+    places = torch.stack([middle - half, middle + half]).clamp(0, steps)
+    low, high = (int(places.min()), int(places.max().ceil())) if len(start) else (0, 0)
+    summed = torch.nn.functional.pad(values[:, low:high].double().cumsum(1), (1, 0))
+    below = places.floor().long().clamp_max(steps - 1)
+    share = places - below
+    sums = summed[:, below - low] * (1 - share) + summed[:, below + 1 - low] * share
+    means = (sums[:, 1] - sums[:, 0]) / (2 * half)  # (C, 3, N)
+    return torch.cat([means.transpose(0, 1).flatten(0, 1), length.log()[None]]).T
 
 
 @dataclass(frozen=True)
@@ -111,7 +109,8 @@ def examples(video: Video, features: Features, names: Sequence[str], lengths: Se
             half = scale * length / 2
             moved.append(np.stack([middle - half, middle + half], 1))
     for size in lengths:  # the whole video in pieces, mostly background
-        start = np.arange(0, max(duration - size, 0) + 1e-9, size / 2)
+        room = max(duration - size, 0.0)
+        start = np.linspace(0, room, min(PIECES, 1 + int(2 * room / size)))
         moved.append(np.stack([start, start + size], 1))
     segments = np.concatenate(moved).clip(0, duration)
     segments = segments[np.diff(segments)[:, 0] > 0]
