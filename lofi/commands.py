@@ -181,7 +181,8 @@ def fit(
             value = getattr(value, part, None)
         if value is not None and name.split(".")[0] in asdict(config):
             settings[name] = value
-    run(annotations, videos, out, minutes=minutes, device=device, settings=settings, base=config)
+    options = {"minutes": minutes, "device": device, "settings": settings, "base": config}
+    run(annotations, videos, out, **options, say=lambda line: print(line, flush=True))
 
 
 def features(

@@ -120,7 +120,10 @@ def prepared(annotations: str | Path, videos: str | Path) -> Data:
 
 
 def in_folds(videos: Sequence[Video], folds: int = FOLDS) -> dict[str, int]:
-    """Fold of every video: classes are spread evenly, numbers of videos differ by one at most."""
+    """Fold of every video: classes are spread evenly, no fold has more than its share of videos.
+
+    Fold 0, which is held out first, has as many classes as possible, but none that is nowhere else.
+    """
     room = math.ceil(len(videos) / folds)
     members, events, fold_of = [0] * folds, [Counter() for _ in range(folds)], {}
     for video in sorted(videos, key=lambda v: (-len(v.segments), v.id)):
@@ -131,7 +134,11 @@ def in_folds(videos: Sequence[Video], folds: int = FOLDS) -> dict[str, int]:
         fold_of[video.id] = chosen
         members[chosen] += 1
         events[chosen] += mine
-    return fold_of
+    shown_in = Counter(label for fold in events for label in fold)
+    alone = [sum(shown_in[label] == 1 for label in fold) for fold in events]
+    first = min(range(folds), key=lambda fold: (alone[fold], -len(events[fold])))
+    renamed = {first: 0, 0: first}
+    return {key: renamed.get(fold, fold) for key, fold in fold_of.items()}
 
 
 def split(data: Data) -> tuple[dict[str, str], dict[str, int]]:
@@ -454,6 +461,8 @@ def scored(truth: Sequence[Video], found: Mapping[str, Sequence[Detection]], lab
 
 def best_threshold(truth: Sequence[Video], found: Mapping[str, Sequence[Detection]]) -> float:
     """The score from which on detections have the best F1 at tIoU 0.5, all classes together."""
+    known = {s.label for v in truth for s in v.segments}
+    found = {key: [d for d in mine if d.label in known] for key, mine in found.items()}
     table = load([replace(v, subset="all") for v in truth], found, [0.5], "all", "activitynet")
     matches = Matches(*table)
     scores, right = table[1].scores, np.zeros(len(table[1].scores))
@@ -461,7 +470,7 @@ def best_threshold(truth: Sequence[Video], found: Mapping[str, Sequence[Detectio
     order = np.argsort(-scores, kind="stable")
     hits = np.cumsum(right[order])
     f1 = 2 * hits / (np.arange(1, len(order) + 1) + matches.instances.sum())
-    return float(scores[order[np.argmax(f1)]]) if len(order) else 0.0
+    return max(float(scores[order[np.argmax(f1)]]) if len(order) else 0.0, 1e-6)
 
 
 class Suggestion(NamedTuple):

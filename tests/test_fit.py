@@ -81,6 +81,14 @@ def test_every_fold_has_its_share_of_videos_and_of_each_class():
         assert max(counts) - min(counts) <= max(2, 0.35 * sum(counts) / 4), (label, counts)
 
 
+def test_what_is_held_out_first_has_no_class_that_is_nowhere_else():
+    videos = [video(f"{i}", (1, 2, "a"), (4, 5, "b" if i % 2 else "c")) for i in range(11)]
+    videos.append(video("only", (1, 2, "once"), (3, 4, "a"), (6, 7, "a"), (8, 9, "b")))
+    fold_of = in_folds(videos)
+    held = {s.label for v in videos for s in v.segments if fold_of[v.id] == 0}
+    assert held == {"a", "b", "c"} and fold_of["only"] != 0
+
+
 def test_pieces_of_events_and_background_cover_a_video_once(tmp_path):
     shown = replace(video("v", (2, 5, "a"), (4, 9, "b"), (15, 16, "a")), path=tmp_path / "v.mp4")
     pieces = with_background([shown])
