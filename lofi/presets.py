@@ -122,7 +122,6 @@ _LOW = replace(_PAPER.lofi, schedule="low")
 _ALL = (
     _TINY,
     _TOY,
-    _OWN,
     _PAPER,
     replace(_PAPER, preset="activitynet-low", lofi=_LOW),  # supplement B: one 32 GB card
     # supplement B: R50 at 25 snippets, 112 pixels
@@ -138,5 +137,6 @@ _ALL = (
     _published(_THUMOS14, "thumos14-videomae", 4, 0.0, width=1408),
     _published(_PAPER, "activitynet-tsp", 16, 15.0, width=512, prefix="v_"),
     _published(_PAPER, "activitynet-i3d", 16, 25.0, width=2048, prefix="v_"),
+    _OWN,
 )
 PRESETS = types.MappingProxyType({config.preset: config for config in _ALL})
