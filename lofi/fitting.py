@@ -190,7 +190,11 @@ def encoder_choice() -> Choice:
 
 
 def choices(data: Data, train: Sequence[Video]) -> list[Choice]:
-    """Every setting that depends on the data; options are laid over them later."""
+    """Every setting that depends on the data; options are laid over them later.
+
+    The head is the preset's (a map of start and duration): a head of points, for many short events,
+    would be chosen here.
+    """
     short, long = np.quantile(data.lengths, (0.1, 1.0)).tolist()
     durations = sorted(info.duration_s for info in data.infos.values())
     rates = sorted(info.fps for info in data.infos.values())
@@ -442,9 +446,8 @@ class Score(NamedTuple):
                 "average_interval": average}  # fmt: skip
 
     def __str__(self) -> str:
-        return (
-            f"{100 * self.at50:.1f} [{100 * self.spread[0][0]:.1f}, {100 * self.spread[0][1]:.1f}]"
-        )
+        low, high = self.spread[0]
+        return f"{percent(self.at50)} [{percent(low)}, {percent(high)}]"
 
 
 def scored(truth: Sequence[Video], found: Mapping[str, Sequence[Detection]], label: str = ""):
@@ -631,7 +634,8 @@ def learning_curve(
     All see the features of the run's encoder.
     """
     store = methods.open_features(config, out, method_of(config), methods.run_data(config, out))
-    features = {video.id: store[video.id] for video in (*train, *test)}
+    features = {video.id: store[video.id] for video in store.require([*train, *test])}
+    train, seen = ([v for v in part if v.id in features] for part in (train, test))
     quarter = in_folds(train, 4)
     order = sorted(train, key=lambda v: (quarter[v.id], v.id))  # every part of it is balanced
     count, rows = len(order), []
@@ -648,7 +652,7 @@ def learning_curve(
         row = {"videos": size} | score.to_json() | {"rivals": []}
         for name, rival in RIVALS.items() if size in (10, 20, count) else ():
             predict = rival(features, chosen, list(data.support), config.seed)
-            other = scored(test, {v.id: predict(features[v.id]) for v in test})
+            other = scored(test, {v.id: predict(features[v.id]) for v in seen})
             ahead = interval(score.draws[:, 0] - other.draws[:, 0]).tolist()
             row["rivals"].append({"name": name, **other.to_json(), "fit_ahead_by": ahead})
         rows.append(row)

@@ -71,7 +71,7 @@ def write_fit_report(
     ]  # fmt: skip
     sections["Timelines"] = []
     for video in sorted(test, key=lambda v: (-len(v.segments), v.id))[:3]:
-        shown = [d for d in found[video.id] if d.score >= result["threshold"]]
+        shown = [d for d in found.get(video.id, ()) if d.score >= result["threshold"]]
         frames, times, duration_s = thumbnails_of(video.path)
         lanes = {"in the list": video.segments, "found": shown}
         top = max(3, len(video.segments))
