@@ -49,7 +49,7 @@ from lofi.training.pretraining import train_acp
 log = logging.getLogger(__name__)
 FOLDS = 4  # a quarter of the videos is held out
 FEW_VIDEOS, FEW_EVENTS = 40, 10  # below: cross-validation; a warning for the class
-EPOCHS, VIEWS = 40, 6000  # of the encoder: epochs unless time is short, clips seen at least
+EPOCHS, VIEWS = 30, 4500  # of the encoder: epochs unless time is short, clips seen at least
 HEAD_STEPS = 120
 LONGEST = 100  # steps a window, so that the map of (start, duration) pairs stays small
 SUBSETS = {"training": "training", "train": "training"} | dict.fromkeys(
