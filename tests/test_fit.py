@@ -11,7 +11,7 @@ import torch
 from rendered_events import render
 
 import lofi
-from lofi import cli
+from lofi import cli, fitting
 from lofi import config as configs
 from lofi.data import ClipRequest, Segment, Video, read_annotations, write_video
 from lofi.data.datasets import BACKGROUND, with_background
@@ -288,6 +288,25 @@ def test_settings_follow_lengths_of_events_and_videos(few_videos):
     shortest, longest = np.quantile(data.lengths, (0.1, 1.0))
     assert 0 < step_s <= shortest / 4  # an event is several steps
     assert merged["full.snippets"] * step_s > longest  # and fits into a window
+
+
+def test_a_plan_keeps_to_the_minutes_and_says_what_it_leaves_out(few_videos, monkeypatch):
+    data = prepared(few_videos, few_videos.parent / "videos")
+    seconds = {"encoder": 600.0, "features": 60.0, "head": 60.0}
+    monkeypatch.setattr(fitting, "expected_seconds", lambda *arguments: dict(seconds))
+
+    def plan(minutes: float, **settings):
+        base = configs.preset("own")
+        return fitting.planned(data, data.videos, 4, minutes, "cpu", settings, base, {})
+
+    full, short = plan(70.0), plan(30.0)
+    assert full.folds == 4 and full.seconds["cross-validation"] == 3 * 720
+    assert short.folds == 0 and any("--minutes 60" in note for note in short.notes)
+    hasty = plan(10.0)  # 80 % of ten minutes are 480 s: 360 of 600 for the encoder
+    assert hasty.config.acp.epochs == int(0.6 * full.config.acp.epochs)
+    assert plan(10.0, **{"acp.epochs": 7}).config.acp.epochs == 7
+    assert plan(10.0, encoder="tsm-toy").config.encoder == "tsm-toy"
+    assert "memory about" in str(full)
 
 
 def test_fit_leaves_a_detector_a_split_and_a_report(few_videos, tmp_path, capsys, monkeypatch):

@@ -48,7 +48,7 @@ def pooled(features: Features, segments_s: np.ndarray) -> Tensor:
     places = torch.stack([middle - half, middle + half]).clamp(0, steps)
     low, high = (int(places.min()), int(places.max().ceil())) if len(start) else (0, 0)
     summed = torch.nn.functional.pad(values[:, low:high].double().cumsum(1), (1, 0))
-    below = places.floor().long().clamp_max(steps - 1)
+    below = places.floor().long().clamp_max(max(0, high - 1))
     share = places - below
     sums = summed[:, below - low] * (1 - share) + summed[:, below + 1 - low] * share
     means = (sums[:, 1] - sums[:, 0]) / (2 * half)  # (C, 3, N)
