@@ -249,10 +249,12 @@ def expected_seconds(
     """Seconds of each part of one training run, from one timed step of each kind."""
 
     def timed(work: Callable[[], Any]) -> float:
-        work()
-        began = time.perf_counter()
-        work()
-        return time.perf_counter() - began
+        seconds = []
+        for _ in range(4):
+            began = time.perf_counter()
+            work()
+            seconds.append(time.perf_counter() - began)
+        return min(seconds)  # the first one warms up, others may be disturbed
 
     encoder, full, clips = methods.start_encoder(config).to(device), config.full, 8
     frames = torch.zeros(clips, full.frames, 3, full.pixels, full.pixels, dtype=torch.uint8)

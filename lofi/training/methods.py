@@ -140,7 +140,7 @@ def components(method: str) -> tuple[str, ...]:
 def unshifted(name: str) -> str:
     """The image network that shares a TSM encoder's weights (ICP); ValueError if there is none."""
     plain = name.replace("tsm-r", "resnet-").replace("tsm-", "resnet-")
-    if plain not in ENCODERS or plain.startswith("r2plus1d"):
+    if plain not in ENCODERS or not plain.startswith("resnet"):
         raise ValueError(f"{name} has no image form to pre-train (ICP); use a tsm-* encoder")
     return plain
 
