@@ -1,6 +1,7 @@
 """`lofi fit` and its parts: folds, classes of segments, intervals, long and short videos."""
 
 import json
+import shutil
 import tracemalloc
 from collections import Counter
 from dataclasses import replace
@@ -310,7 +311,9 @@ def test_a_plan_keeps_to_the_minutes_and_says_what_it_leaves_out(few_videos, mon
 
 
 def test_fit_leaves_a_detector_a_split_and_a_report(few_videos, tmp_path, capsys, monkeypatch):
-    out, videos = tmp_path / "run", few_videos.parent / "videos"
+    out, videos = tmp_path / "run", tmp_path / "videos"
+    shutil.copytree(few_videos.parent / "videos", videos)
+    shutil.copy(videos / "cam_002.mp4", videos / "unlabelled.mp4")
     settings = {"acp.epochs": 1, "full.pixels": 32, "full.snippets": 16, "head_training.epochs": 2}
     options = [word for k, v in settings.items() for word in (f"--{k}", str(v))]
     command = ["lofi", "fit", str(few_videos), "--videos", str(videos), "--out", str(out), *options]
@@ -334,6 +337,13 @@ def test_fit_leaves_a_detector_a_split_and_a_report(few_videos, tmp_path, capsys
     assert Counter(split.values()) == {"training": 4, "validation": 2}
     found = json.loads((out / "acp" / "detections" / "segment.json").read_text())["results"]
     assert set(found) == {key for key, subset in split.items() if subset == "validation"}
+    words = [out / "annotations.json", out / "acp" / "detections" / "segment.json"]
+    monkeypatch.setattr("sys.argv", ["lofi", "evaluate", *map(str, words)])
+    cli.main()
+    judged = capsys.readouterr().out
+    assert f"average {100 * result['held_out']['average_map']:.2f} %" in judged
+    low, high = (100 * x for x in result["held_out"]["average_interval"])
+    assert f"average {low:.1f} to {high:.1f} (1,000 draws of the videos)" in judged
     # the last line runs
     assert last[:2] == ["lofi", "detect"]
     monkeypatch.setattr("sys.argv", last[:-1] + [str(tmp_path / "found")])
