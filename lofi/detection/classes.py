@@ -11,7 +11,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -219,6 +219,7 @@ class VideoClassifier:
     bias: torch.Tensor  # (classes,)
     mean: torch.Tensor  # (2C,) of the training summaries
     std: torch.Tensor  # (2C,)
+    what = "video classifier"
 
     def predict(self, features: torch.Tensor) -> np.ndarray:
         """Probabilities (classes,) of one video from its (C, L) snippet features."""
@@ -239,19 +240,19 @@ class VideoClassifier:
         tensors = {k: getattr(self, k) for k in TENSORS}
         save_tensors(path, tensors, {"names": json.dumps(self.names)})
 
-    @staticmethod
-    def load(path: str | Path) -> "VideoClassifier":
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
         """Read what `save` wrote."""
         from safetensors import safe_open
 
         if not Path(path).is_file():
-            raise FileNotFoundError(f"{path}: no such file (expected a video classifier)")
+            raise FileNotFoundError(f"{path}: no such file (expected a {cls.what})")
         try:
             with safe_open(path, framework="pt") as file:
                 names = tuple(json.loads(file.metadata()["names"]))
-                return VideoClassifier(names, *map(file.get_tensor, TENSORS))
+                return cls(names, *map(file.get_tensor, TENSORS))
         except Exception as error:
-            raise ValueError(f"{path}: not a video classifier ({error}); train it again") from None
+            raise ValueError(f"{path}: not a {cls.what} ({error}); train it again") from None
 
 
 def video_summary(features: torch.Tensor) -> torch.Tensor:
@@ -285,8 +286,18 @@ def train_video_classifier(
     mean, std = x.mean(0), x.std(0, correction=0).clamp_min(1e-6)
     x = (x - mean) / std
     y = torch.tensor([names.index(labels[video]) for video in videos])
-    weight = torch.zeros(len(names), x.shape[1], requires_grad=True)
-    bias = torch.zeros(len(names), requires_grad=True)
+    return VideoClassifier(names, *softmax_regression(x, y, len(names), weight_decay), mean, std)
+
+
+def softmax_regression(
+    x: torch.Tensor, y: torch.Tensor, classes: int, weight_decay: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Weight (classes, P) and bias that L-BFGS finds from zero for x (N, P).
+
+    y: class numbers (N,), or shares of the classes (N, classes).
+    """
+    weight = torch.zeros(classes, x.shape[1], dtype=x.dtype, requires_grad=True)
+    bias = torch.zeros(classes, dtype=x.dtype, requires_grad=True)
     optimizer = torch.optim.LBFGS([weight, bias], max_iter=200, line_search_fn="strong_wolfe")
 
     def closure() -> torch.Tensor:
@@ -298,4 +309,4 @@ def train_video_classifier(
 
     with torch.enable_grad():
         optimizer.step(closure)
-    return VideoClassifier(names, weight.detach(), bias.detach(), mean, std)
+    return weight.detach(), bias.detach()

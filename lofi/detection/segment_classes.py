@@ -8,10 +8,7 @@ proposal's score ranks well. Convex, started at zero: the result depends on no s
 C channels, K classes, N segments in seconds.
 """
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -20,13 +17,11 @@ from torch import Tensor
 from lofi.config import PostProcessing
 from lofi.data.annotations import Video
 from lofi.data.features import Features
+from lofi.detection.classes import VideoClassifier, softmax_regression
 from lofi.detection.nms import soft_nms
 from lofi.detection.results import Detection
-from lofi.files import save_tensors
 from lofi.heads.base import Proposals
 
-FORMAT = "lofi-segment-classes-1"
-TENSORS = ("weight", "bias", "mean", "std")
 CONTEXT = 0.5  # length of what is seen before and after, in lengths of the segment
 SHIFTS, SCALES = (-0.6, -0.3, -0.15, 0.0, 0.15, 0.3, 0.6), (0.5, 0.75, 1.0, 1.35, 2.0)
 NOTHING, WHOLE = 0.3, 0.7  # tIoU with an event up to which, and from which, the target is 0 and 1
@@ -55,15 +50,10 @@ def pooled(features: Features, segments_s: np.ndarray) -> Tensor:
     return torch.cat([means.transpose(0, 1).flatten(0, 1), length.log()[None]]).T
 
 
-@dataclass(frozen=True)
-class SegmentClassifier:
-    """See the module; row K of `weight` and `bias` is "nothing"."""
+class SegmentClassifier(VideoClassifier):
+    """See the module; (K + 1, 3C + 1) float64 weights, whose last row is "nothing"."""
 
-    names: tuple[str, ...]
-    weight: Tensor  # (K + 1, 3C + 1) float64
-    bias: Tensor  # (K + 1,)
-    mean: Tensor  # (3C + 1,) of the training segments
-    std: Tensor  # (3C + 1,)
+    what = "segment classifier"
 
     def predict(self, features: Features, segments_s: np.ndarray) -> np.ndarray:
         """(N, K) probability that a segment shows each class; a row's rest to 1 is "nothing"."""
@@ -74,27 +64,6 @@ class SegmentClassifier:
             raise ValueError(f"{found}, the segment classifier was trained on {channels}; {cure}")
         x = (pooled(features, segments_s) - self.mean) / self.std
         return (x @ self.weight.T + self.bias).softmax(1)[:, :-1].numpy()
-
-    def save(self, path: str | Path) -> None:
-        """Write safetensors with the names in its header."""
-        tensors = {name: getattr(self, name) for name in TENSORS}
-        save_tensors(path, tensors, {"format": FORMAT, "names": json.dumps(self.names)})
-
-    @staticmethod
-    def load(path: str | Path) -> "SegmentClassifier":
-        """Read what `save` wrote; FileNotFoundError, ValueError with what to do."""
-        from safetensors import safe_open
-
-        if not Path(path).is_file():
-            raise FileNotFoundError(f"{path}: no such file (expected a segment classifier)")
-        try:
-            with safe_open(path, framework="pt") as file:
-                names = tuple(json.loads(file.metadata()["names"]))
-                return SegmentClassifier(names, *map(file.get_tensor, TENSORS))
-        except Exception as error:
-            raise ValueError(
-                f"{path}: not a segment classifier ({error}); train it again"
-            ) from None
 
 
 def examples(video: Video, features: Features, names: Sequence[str], lengths: Sequence[float]):
@@ -151,20 +120,8 @@ def train_segment_classifier(
     x, y = torch.cat(inputs), torch.cat(targets)
     mean, std = x.mean(0), x.std(0, correction=0).clamp_min(1e-6)
     x = (x - mean) / std
-    weight = torch.zeros(len(names) + 1, x.shape[1], dtype=x.dtype, requires_grad=True)
-    bias = torch.zeros(len(names) + 1, dtype=x.dtype, requires_grad=True)
-    optimizer = torch.optim.LBFGS([weight, bias], max_iter=200, line_search_fn="strong_wolfe")
-
-    def closure() -> Tensor:
-        optimizer.zero_grad()
-        loss = torch.nn.functional.cross_entropy(x @ weight.T + bias, y)
-        loss = loss + 0.5 * weight_decay * weight.square().sum()
-        loss.backward()
-        return loss
-
-    with torch.enable_grad():
-        optimizer.step(closure)
-    return SegmentClassifier(names, weight.detach(), bias.detach(), mean, std)
+    fitted = softmax_regression(x, y, len(names) + 1, weight_decay)
+    return SegmentClassifier(names, *fitted, mean, std)
 
 
 def segment_detections(
