@@ -38,7 +38,7 @@ from lofi.evaluation.matching import Matches
 from lofi.fidelity import Fidelity
 from lofi.figures.tables import percent
 from lofi.files import read_json, write_json
-from lofi.fitting_report import write_fit_report
+from lofi.fitting_report import span, write_fit_report
 from lofi.heads.scaled import ScaledHead
 from lofi.rivals import RIVALS
 from lofi.training import methods
@@ -429,31 +429,13 @@ def branch(
     return config
 
 
-class Score(NamedTuple):
-    """mAP of detections, with what bootstrapping the videos says about it."""
+def scored(
+    truth: Sequence[Video], found: Mapping[str, Sequence[Detection]], label: str = ""
+) -> tuple[dict[str, Any], np.ndarray]:
+    """mAP with 95 % intervals over videos, and the draws of mAP@0.5 behind them.
 
-    at50: float
-    average: float
-    draws: np.ndarray  # (resamples, tIoUs + 1)
-
-    @property
-    def spread(self) -> tuple[list[float], list[float]]:
-        """95 % intervals of both numbers."""
-        low_high = interval(self.draws)
-        return low_high[0].tolist(), low_high[-1].tolist()
-
-    def to_json(self) -> dict[str, Any]:
-        at50, average = self.spread
-        return {"map_at_0.5": self.at50, "interval_at_0.5": at50, "average_map": self.average,
-                "average_interval": average}  # fmt: skip
-
-    def __str__(self) -> str:
-        low, high = self.spread[0]
-        return f"{percent(self.at50)} [{percent(low)}, {percent(high)}]"
-
-
-def scored(truth: Sequence[Video], found: Mapping[str, Sequence[Detection]], label: str = ""):
-    """`Score` on these videos, whatever their subset; of one class where it is named."""
+    On these videos, whatever their subset; of one class where it is named.
+    """
     videos = [
         replace(v, subset="all", segments=tuple(s for s in v.segments if label in ("", s.label)))
         for v in truth
@@ -461,7 +443,10 @@ def scored(truth: Sequence[Video], found: Mapping[str, Sequence[Detection]], lab
     known = {s.label for v in videos for s in v.segments}
     kept = {v.id: [d for d in found.get(v.id, ()) if d.label in known] for v in videos}
     report = detection_map(videos, kept, subset="all")
-    return Score(report.at(0.5), report.average_map, video_draws(videos, kept, subset="all"))
+    draws = video_draws(videos, kept, subset="all")
+    spread = interval(draws).tolist()
+    row = {"map_at_0.5": report.at(0.5), "interval_at_0.5": spread[0]}
+    return row | {"average_map": report.average_map, "average_interval": spread[-1]}, draws[:, 0]
 
 
 def best_threshold(truth: Sequence[Video], found: Mapping[str, Sequence[Detection]]) -> float:
@@ -478,38 +463,27 @@ def best_threshold(truth: Sequence[Video], found: Mapping[str, Sequence[Detectio
     return max(float(scores[order[np.argmax(f1)]]) if len(order) else 0.0, 1e-6)
 
 
-class Suggestion(NamedTuple):
-    """A place worth labelling or looking at."""
-
-    video: str
-    start_s: float
-    end_s: float
-    label: str
-    score: float
-    why: str
-
-
 def label_next(
     videos: Sequence[Video], found: Mapping[str, Sequence[Detection]], threshold: float,
     count: int = 10,
-) -> list[Suggestion]:  # fmt: skip
-    """Confident false alarms, and detections that are neither sure nor unlikely, best first.
+) -> list[dict[str, Any]]:  # fmt: skip
+    """Confident false alarms, then detections that are neither sure nor unlikely.
 
-    Videos without `segments` at all may be those that nobody has labelled yet.
+    In videos of subset "unlabelled" nobody knows what is false.
     """
     alarms, unsure = [], []
     for video in videos:
         for d in found.get(video.id, ()):
             near = [s for s in video.segments if s.start_s < d.end_s and d.start_s < s.end_s]
             same = any(s.label == d.label for s in near)
-            entry = [video.id, *d]
+            entry = {"video": video.id, **d._asdict()}
             if d.score >= threshold and video.subset != "unlabelled" and not same:
                 other = f"labelled {near[0].label!r}" if near else "no event in the list"
-                alarms.append(Suggestion(*entry, f"sure, but {other}: a label missing?"))
+                alarms.append(entry | {"why": f"sure, but {other}: a label missing?"})
             elif 0.5 * threshold <= d.score < 2 * threshold and not same:
-                unsure.append(Suggestion(*entry, "the detector cannot tell"))
-    alarms.sort(key=lambda s: -s.score)
-    unsure.sort(key=lambda s: abs(math.log(s.score / threshold)))
+                unsure.append(entry | {"why": "the detector cannot tell"})
+    alarms.sort(key=lambda entry: -entry["score"])
+    unsure.sort(key=lambda entry: abs(math.log(entry["score"] / threshold)))
     return [*alarms[:count], *unsure[:count]]
 
 
@@ -581,8 +555,8 @@ def fit(
     configs.save(config, out / "config.json")
     result: dict[str, Any] = {"method": method, "videos": len(data.videos), "notes": plan.notes}
     held = scored(test, found)
-    say(f"held-out videos: mAP@0.5 {held} %")
-    result["held_out"] = held.to_json() | {"videos": len(test), "training_videos": len(train)}
+    say(f"held-out videos: mAP@0.5 {span(held[0])} %")
+    result["held_out"] = held[0] | {"videos": len(test), "training_videos": len(train)}
     everywhere, truth = dict(found), list(test)
     if plan.folds:
         for fold in range(1, plan.folds):
@@ -592,9 +566,9 @@ def fit(
             label = f"fold {fold + 1} of {plan.folds}: "
             everywhere |= trained(other, folder, plan.seconds, progress, device, label, shared)
         truth = list(data.videos)
-        crossed = scored(truth, everywhere)
-        say(f"cross-validated over all {len(truth)} videos: mAP@0.5 {crossed} %")
-        result["cross_validation"] = crossed.to_json() | {"folds": plan.folds}
+        crossed, _ = scored(truth, everywhere)
+        say(f"cross-validated over all {len(truth)} videos: mAP@0.5 {span(crossed)} %")
+        result["cross_validation"] = crossed | {"folds": plan.folds}
     result["classes"] = per_class(data, truth, everywhere)
     result["curve"] = learning_curve(config, out, data, train, test, held, plan.seconds, progress,
                                      device)  # fmt: skip
@@ -603,9 +577,8 @@ def fit(
         line = f"{row['videos']} training videos: mAP@0.5 {percent(row['map_at_0.5'])} %"
         say(line + "".join(others))
     result["threshold"] = best_threshold(truth, everywhere)
-    listed = label_next(*with_unlabelled(truth, everywhere, data, out, method, videos, device),
-                        result["threshold"])  # fmt: skip
-    result["label_next"] = [suggestion._asdict() for suggestion in listed]
+    looked_at = with_unlabelled(truth, everywhere, data, out, method, videos, device)
+    result["label_next"] = label_next(*looked_at, result["threshold"])
     result["seconds"] = round(time.perf_counter() - began, 1)
     write_json(out / "fit.json", result)
     about = str(plan), out, data.videos, test
@@ -622,14 +595,14 @@ def per_class(data: Data, truth: Sequence[Video], found: Mapping[str, Sequence[D
         here = sum(s.label == name for v in truth for s in v.segments)
         row = {"label": name, "events": events, "judged": here}
         if here:
-            row |= scored(truth, found, name).to_json()
+            row |= scored(truth, found, name)[0]
         rows.append(row)
     return rows
 
 
 def learning_curve(
     config: Config, out: Path, data: Data, train: Sequence[Video], test: Sequence[Video],
-    held: Score, seconds: Mapping[str, float], progress: Progress, device: str,
+    held: tuple[dict, np.ndarray], seconds: Mapping[str, float], progress: Progress, device: str,
 ) -> list[dict[str, Any]]:  # fmt: skip
     """Held-out score of head and classes from fewer training videos, and of the rivals there.
 
@@ -644,18 +617,18 @@ def learning_curve(
     sizes = {math.ceil(count * share) for share in (0.25, 0.5, 0.75)} | {10, 20}
     for size in sorted({size for size in sizes if 2 <= size < count} | {count}):
         chosen = [v for v in order[:size] if v.segments]
-        score = held
+        score, draws = held
         if size < count:
             subsets = {v.id: "training" for v in chosen} | {v.id: "validation" for v in test}
             folder = out / "curve" / str(size)
             fewer = branch(config, out, folder, data, subsets, shared=True)
             found = trained(fewer, folder, seconds, progress, device, f"{size} videos: ", True)
-            score = scored(test, found)
-        row = {"videos": size} | score.to_json() | {"rivals": []}
+            score, draws = scored(test, found)
+        row = {"videos": size, **score, "rivals": []}
         for name, rival in RIVALS.items() if size in (10, 20, count) else ():
             predict = rival(features, chosen, list(data.support), config.seed)
-            other = scored(test, {v.id: predict(features[v.id]) for v in seen})
-            ahead = interval(score.draws[:, 0] - other.draws[:, 0]).tolist()
-            row["rivals"].append({"name": name, **other.to_json(), "fit_ahead_by": ahead})
+            other, theirs = scored(test, {v.id: predict(features[v.id]) for v in seen})
+            ahead = interval(draws - theirs).tolist()
+            row["rivals"].append({"name": name, **other, "fit_ahead_by": ahead})
         rows.append(row)
     return rows
