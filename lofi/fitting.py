@@ -10,6 +10,7 @@ videos, is shared.
 import importlib.util
 import logging
 import math
+import shlex
 import shutil
 import statistics
 import time
@@ -583,8 +584,8 @@ def fit(
     write_json(out / "fit.json", result)
     about = str(plan), out, data.videos, test
     say(f"report: {write_fit_report(*about, found, result, FEW_EVENTS)}")
-    example = test[0].path
-    say(f"lofi detect {example} --model {out} --out detections")
+    words = ["lofi", "detect", test[0].path, "--model", out, "--out", "detections"]
+    say(shlex.join(map(str, words)))
     return result
 
 

@@ -1,6 +1,7 @@
 """`lofi fit` and its parts: folds, classes of segments, intervals, long and short videos."""
 
 import json
+import shlex
 import shutil
 import tracemalloc
 from collections import Counter
@@ -311,7 +312,7 @@ def test_a_plan_keeps_to_the_minutes_and_says_what_it_leaves_out(few_videos, mon
 
 
 def test_fit_leaves_a_detector_a_split_and_a_report(few_videos, tmp_path, capsys, monkeypatch):
-    out, videos = tmp_path / "run", tmp_path / "videos"
+    out, videos = tmp_path / "my run", tmp_path / "videos"
     shutil.copytree(few_videos.parent / "videos", videos)
     shutil.copy(videos / "cam_002.mp4", videos / "unlabelled.mp4")
     settings = {"acp.epochs": 1, "full.pixels": 32, "full.snippets": 16, "head_training.epochs": 2}
@@ -321,7 +322,7 @@ def test_fit_leaves_a_detector_a_split_and_a_report(few_videos, tmp_path, capsys
     cli.main()
     said = capsys.readouterr().out
     assert "plan:" in said and "about" in said
-    last = said.strip().splitlines()[-1].split()
+    last = shlex.split(said.strip().splitlines()[-1])
     saved = configs.load(out / "config.json")
     assert saved.full == Fidelity(16, 8, 32) and saved.detect.classes == "segment"
     result = json.loads((out / "fit.json").read_text())
