@@ -35,7 +35,10 @@ def main() -> None:
     given = parser.parse_args()
     folder = given.keep or Path(tempfile.mkdtemp())
     events = render(folder, given.look, given.videos, given.seed)
-    new = render(folder / "new", given.look, 1, given.seed + 1000)
+    for seed in range(given.seed + 1000, given.seed + 1100):
+        new = render(folder / "new", given.look, 1, seed)
+        if len({row.split(";")[3] for row in new.read_text(encoding="utf-8-sig").split()[1:]}) > 1:
+            break  # a new video with both kinds of event
     run = [sys.executable, "-m", "lofi"]
     began = time.perf_counter()
     fit = ["fit", events, "--videos", folder / "videos", "--out", folder / "run"]
