@@ -46,12 +46,14 @@ from lofi.training import methods
 from lofi.training.head import extract_features, train_head
 from lofi.training.loop import OnStep
 from lofi.training.pretraining import train_acp
+from lofi.training.run_folder import read_metrics
 
 log = logging.getLogger(__name__)
 FOLDS = 4  # a quarter of the videos is held out
 FEW_VIDEOS, FEW_EVENTS = 40, 10  # below: cross-validation; a warning for the class
 EPOCHS, VIEWS = 30, 4500  # of the encoder: epochs unless time is short, clips seen at least
 HEAD_STEPS = 120
+LEARNED = 0.75  # share of training clips that a trained encoder should get right
 LONGEST = 100  # steps a window, so that the map of (start, duration) pairs stays small
 SUBSETS = {"training": "training", "train": "training"} | dict.fromkeys(
     ("validation", "val", "valid", "test", "testing"), "validation"
@@ -403,6 +405,17 @@ def trained(
     return read_detections(detections_dir(folder, method) / "segment.json")
 
 
+def unlearned(config: Config, out: Path) -> list[str]:
+    """A note where the encoder could not even tell the pieces that it was trained on."""
+    rows = read_metrics(out / "acp" / "encoder")[-50:] if method_of(config) == "acp" else []
+    right = statistics.fmean(row["accuracy"] for row in rows) if rows else 1.0
+    if right >= LEARNED:
+        return []
+    found = f"the encoder tells {right:.0%} of its own training clips, less than {LEARNED:.0%}"
+    more = f"--acp.epochs {3 * config.acp.epochs} in another --out folder, or pre-trained weights"
+    return [f"{found}: it may need longer ({more}), or labels or boundaries are doubtful"]
+
+
 def branch(
     config: Config, run_dir: Path, folder: Path, data: Data, subsets: Mapping[str, str],
     shared: bool,
@@ -554,7 +567,10 @@ def fit(
     progress = Progress(sum(plan.seconds.values()), say)
     found = trained(config, out, plan.seconds, progress, device)
     configs.save(config, out / "config.json")
-    result: dict[str, Any] = {"method": method, "videos": len(data.videos), "notes": plan.notes}
+    notes = [*plan.notes, *unlearned(config, out)]
+    for note in notes[len(plan.notes) :]:
+        say(f"note: {note}")
+    result: dict[str, Any] = {"method": method, "videos": len(data.videos), "notes": notes}
     held = scored(test, found)
     say(f"held-out videos: mAP@0.5 {span(held[0])} %")
     result["held_out"] = held[0] | {"videos": len(test), "training_videos": len(train)}

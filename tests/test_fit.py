@@ -311,6 +311,17 @@ def test_a_plan_keeps_to_the_minutes_and_says_what_it_leaves_out(few_videos, mon
     assert "memory about" in str(full)
 
 
+def test_an_encoder_that_has_not_learned_its_clips_is_named(tmp_path):
+    folder, config = tmp_path / "acp" / "encoder", configs.preset("own")
+    folder.mkdir(parents=True)
+    for accuracy, notes in ((0.6, 1), (0.9, 0)):
+        rows = [json.dumps({"step": i, "accuracy": accuracy}) for i in range(60)]
+        (folder / "metrics.jsonl").write_text("\n".join(rows))
+        found = fitting.unlearned(config, tmp_path)
+        assert len(found) == notes and all("60%" in note for note in found)
+    assert fitting.unlearned(replace(config, weights="file.pth"), tmp_path) == []
+
+
 def test_fit_leaves_a_detector_a_split_and_a_report(few_videos, tmp_path, capsys, monkeypatch):
     out, videos = tmp_path / "my run", tmp_path / "videos"
     shutil.copytree(few_videos.parent / "videos", videos)
