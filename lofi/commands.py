@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from tyro.conf import Positional, arg
+from tyro.conf import Positional, Suppress, arg
 
 from lofi.config import ActionFormerConfig, BMNConfig, Config, GTADConfig, Mode
 from lofi.fidelity import Fidelity
@@ -226,6 +226,35 @@ def one_thread_for_small_work(config: Config) -> None:
         torch.set_num_threads(1)
 
 
+def fit(
+    annotations: Positional[Path], /, videos: Path, out: Path, config: Settings,
+    minutes: float = 30.0, device: str = "cpu", given: Suppress[tuple[str, ...]] = (),
+) -> None:  # fmt: skip
+    """Own videos and a list of their events in; a detector, an honest report and how to use it out.
+
+    Every setting is chosen from the data and may be fixed by an option. The same command goes on
+    where it was stopped. OUT/config.json keeps the settings, OUT/annotations.json the split.
+
+    Args:
+        annotations: CSV (video, start_s, end_s, label) or any annotation file lofi reads.
+        videos: folder of the video files.
+        out: run folder.
+        minutes: time that it may take.
+        device: cpu, cuda, cuda:1, mps, …
+    """
+    from lofi.fitting import fit as run
+
+    settings = {}
+    for name in given:  # only what was said on the command line is fixed
+        value: Any = config
+        for part in name.split("."):
+            value = getattr(value, part, None)
+        if value is not None and name.split(".")[0] in asdict(config):
+            settings[name] = value
+    options = {"minutes": minutes, "device": device, "settings": settings, "base": config}
+    run(annotations, videos, out, **options, say=lambda line: print(line, flush=True))
+
+
 def features(
     out: Path, config: Settings, method: Method = "", device: str = "cpu", processes: int = 1
 ) -> None:
@@ -302,10 +331,17 @@ def evaluate(
             rewards some; without it they are refused, or never match.
     """
     from lofi.evaluation import detection_map
+    from lofi.evaluation.detection import interval, video_draws
 
-    choices = {"subset": subset or None, "protocol": protocol, "available": available or None}
-    strict = not replay_toolkit
-    _show(detection_map(ground_truth, detections, **choices, strict=strict), json)
+    choices = {"subset": subset or None, "protocol": protocol, "strict": not replay_toolkit}
+    result = detection_map(ground_truth, detections, **choices, available=available or None)
+    spread = interval(video_draws(ground_truth, detections, **choices))
+    if json:
+        write_json(json, result.to_json() | {"interval": spread.tolist()})
+    print(result)
+    first, mean = (f"{low:.1f} to {high:.1f}" for low, high in 100 * spread[[0, -1]])
+    at = f"at tIoU {result.tious[0]:g}"
+    print(f"  95 % interval over videos: {first} {at}, average {mean} (1,000 draws of the videos)")
 
 
 def diagnose(

@@ -36,7 +36,7 @@ class DataConfig:
     preset: str = "toy"  # which toy world is rendered when no annotations are given; "" = none
     annotations: str = ""  # ActivityNet, HACS, THUMOS14 or CSV file; wins over the toy world
     videos: str = ""  # folder with the untrimmed videos
-    source: str = ""  # list of trimmed clips for ACP; "segments" = those of the training videos
+    source: str = ""  # trimmed clips for ACP: a list, "segments" (training), "segments+background"
     train_subset: str = "training"
     test_subset: str = "validation"
     frame_stride: int = 8  # frames between two frames of a snippet [paper]
@@ -46,6 +46,9 @@ class DataConfig:
     resample_fps: float = 0.0  # cut snippets as if videos had this rate; 0 = as decoded [ours]
     jitter: bool = False  # training: each snippet's middle anywhere in its interval [ours]
     crop_ratio: float = 0.875  # crop side / short side, 224/256 [spec]
+    squeeze: bool = (
+        False  # the whole frame into the square, instead of cutting its sides off [ours]
+    )
     cache_gib: float = 0.0  # memory for decoded frames; 0 = decode every time
     workers: int = 2  # decoding threads or processes
     decode_limit_s: float = 0.0  # > 0: child processes, killed after so long; 0 = threads
@@ -116,7 +119,9 @@ class Optimisation:
     warmup_epochs: int = 0  # added to them
     ema: float = 0.0  # > 0: the stage ends with this moving average of the weights
     clip: float = 0.0  # largest gradient norm; 0 = no clipping
-    augment: Literal["none", "geometric", "colour"] = "geometric"  # "colour" adds to "geometric"
+    # "geometric" moves and mirrors, "colour" adds other colours; "varied" (stage 1) keeps left and
+    # right and colours apart, but zooms, tints, adds noise and another clip's picture [ours].
+    augment: Literal["none", "geometric", "colour", "varied"] = "geometric"
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from lofi.config import Config
 from lofi.data.datasets import Datasets
 from lofi.detection.classes import is_class_file
-from lofi.detection.detector import CLASSES, detect_stage, detections_dir, train_classifier
+from lofi.detection.detector import CLASSES, SOURCES, detect_stage, detections_dir, train_classifier
 from lofi.detection.results import read_detections
 from lofi.evaluation import detection_map
 from lofi.files import read_json, write_json
@@ -203,7 +203,7 @@ def write_results(
     about = ("protocol", "subset", "tious", "videos", "instances")
     results = {"rows": rows, "seconds": round(seconds, 1), "preset": config.preset}
     results |= {"seeds": [config.seed], **{key: reports[0][key] for key in about}}
-    results["classes"] = ["head"] if config.detect.classes == "own" else list(CLASSES[:3])
+    results["classes"] = list(SOURCES[config.detect.classes])
     results |= left_out(Path(run_dir))
     results = json.loads(json.dumps(results))  # in memory as in the file: lists, no tuples
     if is_first():

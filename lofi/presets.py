@@ -81,6 +81,25 @@ _TINY = replace(
     detect=PostProcessing(shared_classes="acp"),
 )
 
+_OWN = replace(  # what `lofi fit` starts from; it chooses the rest from the data [ours]
+    _TOY,
+    preset="own",
+    encoder="motion-toy",
+    full=Fidelity(64, 8, 64),
+    data=DataConfig(
+        preset="", source="segments+background", squeeze=True, crop_ratio=0.9, cache_gib=1.0,
+        workers=1,
+    ),
+    acp=Optimisation(
+        epochs=40, batch=16, optimizer="adamw", lr=0.002, weight_decay=0.05, schedule="cosine",
+        warmup=40, augment="varied",
+    ),
+    head_training=replace(_TOY.head_training, epochs=30, batch=8, decay_every=20),
+    detect=PostProcessing(
+        score="cls*reg*start*end", sigma=0.2, include_video_end=True, classes="segment"
+    ),
+)  # fmt: skip
+
 _THUMOS14 = replace(  # G-TAD as released for THUMOS14 [spec]
     _PAPER,
     preset="thumos14",
@@ -147,5 +166,6 @@ _ALL = (
     _published(_RESIZED, "activitynet-tsp", 16, 15.0, width=512, prefix="v_"),
     _published(_RESIZED, "activitynet-i3d", 16, 25.0, width=2048, prefix="v_"),
     _published(_LONG, "epic-slowfast", 16, 30.0, width=2304, window=32, kind="npz"),
+    _OWN,
 )
 PRESETS = types.MappingProxyType({config.preset: config for config in _ALL})

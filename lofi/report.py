@@ -290,7 +290,7 @@ def _timeline_parts(run_dir: Path, data: Datasets, methods: Sequence[str]) -> li
         rows: dict[str, Any] = {"ground truth": video.segments}
         for method in [m for m in ("acp", "acp+", "c-lofi") if m in methods] or methods:
             folder = run_dir / method / "detections"
-            kinds = ("shared", "own")  # there are shared classes only where a method or file is set
+            kinds = ("shared", "own", "segment", "head", "oracle")  # the first that was asked for
             path = next(p for kind in kinds if (p := folder / f"{kind}.json").is_file())
             rows[NAMES.get(method, method)] = read_detections(path).get(video.id, [])
         try:

@@ -40,6 +40,7 @@ class FeatureHeader:
     rule: str | None = None
     encoder: str | None = None  # name of the architecture
     crop_ratio: float | None = None  # see `lofi.data.snippets.crop_of`
+    squeeze: int | None = None  # 1 = whole frames, see `crop_of`
     num_frames: int | None = None  # decoded frames of this video
     fps: float | None = None  # of this video
     resample_fps: float | None = None  # see `lofi.data.snippets.resampled_frames`

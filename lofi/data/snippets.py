@@ -141,11 +141,12 @@ class Crop(NamedTuple):
 
 def crop_of(
     height: int, width: int, pixels: int, crop_ratio: float = 0.875,
-    augmentation: Augmentation | None = None,
+    augmentation: Augmentation | None = None, squeeze: bool = False,
 ) -> Crop:  # fmt: skip
     """Scale and crop that show the same field of view at every S.
 
-    The video is scaled to a short side of S / crop_ratio, which lies in (0, 1] (paper: 224 / 256).
+    The video is scaled to a short side of S / crop_ratio, which lies in (0, 1] (paper: 224 / 256);
+    with `squeeze` the long side becomes as short, so that nothing beside the square is lost.
     """
     if not 0 < crop_ratio <= 1:
         raise ValueError(f"crop_ratio must be in (0, 1], got {crop_ratio}")
@@ -153,6 +154,8 @@ def crop_of(
     short = max(pixels, math.floor(pixels / crop_ratio + 0.5))
     scale = short / min(height, width)
     new_height, new_width = (max(short, math.floor(s * scale + 0.5)) for s in (height, width))
+    if squeeze:
+        new_height = new_width = short
     top = math.floor(view.top * (new_height - pixels) + 0.5)
     left = math.floor(view.left * (new_width - pixels) + 0.5)
     return Crop(new_height, new_width, top, left, pixels, view.flip)

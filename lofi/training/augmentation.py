@@ -14,6 +14,7 @@ MAX_SHAKE = 2  # pixels
 GAIN = (0.7, 1.3)
 BLACK = 16  # mean grey level of a row or column below which it is a black border
 STATIC, SHOT_CUT = 1.0, 60.0  # mean grey-level change of neighbouring frames
+MAX_BLEND, MAX_NOISE = 0.5, 10  # share of another picture; grey levels
 GREY = 0.2  # probability
 SMALLEST_CROP = 0.6  # of the side
 SHORTEST_CROP, TRIALS, KEPT = (
@@ -24,12 +25,13 @@ SHORTEST_CROP, TRIALS, KEPT = (
 
 
 def draw_geometry(setting: str, generator: torch.Generator, jitter: int = 0) -> Augmentation | None:
-    """Crop position and flip of one clip or video; None for the setting "none".
+    """Crop position and flip (not for "varied") of one clip or video; None for the setting "none".
 
     `jitter` is L of the fidelity where every snippet moves inside its interval, 0 for none.
     """
     if setting != "none":
-        return Augmentation.draw(generator, jitter)
+        drawn = Augmentation.draw(generator, jitter)
+        return replace(drawn, flip=False) if setting == "varied" else drawn
     return Augmentation(jitter=Augmentation.draw(generator, jitter).jitter) if jitter else None
 
 
@@ -73,6 +75,31 @@ def _moved(clip: torch.Tensor, dy: int, dx: int) -> torch.Tensor:
     rows, columns = ((torch.arange(n) + d).clamp_(0, n - 1)
                      for n, d in zip(clip.shape[-2:], (dy, dx)))  # fmt: skip
     return clip[..., rows[:, None], columns[None, :]]
+
+
+def vary(clips: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Other views, light and surroundings of clips (n, F, 3, S, S) uint8, one draw a clip.
+
+    A part of at least 0.75 of the side, zoomed; contrast, brightness and a tint; a still picture of
+    another clip blended in, so that surroundings say little (Wang et al., "Removing the
+    Background by Adding the Background", CVPR 2021); noise. No mirror and no other colours: a
+    label may be one of direction or of colour.
+    """
+    pixels, varied = clips.shape[-1], []
+    draws = torch.rand(len(clips), 10, generator=generator)
+    others = torch.randint(clips.shape[1], (len(clips),), generator=generator)
+    order = torch.randperm(len(clips), generator=generator)
+    for clip, draw, at, other in zip(clips, draws, others, order):
+        zoom, y, x, gain, light, *tint, blend, noise = draw.tolist()
+        side = round(pixels * (1 - 0.25 * zoom))
+        spare = pixels - side
+        seen = Square(round(y * spare), round(x * spare), side).cut(clip, pixels).float()
+        seen = seen + MAX_BLEND * blend * (clips[other, at].float() - seen)
+        tint = torch.tensor(tint)[:, None, None] * 0.4 + 0.8
+        seen = (seen - 128) * (0.6 + 0.8 * gain) * tint + 128 + 60 * (light - 0.5)
+        seen += MAX_NOISE * noise * torch.randn(seen.shape, generator=generator)
+        varied.append(seen.clamp_(0, 255).to(torch.uint8))
+    return torch.stack(varied)
 
 
 class Square(NamedTuple):

@@ -202,7 +202,7 @@ def components(method: str) -> tuple[str, ...]:
 def unshifted(name: str) -> str:
     """The image network that shares a TSM encoder's weights (ICP); ValueError if there is none."""
     plain = name.replace("tsm-r", "resnet-").replace("tsm-", "resnet-")
-    if plain not in ENCODERS or plain.startswith("r2plus1d"):
+    if plain not in ENCODERS or not plain.startswith("resnet"):
         raise ValueError(f"{name} has no image form to pre-train (ICP); use a tsm-* encoder")
     return plain
 
@@ -317,6 +317,7 @@ def clip_settings(config: Config) -> dict[str, Any]:
     """What every encoder depends on: architecture, seed, and how clips are cut from videos."""
     data = config.data
     sampling = {key: getattr(data, key) for key in ("frame_stride", "crop_ratio", "resample_fps")}
+    sampling |= {"squeeze": True} if data.squeeze else {}
     return {"seed": config.seed, "encoder": config.encoder, "pixels": config.full.pixels} | sampling
 
 
@@ -331,6 +332,8 @@ def feature_header(config: Config, encoder: str, sha256: str) -> FeatureHeader:
     data, full = config.data, config.full
     names = ("frame_stride", "rule", "crop_ratio", "resample_fps", "window_stride")
     found = {name: getattr(data, name) for name in names} | asdict(full)
+    if data.squeeze:
+        found["squeeze"] = 1
     if data.window_stride:  # as many snippets as the video is long
         del found["snippets"]
     return FeatureHeader(encoder=encoder, encoder_sha256=sha256, **found)

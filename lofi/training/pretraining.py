@@ -25,7 +25,7 @@ from lofi.data.datasets import fingerprint, open_reader
 from lofi.encoders import encoder_hash, normalise
 from lofi.encoders.base import Encoder
 from lofi.training import methods
-from lofi.training.augmentation import draw_colour, draw_geometry, recolour
+from lofi.training.augmentation import draw_colour, draw_geometry, recolour, vary
 from lofi.training.distributed import rank, reduce_sum, share, size
 from lofi.training.loop import Batches, OnStep, Training, backward, fit, generator_for
 from lofi.training.run_folder import RunFolder
@@ -157,6 +157,7 @@ def _read_labelled(names, frames: int, source, clips, address: tuple, augment: s
     if not kept:
         return None
     x = torch.stack([x if tints[i] is None else recolour(x, tints[i]) for i, x in kept])
+    x = vary(x, draws) if augment == "varied" else x
     return x, torch.tensor([names.index(clips[i].label) for i, _ in kept])
 
 
@@ -261,8 +262,8 @@ class ClipSource(AbstractContextManager):
     def read(self, clips, views, frames: int, stride: int = 0) -> list[torch.Tensor | None]:
         """uint8 (frames, 3, S, S) of each clip in its view, None for one that cannot be read."""
         how = frames, self.pixels, stride or self.data.frame_stride, self.data.crop_ratio
-        fps = self.data.resample_fps
-        found = self.reader.read([TrimmedRequest(c, *how, v, fps) for c, v in zip(clips, views)])
+        rest = self.data.resample_fps, self.data.squeeze
+        found = self.reader.read([TrimmedRequest(c, *how, v, *rest) for c, v in zip(clips, views)])
         for clip, item in zip(clips, found):
             if isinstance(item, VideoError):
                 self.run.skip(clip_name(clip), item)
