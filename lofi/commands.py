@@ -331,7 +331,7 @@ def evaluate(
             rewards some; without it they are refused, or never match.
     """
     from lofi.evaluation import detection_map
-    from lofi.evaluation.detection import interval, video_draws
+    from lofi.evaluation.bootstrap import interval, video_draws
 
     choices = {"subset": subset or None, "protocol": protocol, "strict": not replay_toolkit}
     result = detection_map(ground_truth, detections, **choices, available=available or None)

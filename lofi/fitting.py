@@ -34,7 +34,8 @@ from lofi.detection.detector import Detector, detect_stage, detections_dir
 from lofi.detection.results import Detection, read_detections
 from lofi.encoders import ENCODERS, normalise
 from lofi.evaluation import detection_map
-from lofi.evaluation.detection import interval, load, video_draws
+from lofi.evaluation.bootstrap import interval, video_draws
+from lofi.evaluation.detection import load
 from lofi.evaluation.matching import Matches
 from lofi.fidelity import Fidelity
 from lofi.figures.tables import percent

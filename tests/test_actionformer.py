@@ -9,7 +9,7 @@ from lofi.config import PostProcessing
 from lofi.data import Segment, Video
 from lofi.data.snippets import Grid
 from lofi.detection import suppress
-from lofi.detection.nms import soft_nms_classes
+from lofi.detection.nms_points import soft_nms_classes
 from lofi.heads import ActionFormer, load_published, part_of, published_state_dict
 from lofi.heads.actionformer import _ThreeTaps, window_attention
 from lofi.heads.points import point_targets

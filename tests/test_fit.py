@@ -30,7 +30,7 @@ from lofi.detection.segment_classes import (
 from lofi.encoders import build_encoder
 from lofi.encoders.extraction import video_features
 from lofi.evaluation import detection_map
-from lofi.evaluation.detection import interval, video_draws
+from lofi.evaluation.bootstrap import interval, video_draws
 from lofi.fidelity import Fidelity
 from lofi.fitting import choices, in_folds, label_next, prepared
 from lofi.heads.base import Proposals

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from lofi.config import PostProcessing
-from lofi.data.annotations import label_of, number
+from lofi.data.tables import label_of, number
 from lofi.detection.results import Detection
 from lofi.files import load_tensors, read_json, save_tensors
 from lofi.heads.base import Proposals

@@ -9,13 +9,8 @@ from functools import lru_cache
 import numpy as np
 
 from lofi.config import PostProcessing
-from lofi.detection.nms import (
-    GridSoftNMS,
-    average_segments,
-    soft_nms,
-    soft_nms_bmn,
-    soft_nms_classes,
-)
+from lofi.detection.nms import GridSoftNMS, soft_nms, soft_nms_bmn
+from lofi.detection.nms_points import suppress_points
 from lofi.heads.base import Proposals
 
 
@@ -51,28 +46,6 @@ def suppress(windows: Sequence[Proposals], post: PostProcessing, joined: bool = 
     else:
         return Proposals(*soft_nms(table.segments_s, table.scores, post.sigma, post.top_k))
     return Proposals(table.segments_s[rows], scores, cells=table.cells[rows], steps=table.steps)
-
-
-def suppress_points(table: Proposals, post: PostProcessing) -> Proposals:
-    """ActionFormer's suppression, in steps of the grid and float32; keeps the labels.
-
-    "joint" forgets classes in soft-NMS, and then averages each segment with its candidates.
-    """
-    grid = table.grid
-    if grid is None:
-        found = f"detect.suppression is {post.suppression!r}, which is for heads of points"
-        raise ValueError(f"{found}; set it to gaussian")
-    spans = grid.position(table.segments_s).astype(np.float32)
-    scores, together = table.scores.astype(np.float32), post.suppression == "joint"
-    groups = np.zeros_like(table.labels) if together else table.labels
-    limits = post.sigma, post.top_k, post.min_score
-    rows, kept = soft_nms_classes(spans, scores, groups, *limits)
-    chosen = spans[rows]
-    if together and post.voting and len(rows):
-        chosen = average_segments(chosen, spans, scores, post.voting)
-    best = np.argsort(-kept, kind="stable")[: post.top_k]
-    seconds = grid.seconds(chosen[best].astype(np.float64))
-    return Proposals(seconds, kept[best].astype(np.float64), table.labels[rows[best]], grid=grid)
 
 
 @lru_cache(maxsize=4)

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
-from lofi.data.annotations import label_of, number, read_text, table_lines
+from lofi.data.tables import label_of, number, read_text, table_lines
 from lofi.files import from_cell, printable, read_json, to_cell, write_text
 
 CSV_HEADER = ["video", "start_s", "end_s", "label", "score"]

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from lofi.config import PostProcessing
 from lofi.data.snippets import Grid
 from lofi.detection import suppress
-from lofi.detection.nms import soft_nms_classes
+from lofi.detection.nms_points import soft_nms_classes
 from lofi.heads import ActionFormer
 from tests.benchmarks.heads import _status, keep_large_tensors_off_the_heap, peak_bytes, seconds
 
