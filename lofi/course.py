@@ -95,8 +95,9 @@ def run_course(
             print(f"{book.name} is done", file=sys.stderr)
             continue
         so_far, started = time.perf_counter() - began, time.perf_counter()
-        left = f", about {so_far / (number - 1) * (len(books) - number + 1):.0f} s left"
-        about = f"{so_far:.0f} s so far{left if number > 1 else ''}"
+        about = f"{so_far:.0f} s so far"
+        if number > 1:
+            about += f", about {so_far / (number - 1) * (len(books) - number + 1):.0f} s left"
         print(f"{number} of {len(books)}: {book.name} … ({about})", file=sys.stderr, flush=True)
         try:
             run_notebook(book, output, own)

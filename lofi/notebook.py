@@ -35,7 +35,7 @@ class Setup(NamedTuple):
     config: Config
     how: dict[str, Any]  # for every stage call: resume, device, processes
     toy: bool  # the data are the rendered world, whose hidden truth is known
-    known: bool  # a toy preset as it is: what learning must show is known, and asserted
+    known: bool  # a toy preset, but for the notebook's own changes: what must be learned is known
 
 
 def setup(
@@ -79,10 +79,10 @@ def setup(
     others = [h for h in logger.handlers if h.get_name() != handler.get_name()]
     logger.handlers[:] = [*others, handler]  # a second call must not print every line twice
     logger.setLevel(logging.INFO)
-    device = "mps" if torch.backends.mps.is_available() else "cpu"
-    device = torch.cuda.get_device_name(0) if torch.cuda.is_available() else device
+    card = "mps" if torch.backends.mps.is_available() else "cpu"
+    card = torch.cuda.get_device_name(0) if torch.cuda.is_available() else card
     versions = f"Python {sys.version.split()[0]}, torch {torch.__version__}, numpy {np.__version__}"
-    print(f"{versions}, {device}, {torch.get_num_threads()} threads", file=sys.stderr)
+    print(f"{versions}, {card}, {torch.get_num_threads()} threads", file=sys.stderr)
     root = repository_root()
     if str(root / "notebooks") not in sys.path:  # for lectures.py, wherever this was started
         sys.path.append(str(root / "notebooks"))

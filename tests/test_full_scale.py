@@ -62,7 +62,9 @@ def test_the_notebooks_read_the_finished_run_from_anywhere(trained, tmp_path, mo
     before = {method: sha256(encoder_path(run, method)) for method in METHODS}
     table = run_course("", run, config=standin.config)
     assert "average mAP" in table or "mAP" in table
-    assert before == {method: sha256(encoder_path(run, method)) for method in METHODS}  # no training
+    assert before == {
+        method: sha256(encoder_path(run, method)) for method in METHODS
+    }  # no training
     written = {path.name for path in (run / "notebooks").glob("*.ipynb")}
     assert written == {path.name for path in ordered_notebooks()}
 
