@@ -27,7 +27,7 @@ demo: env
 
 test: lint
 	$(BIN)/python -m pytest -q
-	$(BIN)/python -m pytest -q --nbval -x --nbval-cell-timeout 120 notebooks
+	$(BIN)/python -m pytest -q --nbval -x --nbval-cell-timeout 600 notebooks
 
 lint: env
 	$(BIN)/ruff check .

@@ -11,10 +11,11 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from json import loads
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from tyro.conf import Positional, Suppress, arg
+from tyro.conf import Positional, Suppress, UseAppendAction, arg
 
 from lofi.config import ActionFormerConfig, BMNConfig, Config, GTADConfig, Mode
 from lofi.fidelity import Fidelity
@@ -514,19 +515,38 @@ def compare(
 
 
 def course(
-    preset: str = "tiny", run: Path = Path("runs/course"), seed: int = 0,
+    preset: str = "", run: Path = Path("runs/course"), seed: int = 0,
+    file: Annotated[Path | None, arg(name="config")] = None,
     first: Annotated[str, arg(name="from")] = "00", last: Annotated[str, arg(name="to")] = "99",
+    device: str = "cpu", workers: Annotated[int, arg(name="processes")] = 1,
+    parameters: Annotated[
+        UseAppendAction[tuple[str, ...]], arg(name="parameter", aliases=["-p"])
+    ] = (),
 ) -> None:  # fmt: skip
     """Run the ordered notebooks as one batch; ends in results.json, a table and report.html.
 
     Args:
+        preset: "" = the one that the configuration names, else tiny.
+        seed: 0 = the configuration's own.
+        file: JSON configuration over its preset, for data of your own and full scale.
         first: number of the first notebook.
         last: number of the last notebook.
+        device: of every stage: cpu, cuda, cuda:1, mps, …
+        workers: processes that train each stage together.
+        parameters: name=value of further notebook parameters.
     """
     from lofi.course import run_course
 
-    began = time.perf_counter()
-    print(run_course(preset, run, seed=seed, first=first, last=last))
+    began, given = time.perf_counter(), {}
+    for text in parameters:
+        name, _, value = text.partition("=")
+        try:
+            given[name] = loads(value)
+        except ValueError:
+            given[name] = value
+    where = {"config": file or "", "seed": seed, "first": first, "last": last}
+    how = {"device": device, "processes": workers, "parameters": given}
+    print(run_course(preset or ("" if file else "tiny"), run, **where, **how))
     print(f"report: {run / 'report.html'}   seconds: {time.perf_counter() - began:.0f}")
 
 

@@ -3,16 +3,19 @@
 results.json: {"rows": [{"method", "classes", "average_map", "map", …}], "seconds", "protocol", …}
 """
 
+import inspect
 import json
 import logging
 import shlex
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lofi.config import Config
+from lofi import launch
+from lofi.config import Config, save
 from lofi.data.datasets import Datasets
 from lofi.detection.classes import is_class_file
 from lofi.detection.detector import CLASSES, SOURCES, detect_stage, detections_dir, train_classifier
@@ -78,8 +81,34 @@ STAGES = {
 }
 
 
+def run_stage(
+    name: str, config: Config, run_dir: str | Path, method: str = "", *, processes: int = 1,
+    **options: Any,
+) -> dict[str, Any]:  # fmt: skip
+    """One stage of the table, trained in this process or in several of this machine; its result.
+
+    `options` are those of `lofi train`: variant, resume, device, on_step; what a stage does not
+    take is left out. Errors as of the stage, and LaunchError.
+    """
+    run, options = STAGES[name].run, {"method": method} | options
+    known = inspect.signature(run).parameters
+    if processes > 1 and "resume" in known:
+        with tempfile.TemporaryDirectory() as folder:
+            save(config, Path(folder) / "config.json")
+            words = ["train", name, "--config", f"{folder}/config.json", "--out", str(run_dir)]
+            for key in ("method", "variant", "device"):
+                words += [f"--{key}", options[key]] * bool(options.get(key) and key in known)
+            words += ["--no-resume"] * (not options.get("resume", True))
+            launch.run(words, processes)
+        options["resume"] = True  # it is finished: only its result is read here
+    return run(config, run_dir, **{key: options[key] for key in known if key in options})
+
+
 def train_encoder(config: Config, run_dir: str | Path, method: str, **options: Any) -> None:
-    """Stages 1 and 2 of one method, and what it starts from; finished stages return at once."""
+    """Stages 1 and 2 of one method, and what it starts from; finished stages return at once.
+
+    `options` as of `run_stage`.
+    """
     parts = components(method)
     if len(parts) > 1:  # "acp+arrow": two encoders side by side
         for part in parts:
@@ -87,21 +116,18 @@ def train_encoder(config: Config, run_dir: str | Path, method: str, **options: A
     elif method in STAGES and method not in ("lofi", "features", "head"):
         if method == "acp+":
             train_encoder(config, run_dir, config.acp_plus_start, **options)
-        STAGES[method].run(config, run_dir, **options)
+        run_stage(method, config, run_dir, **options)
     elif method not in UNTRAINED:
         config = method_config(config, method)
         train_encoder(config, run_dir, config.lofi.start, **options)
-        train_lofi(config, run_dir, **options)
+        run_stage("lofi", config, run_dir, **options)
 
 
-def localize(
-    config: Config, run_dir: str | Path, method: str, *, resume: bool = True,
-    on_step: OnStep | None = None, device: str = "cpu",
-) -> None:  # fmt: skip
-    """Features and stage 3 of one method whose encoder is trained."""
+def localize(config: Config, run_dir: str | Path, method: str, **options: Any) -> None:
+    """Features and stage 3 of one method whose encoder is trained; `options` as of `run_stage`."""
     if method != "published":
-        extract_features(config, run_dir, method, resume=resume, device=device)
-    train_head(config, run_dir, method, resume=resume, on_step=on_step, device=device)
+        run_stage("features", config, run_dir, method, **options)
+    run_stage("head", config, run_dir, method, **options)
     write_run_config(config, run_dir)
 
 

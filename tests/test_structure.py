@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # A module may import from its own layer and from those before it, never from a later one.
 LAYERS = [
-    ["files", "config", "presets", "fidelity"],
+    ["files", "config", "presets", "fidelity", "launch"],
     ["data"],
     ["encoders"],
     ["heads"],
@@ -24,7 +24,7 @@ LAYERS = [
     ["figures"],
     ["experiment", "report", "viewer", "rivals"],
     ["fitting_report", "fitting"],
-    ["notebook", "launch"],
+    ["notebook"],
     ["course"],
     ["commands"],
     ["cli", "__main__"],
