@@ -205,7 +205,9 @@ def test_detect_goes_on_after_a_bad_file_and_keeps_files_of_equal_names(world, t
     (line,) = told.error.splitlines()
     assert str(bad) in line
     names = {
-        f"{name}{end}" for name in ("clip", "clip-2") for end in (".json", ".csv", ".srt", ".png")
+        f"{name}{end}"
+        for name in ("clip", "clip-2")
+        for end in (".json", ".csv", ".srt", ".png", ".html")
     }
     assert {path.name for path in out.iterdir()} == names
     first = (out / "clip.json").read_bytes()

@@ -141,7 +141,7 @@ def test_a_segment_classifier_tells_classes_badly_cut_segments_and_background(la
     with pytest.raises(ValueError, match="8; use the encoder"):
         classifier.predict(Features(torch.zeros(5, 4), Grid.whole(4, 8.0)), np.array([[0, 1]]))
     (tmp_path / "bad.safetensors").write_bytes(b"nothing")
-    with pytest.raises(ValueError, match="not a segment classifier"):
+    with pytest.raises(ValueError, match="damaged safetensors file .*; train it again"):
         SegmentClassifier.load(tmp_path / "bad.safetensors")
 
 

@@ -46,7 +46,7 @@ log = logging.getLogger(__name__)
 CLASSES = ("shared", "own", "oracle", "segment", "head")  # sources, as detection files are named
 SOURCES = {"video": CLASSES[:3], "external": ("shared",), "oracle": ("oracle",),
            "segment": ("segment",), "own": ("head",)}  # fmt: skip
-SUFFIXES = (".json", ".csv", ".srt", ".png")  # of the results of one video
+SUFFIXES = (".json", ".csv", ".srt", ".png", ".html")  # of the results of one video
 BEST_FIRST = ("c-lofi", "short-c-lofi", "st-lofi", "t-lofi", "s-lofi", "low-lofi", "acp+", "acp")
 
 
@@ -289,6 +289,9 @@ def detect_stage(
     head = methods.load_head(config, run_dir, method, variant).to(device)
     keys = [video.id for video in store.require(data.test)]
     kinds, classifier = SOURCES[config.detect.classes], None
+    if kinds == ("head",) and not getattr(head.head, "names", ()):
+        found = f"detect.classes is own, but head {config.head.kind} names none"
+        raise ValueError(f"{found}; choose segment (each proposal by itself) or video")
     if kinds == ("segment",):
         path = Path(train_classifier(config, run_dir, method)["classifier"])
         classifier = SegmentClassifier.load(path)
