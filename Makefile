@@ -27,7 +27,7 @@ demo: env
 
 test: lint
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile --nbval --nbval-cell-timeout 600 notebooks
+	$(BIN)/python -m pytest -q -x --nbval --nbval-cell-timeout 600 notebooks
 
 lint: env
 	$(BIN)/ruff check .

@@ -124,9 +124,11 @@ def train_encoder(config: Config, run_dir: str | Path, method: str, **options: A
 
 
 def localize(config: Config, run_dir: str | Path, method: str, **options: Any) -> None:
-    """Features and stage 3 of one method whose encoder is trained; `options` as of `run_stage`."""
+    """Features and stage 3 of one method whose encoder is trained; `options` as of `run_stage`.
+
+    `on_step` sees the steps of the head."""
     if method != "published":
-        run_stage("features", config, run_dir, method, **options)
+        run_stage("features", config, run_dir, method, **(options | {"on_step": None}))
     run_stage("head", config, run_dir, method, **options)
     write_run_config(config, run_dir)
 

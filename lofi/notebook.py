@@ -109,7 +109,8 @@ def _paths(config: Config) -> dict[str, str]:
     found = {f"data.{key}": getattr(data, key) for key in ("world", "annotations", "videos")}
     found["data.source"] = "" if data.source == "segments" else data.source
     found["detect.shared_classes"] = classes if is_class_file(classes) else ""
-    return found | {"data.features.folder": data.features.folder, "weights": config.weights}
+    found["weights"] = "" if config.weights == "pretrained" else config.weights
+    return found | {"data.features.folder": data.features.folder}
 
 
 def repository_root() -> Path:
