@@ -6,6 +6,7 @@ from typing import Any
 
 from lofi.config import (
     ActionFormerConfig,
+    AMNetConfig,
     Config,
     DataConfig,
     GTADConfig,
@@ -81,6 +82,20 @@ _TINY = replace(
     detect=PostProcessing(shared_classes="acp"),
 )
 
+_PYRAMID = replace(  # videos twice as long, long enough for heads whose levels matter [ours]
+    _TOY,
+    preset="long",
+    full=Fidelity(64, 4, 48),
+    data=replace(_TOY.data, preset="long"),
+    # without matching scores, of which a prototype saw no effect: a third less to compute
+    head=AMNetConfig(hidden=64, layers=1, levels=4, max_steps=64, matching="none"),
+    head_training=Optimisation(
+        epochs=30, batch=16, optimizer="adamw", lr=1e-3, weight_decay=0.05, decay_on="weights",
+        schedule="cosine", warmup_epochs=2, clip=1.0, augment="none",
+    ),
+    detect=PostProcessing(suppression="per-class", sigma=0.5, classes="own"),
+)  # fmt: skip
+
 _THUMOS14 = replace(  # G-TAD as released for THUMOS14 [spec]
     _PAPER,
     preset="thumos14",
@@ -131,6 +146,7 @@ _LOW = replace(_PAPER.lofi, schedule="low")
 _ALL = (
     _TINY,
     _TOY,
+    _PYRAMID,
     _PAPER,
     replace(_PAPER, preset="activitynet-low", lofi=_LOW),  # supplement B: one 32 GB card
     # supplement B: R50 at 25 snippets, 112 pixels
@@ -143,6 +159,7 @@ _ALL = (
     ),
     _THUMOS14,
     _published(_LONG, "thumos14-i3d", 4, 30.0, width=2048),
+    _published(replace(_LONG, head=AMNetConfig()), "thumos14-amnet", 4, 30.0, width=2048),
     _published(_LONG, "thumos14-videomae", 4, 0.0, width=1408),
     _published(_RESIZED, "activitynet-tsp", 16, 15.0, width=512, prefix="v_"),
     _published(_RESIZED, "activitynet-i3d", 16, 25.0, width=2048, prefix="v_"),
