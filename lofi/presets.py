@@ -146,7 +146,6 @@ _LOW = replace(_PAPER.lofi, schedule="low")
 _ALL = (
     _TINY,
     _TOY,
-    _PYRAMID,
     _PAPER,
     replace(_PAPER, preset="activitynet-low", lofi=_LOW),  # supplement B: one 32 GB card
     # supplement B: R50 at 25 snippets, 112 pixels
@@ -158,6 +157,7 @@ _ALL = (
         detect=replace(_PAPER.detect, class_rule="hacs"),
     ),
     _THUMOS14,
+    _PYRAMID,
     _published(_LONG, "thumos14-i3d", 4, 30.0, width=2048),
     _published(replace(_LONG, head=AMNetConfig()), "thumos14-amnet", 4, 30.0, width=2048),
     _published(_LONG, "thumos14-videomae", 4, 0.0, width=1408),

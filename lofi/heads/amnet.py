@@ -266,7 +266,9 @@ class AMNet(PointHead):
         given = Points(*outputs[:3]), PointTargets(*targets[:2])
         found = super().losses(*given, PointStatistics(statistics.count), draws)
         if outputs.matching:
-            found["matching"] = self._matching_loss(outputs, targets) / statistics.count.float()
+            found["matching"] = self._matching_loss(outputs, targets) / statistics.count.to(
+                given[0].offsets[0]
+            )
             found["loss"] = found["loss"] + self.config.matching_weight * found["matching"]
         if outputs.action and not self._frozen():
             found["mask"] = self._mask_loss(outputs, targets, statistics)
@@ -274,36 +276,36 @@ class AMNet(PointHead):
             found["loss"] = kept + self.config.mask_weight * found["mask"]
         return found
 
-    def _matching_loss(self, outputs: MaskedPoints, targets: AMNetTargets) -> Tensor:
-        """Cross entropy with the overlap of what a positive point predicts, summed."""
+    def _matching_loss(self, outputs: MaskedPoints, targets: AMNetTargets, counts) -> Tensor:
+        """Cross entropy with the overlap of what a positive point predicts."""
         columns = outputs.matching, outputs.offsets, outputs.masks, *targets[:2]
         logits, offsets, inside, truth, wanted = (torch.cat(levels, 1) for levels in columns)
-        offsets, wanted = offsets.detach().float(), wanted.float()
+        offsets, wanted = exact(offsets.detach()), wanted.float()
         overlap = torch.minimum(offsets, wanted).sum(-1)
         union = (offsets.sum(-1) + wanted.sum(-1) - overlap).clamp(min=EPSILON)
         entropy = F.binary_cross_entropy_with_logits(
-            logits[..., 0].float(), (overlap / union).clamp(0, 1), reduction="none"
+            exact(logits[..., 0]), (overlap / union).clamp(0, 1), reduction="none"
         )
-        return (entropy * (inside & (truth.sum(-1) > 0))).sum()
+        return (entropy * (inside & (truth.sum(-1) > 0))).sum() / counts.count.to(entropy)
 
     def _mask_loss(self, outputs: MaskedPoints, targets: AMNetTargets, counts) -> Tensor:
-        found, action = outputs.action[0].float(), targets.action
+        found, action = exact(outputs.action[0]), targets.action
         positive, negative = action > 0, action < 0
         if self.config.mask == "binary":  # both kinds of step weigh the same
             entropy = F.binary_cross_entropy_with_logits(
-                found[..., 0], positive.float(), reduction="none"
+                found[..., 0], positive.to(found.dtype), reduction="none"
             )
             pairs = (positive, counts.positive), (negative, counts.negative)
-            return sum((entropy * kind).sum() / n.float() for kind, n in pairs) / 2
+            return sum((entropy * kind).sum() / n.to(found) for kind, n in pairs) / 2
         near, far = (
-            (found - self._attend(outputs.embedded[0], keys).float()).square().mean(-1)
+            (found - exact(self._attend(outputs.embedded[0], keys))).square().mean(-1)
             for keys in (positive, negative)
         )
         gap = (near + EPSILON).sqrt() - (far + EPSILON).sqrt()
         if self.config.rule == "aware":
             gap = torch.where(negative, -gap, gap)
         counted = (action != 0) & _mixed(action)
-        return (F.relu(gap + self.config.margin) * counted).sum() / counts.mixed.float()
+        return (F.relu(gap + self.config.margin) * counted).sum() / counts.mixed.to(found)
 
     def decode(self, outputs: MaskedPoints, grid: Grid, post: PostProcessing) -> Proposals:
         """As `PointHead`; with matching "score" a score is √(class · matching)."""
@@ -313,6 +315,11 @@ class AMNet(PointHead):
             logits = tuple((a.float().sigmoid() * b.float().sigmoid()).sqrt().logit(1e-7)
                            for a, b in pairs)  # fmt: skip
         return super().decode(Points(logits, *outputs[1:3]), grid, post)
+
+
+def exact(x: Tensor) -> Tensor:
+    """In float32 at least, for losses under autocast."""
+    return x if x.dtype == torch.float64 else x.float()
 
 
 def _mixed(action: Tensor) -> Tensor:
