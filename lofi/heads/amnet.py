@@ -266,9 +266,7 @@ class AMNet(PointHead):
         given = Points(*outputs[:3]), PointTargets(*targets[:2])
         found = super().losses(*given, PointStatistics(statistics.count), draws)
         if outputs.matching:
-            found["matching"] = self._matching_loss(outputs, targets) / statistics.count.to(
-                given[0].offsets[0]
-            )
+            found["matching"] = self._matching_loss(outputs, targets, statistics)
             found["loss"] = found["loss"] + self.config.matching_weight * found["matching"]
         if outputs.action and not self._frozen():
             found["mask"] = self._mask_loss(outputs, targets, statistics)
