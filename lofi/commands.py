@@ -387,7 +387,7 @@ def compare(
         results = compare_seeds(config, out, seeds, methods, lines, device, variants)
         if is_first():
             print(summary_table(results).text())
-            if config.head.kind == "amnet":
+            if config.head.kind == "amnet" and results["protocol"] == "thumos14":
                 print(amnet_table(results).text())
 
 
