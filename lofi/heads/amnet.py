@@ -186,20 +186,20 @@ class AMNet(PointHead):
 
     def _grouped(self, levels, masks, draws: Tensor | None, action) -> list[Tensor]:
         """Group attention; see `AMNetConfig.groups`."""
-        steps, width, spare = levels[0].shape[1], levels[0].shape[2], self.config
+        (_, steps, width), config = levels[0].shape, self.config
         table = self.table if steps <= len(self.table) else sinusoids(steps, width)
         table = table.to(levels[0]) * width**0.5
         places = [table[: steps : 2**i] + self.level[i] for i in range(self.levels)]
         levels = [(y + POSITION * p) * m for y, p, m in zip(levels, places, masks)]
         insides, bias = [m[:, :, 0] for m in masks], None
-        if spare.bias_keys and spare.mask == "binary":
+        if config.bias_keys and config.mask == "binary":
             shown = (action[0].detach() if self._frozen() else action[0]).sigmoid()[:, :, 0]
             bias = [(shown[:, :: 2**i] + 1e-6).log() for i in range(self.levels)]
         drops = None
         if self.training and draws is not None:
-            kept = (draws + (1 - spare.drop_path)).floor() / (1 - spare.drop_path)
+            kept = (draws + (1 - config.drop_path)).floor() / (1 - config.drop_path)
             drops = kept.T[:, :, None, None]
-        if spare.groups == "level":
+        if config.groups == "level":
             half = (self.levels + 1) // 2
             ends = slice(half), slice(half, None)
             groups = [torch.cat(levels[end], 1) for end in ends]
@@ -209,7 +209,7 @@ class AMNet(PointHead):
             sizes = [[y.shape[1] for y in levels[end]] for end in ends]
             levels = [y for group, n in zip(groups, sizes) for y in group.split(n, 1)]
         else:
-            reach, split = spare.window // 2, spare.groups == "channel"
+            reach, split = config.window // 2, config.groups == "channel"
             for i, y in enumerate(levels):
                 given = list(y.chunk(2, 2)) if split else [y, y]
                 added = [bias and bias[i]] * 2
