@@ -6,6 +6,7 @@ from itertools import product
 import numpy as np
 import pytest
 import torch
+from benchmarks.amnet import verdict
 from test_actionformer_stages import config  # noqa: F401
 from torch.nn import functional as F
 from torch.utils._pytree import tree_map
@@ -15,6 +16,7 @@ from lofi.budget import activation_bytes
 from lofi.config import AMNetConfig, PostProcessing
 from lofi.data import Segment, Video
 from lofi.data.snippets import Grid
+from lofi.data.toyworld import LONG, plan_videos
 from lofi.detection import suppress
 from lofi.detection.detector import detect_stage
 from lofi.experiment import compare_seeds, evaluate_method
@@ -284,14 +286,15 @@ def test_variants_train_compare_and_are_put_beside_the_paper(config, tmp_path): 
     (row,) = evaluate_method(config, tmp_path / "one", "published")
     assert row["average_map"] > 0.4, "of three classes that one channel tells apart"
     quick = configs.override(config, {"head_training.epochs": 1, "head_training.warmup_epochs": 0})
-    names = ("", "hidden=128", "mask=none,attention=none")
+    other = "kind=actionformer,hidden=16,heads=2,max_steps=48"
+    names = ("", "hidden=128", "mask=none,attention=none", other)
     results = compare_seeds(quick, tmp_path / "all", (0, 1), ("published",), variants=names)
-    assert [r["method"] for r in results["rows"][:3]] == [f"published {n}".strip() for n in names]
+    assert [r["method"] for r in results["rows"][:4]] == [f"published {n}".strip() for n in names]
     table = {row[0]: row[1:] for row in amnet_table(results).rows}
     assert table["table 1: hidden=128"][:3] == ("60.7", "34.2", "56.8")
     assert "±" in table["table 1: hidden=128"][5] and "±" in table["table 1: as published"][5]
     assert table["table 1: hidden=1024"] == ("–",) * 6
-    assert table["mask=none,attention=none"][:3] == ("–",) * 3
+    assert table["mask=none,attention=none"][:3] == table[other][:3] == ("–",) * 3
 
 
 def test_memory_is_predicted_and_grows_with_the_head():
@@ -300,6 +303,36 @@ def test_memory_is_predicted_and_grows_with_the_head():
         for c in (SMALL, replace(SMALL, hidden=64))
     )
     assert small.head == "AMNet" and small.peak_bytes < large.peak_bytes
+
+
+def test_every_instance_of_the_long_world_has_a_point():
+    """Starts that positive points name, against those of the plan."""
+    preset = configs.preset("long")
+    head = build_head(preset.head, 4, LONG.classes)
+    for plan in plan_videos(LONG, 2001)[:160]:
+        spans = [(p.start / 8, p.end / 8) for p in plan.phases if p.kind == "action"]
+        seconds = LONG.video_frames / 8
+        truth = Video("v", None, seconds, None, None, tuple(Segment(*s, plan.label) for s in spans))
+        found = set()
+        targets = head.targets(truth, Grid.whole(64, seconds))
+        for level, (classes, offsets) in enumerate(zip(*targets[:2])):
+            rows = classes.sum(-1).nonzero()[:, 0]
+            starts = (rows - offsets[rows, 0]) * 2**level
+            found |= {round(float(s + 0.5) * seconds / 64, 2) for s in starts}
+        assert found == {round(start, 2) for start, _ in spans}
+    assert LONG.fps == 8
+
+
+def test_verdicts_on_gates_follow_the_standard_error():
+    for differences, least, every, word in (
+        ([4, 5, 4, 5, 4], 3.0, True, "reproduced"),
+        ([4, 5, 4, 5, -1], 0.0, True, "not established"),
+        ([9, -8, 7, -9, 3], 0.0, False, "not established"),
+        ([1, 1.1, 0.9, 1, 1], 2.0, False, "contradicted"),
+        ([-4, -5, -4, -5, -4], 0.0, False, "contradicted"),
+        ([4, 5, 4], 3.0, True, "no verdict"),
+    ):
+        assert word in verdict(list(map(float, differences)), least, every)
 
 
 def test_wrong_settings_are_refused():
