@@ -287,12 +287,12 @@ def test_variants_train_compare_and_are_put_beside_the_paper(config, tmp_path): 
     assert row["average_map"] > 0.4, "of three classes that one channel tells apart"
     quick = configs.override(config, {"head_training.epochs": 1, "head_training.warmup_epochs": 0})
     other = "kind=actionformer,hidden=16,heads=2,max_steps=48"
-    names = ("", "hidden=128", "mask=none,attention=none", other)
+    names = ("", "layers=1", "mask=none,attention=none", other)
     results = compare_seeds(quick, tmp_path / "all", (0, 1), ("published",), variants=names)
     assert [r["method"] for r in results["rows"][:4]] == [f"published {n}".strip() for n in names]
     table = {row[0]: row[1:] for row in amnet_table(results).rows}
-    assert table["table 1: hidden=128"][:3] == ("60.7", "34.2", "56.8")
-    assert "±" in table["table 1: hidden=128"][5] and "±" in table["table 1: as published"][5]
+    assert table["table 2: layers=1"][:3] == ("65.7", "40.6", "62.0")
+    assert "±" in table["table 2: layers=1"][5] and "±" in table["table 1: as published"][5]
     assert table["table 1: hidden=1024"] == ("–",) * 6
     assert table["mask=none,attention=none"][:3] == table[other][:3] == ("–",) * 3
 
