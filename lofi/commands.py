@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal
 
 from tyro.conf import Positional, Suppress, UseAppendAction, arg
 
-from lofi.config import ActionFormerConfig, BMNConfig, Config, GTADConfig, Mode
+from lofi.config import ActionFormerConfig, AMNetConfig, BMNConfig, Config, GTADConfig, Mode
 from lofi.fidelity import Fidelity
 from lofi.files import atomic_path, printable, write_json
 
@@ -33,11 +33,13 @@ StageName = Literal["acp", "acp+", "icp", "arrow", "speed", "lofi", "features", 
                     "detect", "evaluate"]  # fmt: skip
 
 
-def toy(folder: Positional[Path], /, preset: Literal["tiny", "toy"] = "toy", seed: int = 0) -> None:
+def toy(
+    folder: Positional[Path], /, preset: Literal["tiny", "toy", "long"] = "toy", seed: int = 0
+) -> None:
     """Render the toy world: source clips, untrimmed videos and their annotations."""
-    from lofi.data.toyworld import TINY, TOY, write_world
+    from lofi.data.toyworld import WORLDS, write_world
 
-    paths = write_world(folder, {"tiny": TINY, "toy": TOY}[preset], seed, progress=bar("rendering"))
+    paths = write_world(folder, WORLDS[preset], seed, progress=bar("rendering"))
     print(f"{paths.annotations}\n{paths.video_dir}\n{paths.source_csv}")
 
 
@@ -223,7 +225,7 @@ def one_thread_for_small_work(config: Config) -> None:
     """The toy networks are too small to share: threads that wait for each other cost time."""
     import torch
 
-    if config.preset in ("tiny", "toy") and "OMP_NUM_THREADS" not in os.environ:
+    if config.preset in ("tiny", "toy", "long") and "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(1)
 
 
@@ -405,7 +407,7 @@ class Workload:
     pixels: int = 224
     frames: int = 8
     batch: int = 16  # videos a step on that device
-    head: Literal["gtad", "bmn", "actionformer", "none"] = "gtad"
+    head: Literal["gtad", "bmn", "actionformer", "amnet", "none"] = "gtad"
     amp: Literal["fp32", "bf16"] = "fp32"
 
     @property
@@ -422,7 +424,8 @@ class Workload:
         freeze_batch_norm(encoder)
         if self.head == "none":
             return encoder, None
-        known = {"gtad": GTADConfig, "bmn": BMNConfig, "actionformer": ActionFormerConfig}
+        kinds = GTADConfig, BMNConfig, ActionFormerConfig, AMNetConfig
+        known = {kind.kind: kind for kind in kinds}
         return encoder, build_head(known[self.head](), encoder.channels)
 
 
@@ -490,8 +493,8 @@ def plan(budget_gib: float, work: Shared = Workload(), json: Path | None = None)
 
 def compare(
     out: Path, config: Settings, seeds: tuple[int, ...] = (0, 1, 2),
-    methods: tuple[str, ...] = ("random", "acp", "acp+", "c-lofi"), device: str = "cpu",
-    processes: int = 1,
+    methods: tuple[str, ...] = ("random", "acp", "acp+", "c-lofi"),
+    variants: tuple[str, ...] = ("",), device: str = "cpu", processes: int = 1,
 ) -> None:  # fmt: skip
     """The whole procedure for several encoders and seeds, without notebooks: mean ± SD.
 
@@ -500,17 +503,21 @@ def compare(
         seeds: each makes a world, initial weights and random draws of its own.
         methods: random, acp, acp+, s-lofi, t-lofi, st-lofi, short-c-lofi, c-lofi, low-lofi, icp,
             arrow, speed, weights (as they are), or two encoders side by side, such as acp+arrow.
+        variants: of the head, each for every method: "" hidden=128 mask=none,attention=none …
     """
     from lofi.experiment import compare_seeds
-    from lofi.figures.tables import summary_table
+    from lofi.figures.tables import amnet_table, summary_table
     from lofi.training.distributed import is_first, joined
     from lofi.training.methods import told
 
     one_thread_for_small_work(config)
     with joined(device) as device:
-        results = compare_seeds(config, out, seeds, methods, progress_lines("training"), device)
+        lines = progress_lines("training")
+        results = compare_seeds(config, out, seeds, methods, lines, device, variants)
         if is_first():
             print(summary_table(results).text())
+            if config.head.kind == "amnet" and results["protocol"] == "thumos14":
+                print(amnet_table(results).text())
             print(printable(told(results)))
 
 
@@ -557,7 +564,7 @@ def tables(run: Path = Path("runs/demo")) -> None:
 
     results = read_results(run)
     print(figures.results_table(results).text())
-    if results["preset"] in ("tiny", "toy"):
+    if results["preset"] in ("tiny", "toy", "long"):
         print("\nThe paper's own numbers are for another data set: compare orders, not levels.")
         print(figures.paper_table("1").text())
     else:

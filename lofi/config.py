@@ -97,7 +97,43 @@ class ActionFormerConfig:
     smoothing: float = 0.0
 
 
-HeadConfig = GTADConfig | BMNConfig | ActionFormerConfig  # a head is chosen by its kind
+@dataclass(frozen=True)
+class AMNetConfig:
+    """AMNet as reconstructed: sizes and the two parts [supplement, figure 2], the rest [ours]."""
+
+    kind: Literal["amnet"] = "amnet"
+    hidden: int = 512
+    heads: int = 4
+    layers: int = 2  # of group attention
+    levels: int = 6
+    max_steps: int = 2304  # of a training crop
+    # What joins the features: an attention that learns from a triplet loss, a probability of
+    # "action" a step, or nothing.
+    mask: Literal["triplet", "binary", "none"] = "triplet"
+    join: Literal["add", "multiply"] = "add"
+    # Which way the triplet loss pulls: every step to the actions, or background to background.
+    rule: Literal["aware", "positive"] = "aware"
+    margin: float = 0.5
+    mask_weight: float = 1.0
+    mask_first: int = 0  # steps that train the mask alone, which then stays as it is; 0 = together
+    bias_keys: bool = False  # steps that a "binary" mask doubts count less in group attention
+    attention: Literal["full", "self", "none"] = "full"  # "self": without exchange
+    # The groups: fine and coarse levels; or of every level a copy (a half of the channels), short
+    # sees a window and long everything.
+    groups: Literal["level", "range", "channel"] = "level"
+    window: int = 19
+    matching: Literal["train_only", "score", "none"] = "train_only"  # "score": detections use it
+    matching_weight: float = 1.0
+    drop_path: float = 0.1
+    one_class: bool = False  # as in `ActionFormerConfig`
+    first_count: float = 100.0
+
+    def __post_init__(self) -> None:
+        _check_choices(self)
+
+
+# A head is chosen by its kind.
+HeadConfig = GTADConfig | BMNConfig | ActionFormerConfig | AMNetConfig
 
 
 @dataclass(frozen=True)

@@ -123,13 +123,17 @@ def train_encoder(config: Config, run_dir: str | Path, method: str, **options: A
         run_stage("lofi", config, run_dir, **options)
 
 
-def localize(config: Config, run_dir: str | Path, method: str, **options: Any) -> None:
-    """Features and stage 3 of one method whose encoder is trained; `options` as of `run_stage`.
+def localize(
+    config: Config, run_dir: str | Path, method: str, *, variants: Sequence[str] = ("",),
+    **options: Any,
+) -> None:  # fmt: skip
+    """Features and stage 3, in all its variants, of one method whose encoder is trained.
 
-    `on_step` sees the steps of the head."""
+    `options` as of `run_stage`; `on_step` sees the steps of the head."""
     if method != "published":
         run_stage("features", config, run_dir, method, **(options | {"on_step": None}))
-    run_stage("head", config, run_dir, method, **options)
+    for variant in variants:
+        run_stage("head", config, run_dir, method, variant=variant, **options)
     write_run_config(config, run_dir)
 
 
@@ -152,7 +156,8 @@ def evaluate_method(
         report = detection_map(data.annotations, found, subset=subset, protocol=protocol).to_json()
         if is_first():
             write_json(Path(run_dir) / method / "metrics" / variant / f"{kind}.json", report)
-        row = {"method": method, "classes": kind, "seed": config.seed, "report": report}
+        name = f"{method} {variant}".strip()
+        row = {"method": name, "classes": kind, "seed": config.seed, "report": report}
         rows.append(row | {key: report[key] for key in ("average_map", "map")})
     if not rows:
         more = f" --variant {shlex.quote(variant)}" if variant else ""
@@ -181,23 +186,24 @@ def _known_classes(path: Path, data: Datasets):
 
 def run_procedure(
     config: Config, run_dir: str | Path, methods: Sequence[str] = METHODS,
-    on_step: OnStep | None = None, device: str = "cpu",
+    on_step: OnStep | None = None, device: str = "cpu", variants: Sequence[str] = ("",),
 ) -> dict[str, Any]:  # fmt: skip
-    """Everything for every method; writes and returns results.json."""
-    began = time.perf_counter()
+    """Everything for every method and variant of stage 3; writes and returns results.json."""
+    began, how = time.perf_counter(), {"on_step": on_step, "device": device}
     for method in methods:
-        train_encoder(config, run_dir, method, on_step=on_step, device=device)
-        localize(config, run_dir, method, on_step=on_step, device=device)
+        train_encoder(config, run_dir, method, **how)
+        localize(config, run_dir, method, variants=variants, **how)
     source = config.detect.shared_classes
     if source and source not in methods and not is_class_file(source):  # it names the classes
         train_encoder(config, run_dir, source, on_step=on_step, device=device)
         extract_features(config, run_dir, source, device=device)
-    return write_results(config, run_dir, methods, time.perf_counter() - began, device)
+    seconds = time.perf_counter() - began
+    return write_results(config, run_dir, methods, seconds, device, variants)
 
 
 def compare_seeds(
     config: Config, out: str | Path, seeds: Sequence[int], methods: Sequence[str] = METHODS,
-    on_step: OnStep | None = None, device: str = "cpu",
+    on_step: OnStep | None = None, device: str = "cpu", variants: Sequence[str] = ("",),
 ) -> dict[str, Any]:  # fmt: skip
     """`run_procedure` for every seed in <out>/seed-N; results.json in `out` holds all rows.
 
@@ -206,7 +212,7 @@ def compare_seeds(
     parts = []
     for seed in seeds:
         own, folder = replace(config, seed=seed), Path(out) / f"seed-{seed}"
-        parts.append(run_procedure(own, folder, methods, on_step, device))
+        parts.append(run_procedure(own, folder, methods, on_step, device, variants))
     results = parts[0] | {
         "rows": [row for part in parts for row in part["rows"]],
         "seconds": sum(part["seconds"] for part in parts),
@@ -219,13 +225,17 @@ def compare_seeds(
 
 
 def write_results(
-    config: Config, run_dir: str | Path, methods: Sequence[str], seconds: float, device: str = "cpu"
-) -> dict[str, Any]:
-    """Detect with and evaluate the methods of a finished run; writes results.json."""
+    config: Config, run_dir: str | Path, methods: Sequence[str], seconds: float,
+    device: str = "cpu", variants: Sequence[str] = ("",),
+) -> dict[str, Any]:  # fmt: skip
+    """Detect with and evaluate the methods of a finished run; writes results.json.
+
+    The "method" of a row is followed by its variant, where that has a name."""
     rows = []
     for method in methods:
-        detect_stage(config, run_dir, method, device=device)
-        rows += evaluate_method(config, run_dir, method)
+        for variant in variants:
+            detect_stage(config, run_dir, method, variant=variant, device=device)
+            rows += evaluate_method(config, run_dir, method, variant)
     barrier()
     reports = [row.pop("report") for row in rows]
     about = ("protocol", "subset", "tious", "videos", "instances")

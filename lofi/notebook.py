@@ -65,7 +65,7 @@ def setup(
     torch.manual_seed(seed)
     # As use_deterministic_algorithms(True, warn_only=True), which imports a compiler (seconds).
     torch.set_deterministic_debug_mode("warn")
-    if preset in ("tiny", "toy") and "OMP_NUM_THREADS" not in os.environ:
+    if preset in ("tiny", "toy", "long") and "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(1)  # layers this small; beside other work two took 20 × as long
     torch.set_printoptions(precision=3, sci_mode=False)
     np.set_printoptions(precision=3, suppress=True)

@@ -6,6 +6,7 @@ from typing import Any
 
 from lofi.config import (
     ActionFormerConfig,
+    AMNetConfig,
     Config,
     DataConfig,
     GTADConfig,
@@ -100,6 +101,20 @@ _OWN = replace(  # what `lofi fit` starts from; it chooses the rest from the dat
     ),
 )  # fmt: skip
 
+_PYRAMID = replace(  # videos twice as long, long enough for heads whose levels matter [ours]
+    _TOY,
+    preset="long",
+    full=Fidelity(64, 4, 48),
+    data=replace(_TOY.data, preset="long"),
+    # without matching scores, of which a prototype saw no effect: a third less to compute
+    head=AMNetConfig(hidden=64, layers=1, levels=4, max_steps=64, matching="none"),
+    head_training=Optimisation(
+        epochs=30, batch=16, optimizer="adamw", lr=1e-3, weight_decay=0.05, decay_on="weights",
+        schedule="cosine", warmup_epochs=2, clip=1.0, augment="none",
+    ),
+    detect=PostProcessing(suppression="per-class", sigma=0.5, classes="own"),
+)  # fmt: skip
+
 _THUMOS14 = replace(  # G-TAD as released for THUMOS14 [spec]
     _PAPER,
     preset="thumos14",
@@ -161,7 +176,9 @@ _ALL = (
         detect=replace(_PAPER.detect, class_rule="hacs"),
     ),
     _THUMOS14,
+    _PYRAMID,
     _published(_LONG, "thumos14-i3d", 4, 30.0, width=2048),
+    _published(replace(_LONG, head=AMNetConfig()), "thumos14-amnet", 4, 30.0, width=2048),
     _published(_LONG, "thumos14-videomae", 4, 0.0, width=1408),
     _published(_RESIZED, "activitynet-tsp", 16, 15.0, width=512, prefix="v_"),
     _published(_RESIZED, "activitynet-i3d", 16, 25.0, width=2048, prefix="v_"),

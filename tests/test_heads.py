@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from lofi.config import ActionFormerConfig, BMNConfig, GTADConfig, PostProcessing
+from lofi.config import ActionFormerConfig, AMNetConfig, BMNConfig, GTADConfig, PostProcessing
 from lofi.data import Segment, Video
 from lofi.data.snippets import Grid
-from lofi.heads import BMN, GTAD, ActionFormer, Head, Proposals, build_head, part_of, to_device
+from lofi.heads import BMN, GTAD, Head, PointHead, Proposals, build_head, part_of, to_device
 
 GUIDE = Path(__file__).resolve().parent.parent / "CONTRIBUTING.md"
 
@@ -133,6 +133,8 @@ def test_a_configuration_builds_a_head_of_its_kind_from_the_seed(config, kind, r
         (BMNConfig(durations=6), ("jump", "run")),
         (ActionFormerConfig(hidden=16, heads=2, max_steps=64, drop_path=0.5), ("jump", "run")),
         (ActionFormerConfig(hidden=16, heads=2, max_steps=64, one_class=True), ("jump", "run")),
+        (AMNetConfig(hidden=16, heads=2, max_steps=64, drop_path=0.5), ("jump", "run")),
+        (AMNetConfig(hidden=16, heads=2, mask="binary", one_class=True), ("jump", "run")),
     ],
 )
 def test_every_head_trains_on_parts_and_decodes(config, classes):
@@ -160,5 +162,5 @@ def test_every_head_trains_on_parts_and_decodes(config, classes):
     with torch.no_grad():
         found = head.decode(head(features[:1]), grid, PostProcessing())
     assert found.segments_s.shape == (len(found.scores), 2) and len(found.scores)
-    if isinstance(head, ActionFormer):
+    if isinstance(head, PointHead):
         assert found.labels.max() < (len(head.names) or 1)

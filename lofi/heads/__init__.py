@@ -7,6 +7,7 @@ import torch
 
 from lofi.config import HeadConfig
 from lofi.heads.actionformer import ActionFormer
+from lofi.heads.amnet import AMNet
 from lofi.heads.base import (
     Head,
     Proposals,
@@ -35,9 +36,10 @@ def build_head(
     kind = options.pop("kind")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        if kind == "actionformer":
+        if kind in ("actionformer", "amnet"):
             known = 1 if options.pop("one_class") else classes or 1
-            return ActionFormer(channels, known, **options)
+            head = ActionFormer if kind == "actionformer" else AMNet
+            return head(channels, known, **options)
         options["durations"] = options["durations"] or None
         if kind == "bmn":
             return BMN(channels, **options)

@@ -86,7 +86,7 @@ class ActionFormer(PointHead):
         self.reg_head.offset_head = Convolution(hidden, 2)
         self.reg_head.scale = _list(Scale() for _ in windows)
         self.drop_path = drop_path
-        self.table = _sinusoids(max_steps, hidden) if positions else None
+        self.table = sinusoids(max_steps, hidden) if positions else None
 
     def forward(
         self, features: Tensor, mask: Tensor | None = None, draws: Tensor | None = None
@@ -113,10 +113,10 @@ class ActionFormer(PointHead):
         masks = [inside[:, :: 2**level] for level in range(self.levels)]
         drops = self._drops(draws) if self.training and draws is not None else None
         pyramid = self._neck(self._pyramid(x, masks, whole, drops), masks)
-        joined, places, gaps = _joined(pyramid, masks)
+        joined, places, gaps = join_levels(pyramid, masks)
         logits, offsets = (t(joined, places, gaps) for t in (self.cls_head, self.reg_head))
-        logits = _parts(self.cls_head.cls_head(logits, places), masks)
-        offsets = _parts(self.reg_head.offset_head(offsets, places), masks)
+        logits = split_levels(self.cls_head.cls_head(logits, places), masks)
+        offsets = split_levels(self.reg_head.offset_head(offsets, places), masks)
         offsets = [F.relu(x * s.scale) for x, s in zip(offsets, self.reg_head.scale)]
         sizes = [-(-steps // 2**level) for level in range(self.levels)]
         parts = (logits, offsets, [m[:, :, 0] for m in masks])
@@ -174,7 +174,7 @@ def _list(modules) -> nn.ModuleList:
     return nn.ModuleList(modules)
 
 
-def _sinusoids(steps: int, hidden: int) -> Tensor:
+def sinusoids(steps: int, hidden: int) -> Tensor:
     """(steps, D) sines (even channels) and cosines of the position, over the root of D."""
     channel = torch.arange(hidden, dtype=torch.float64)
     rate = 10000 ** (2 * (channel // 2) / hidden)
@@ -183,7 +183,7 @@ def _sinusoids(steps: int, hidden: int) -> Tensor:
     return (table / hidden**0.5).float()
 
 
-def _joined(levels: list[Tensor], masks: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+def join_levels(levels: list[Tensor], masks: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
     """All levels one after the other, so that they share a convolution; their mask; the gaps.
 
     A gap is a step of zeros behind each level.
@@ -195,7 +195,7 @@ def _joined(levels: list[Tensor], masks: list[Tensor]) -> tuple[Tensor, Tensor, 
     return torch.cat(spaced, 1), torch.cat(places, 1), gaps.to(gap.device)
 
 
-def _parts(x: Tensor, masks: list[Tensor]) -> list[Tensor]:
+def split_levels(x: Tensor, masks: list[Tensor]) -> list[Tensor]:
     sizes = [mask.shape[1] + 1 for mask in masks]
     return [part[:, :-1] for part in x.split(sizes, 1)]
 
@@ -303,7 +303,7 @@ class Tower(nn.Module):
         self.norm = _list(Norm(hidden) for _ in range(2))
 
     def forward(self, x: Tensor, mask: Tensor, gaps: Tensor) -> Tensor:
-        """(B, T, D) of all levels; see `_joined`."""
+        """(B, T, D) of all levels; see `join_levels`."""
         for convolution, norm in zip(self.head, self.norm):
             x = F.relu_(norm(convolution(x, mask)).index_fill_(1, gaps, 0.0))
         return x
