@@ -3,6 +3,9 @@
 import json
 import shlex
 import shutil
+import signal
+import subprocess
+import sys
 import tracemalloc
 from collections import Counter
 from dataclasses import replace
@@ -17,7 +20,9 @@ from lofi import cli, fitting
 from lofi import config as configs
 from lofi.data import ClipRequest, Segment, Video, read_annotations, write_video
 from lofi.data.datasets import BACKGROUND, with_background
+from lofi.data.exporters import Mark, export_labels
 from lofi.data.features import Features
+from lofi.data.importers import import_labels
 from lofi.data.snippets import Grid
 from lofi.detection import Detection
 from lofi.detection.detector import decoded
@@ -32,7 +37,7 @@ from lofi.encoders.extraction import video_features
 from lofi.evaluation import detection_map
 from lofi.evaluation.bootstrap import interval, video_draws
 from lofi.fidelity import Fidelity
-from lofi.fitting import choices, in_folds, label_next, prepared
+from lofi.fitting import choices, in_folds, label_next, prepared, split
 from lofi.heads.base import Proposals
 from lofi.heads.scaled import ScaledHead
 from lofi.rivals import RIVALS
@@ -279,6 +284,44 @@ def test_faults_of_a_list_are_counted_and_left_out(few_videos, tmp_path):
         prepared(path, tmp_path)
 
 
+def test_added_lists_correct_or_join_and_the_same_videos_stay_held_out(few_videos, tmp_path):
+    """The loop: labels go to a tool, come back corrected, and join the list."""
+    videos = few_videos.parent / "videos"
+    header, *rows = few_videos.read_text(encoding="utf-8-sig").splitlines()
+    early, drafts = tmp_path / "early.csv", tmp_path / "drafts.csv"
+    early.write_text("\n".join([header, *(row for row in rows if "cam_006" not in row)]))
+    before = prepared(early, videos)
+    subsets, folds = split(before)
+    held = next(key for key, subset in subsets.items() if subset == "validation")
+    draft, other = [key for key in subsets if key != held][:2]
+    marks = {videos / f"{held}.mp4": [Mark(0.5, 1.25, "roll")]}
+    marks[videos / "cam_006.mp4"] = [Mark(2.0, 3.0, "blink"), Mark(3.5, 4.0, "roll")]
+    (sent,) = export_labels("via", marks, tmp_path)
+    sent.write_text(sent.read_text().replace("1.25", "1.75"))  # somebody moves an end
+    import_labels(sent, videos, tmp_path / "corrected.csv")
+    top = f"video,start_s,end_s,label,subset\n{draft}.mp4,1,2,roll,draft\n"
+    drafts.write_text(f"{top}{other}.mp4,1,2,roll,\n")
+    after = prepared(early, videos, [tmp_path / "corrected.csv", drafts])
+    notes = "\n".join(after.notes)
+    assert "corrected.csv: 1 videos corrected, 1 new, 3 events" in notes
+    assert "drafts.csv: 1 videos corrected, 0 new" in notes
+    assert "1 videos are drafts" in notes and f"(first: {draft})" in notes
+    now = {video.id: video.segments for video in after.videos}
+    old = {video.id: video.segments for video in before.videos}
+    assert now[held] == (Segment(0.5, 1.75, "roll"),)
+    assert now[draft] == old[draft] and now[other] == (Segment(1.0, 2.0, "roll"),)
+    again, places = split(after)
+    assert again == subsets | {"cam_006": "training"}
+    assert {key: places[key] for key in folds} == folds and places["cam_006"] > 0
+    detections = tmp_path / "found.csv"
+    detections.write_text("video,start_s,end_s,label,score\ncam_001,1,2,roll,0.9\n")
+    with pytest.raises(ValueError, match="nobody has checked; correct them first.*lofi export"):
+        prepared(early, videos, [detections])
+    drafts.write_text(top)
+    with pytest.raises(ValueError, match="drafts.csv: adds nothing; 1 videos are drafts"):
+        prepared(early, videos, [drafts])
+
+
 def test_settings_follow_lengths_of_events_and_videos(few_videos):
     data = prepared(few_videos, few_videos.parent / "videos")
     merged = {k: v for c in choices(data, data.videos) for k, v in c.settings.items()}
@@ -328,10 +371,25 @@ def test_fit_leaves_a_detector_a_split_and_a_report(few_videos, tmp_path, capsys
     shutil.copy(videos / "cam_002.mp4", videos / "unlabelled.mp4")
     settings = {"acp.epochs": 1, "full.pixels": 32, "full.snippets": 16, "head_training.epochs": 2}
     options = [word for k, v in settings.items() for word in (f"--{k}", str(v))]
+    corrected = tmp_path / "corrected.csv"
+    rows = few_videos.read_text(encoding="utf-8-sig").splitlines()
+    corrected.write_text("\n".join([rows[0], *(row for row in rows if "cam_003" in row)]))
     command = ["lofi", "fit", str(few_videos), "--videos", str(videos), "--out", str(out), *options]
+    command += ["--add", str(corrected)]
+    # killed in the middle, it says so by its status, and goes on
+    started = subprocess.Popen(
+        [sys.executable, "-m", *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    for line in started.stdout:
+        if line.startswith("encoder"):
+            started.send_signal(signal.SIGTERM)
+    error = started.communicate()[1]
+    assert started.returncode == 128 + signal.SIGTERM and "the same command goes on" in error
+    assert (out / "plan.json").is_file() and not (out / "fit.json").exists()
     monkeypatch.setattr("sys.argv", command)
     cli.main()
     said = capsys.readouterr().out
+    assert "going on with the settings" in said and "1 videos corrected, 0 new" in said
     assert "plan:" in said and "about" in said
     last = shlex.split(said.strip().splitlines()[-1])
     saved = configs.load(out / "config.json")
@@ -364,7 +422,8 @@ def test_fit_leaves_a_detector_a_split_and_a_report(few_videos, tmp_path, capsys
     # again: nothing is trained, the numbers stay; other events are refused
     capsys.readouterr()
     before = (out / "acp" / "encoder" / "encoder.safetensors").stat().st_mtime_ns
-    again = lofi.fit(few_videos, videos, out, settings=settings, say=lambda line: None)
+    same = {"add": [corrected], "settings": settings, "say": lambda line: None}
+    again = lofi.fit(few_videos, videos, out, **same)
     assert again["held_out"] == result["held_out"]
     assert (out / "acp" / "encoder" / "encoder.safetensors").stat().st_mtime_ns == before
     other = tmp_path / "other.csv"
