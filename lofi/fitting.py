@@ -395,6 +395,8 @@ def planned(
     if method_of(configs.override(config, dict(settings))) == "weights":
         chosen = [choice for choice in chosen if "acp.epochs" not in choice.settings]
     config = configs.override(config, {**where, **settings})
+    free = [{k: v for k, v in c.settings.items() if k not in settings} for c in chosen]
+    chosen = [Choice(left, c.why) for left, c in zip(free, chosen) if left]
     notes, budget = list(data.notes), 60 * minutes * 0.8
     seconds = expected_seconds(config, data, train, device)
     once, learned = sum(seconds.values()), "encoder" in seconds
