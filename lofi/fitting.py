@@ -386,7 +386,8 @@ def planned(
     chosen = choices(data, train)
     if {"encoder", "weights"} & settings.keys():
         chosen = chosen[1:]
-    if "head.kind" in settings and "head.kind" in chosen[-1].settings:
+    kind = chosen[-1].settings.get("head.kind")
+    if kind and settings.get("head.kind", kind) != kind:
         why = f"{len(train)} training videos; the head is given"
         chosen[-1] = Choice(head_settings(len(train)), why)
     config = base
