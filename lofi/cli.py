@@ -99,9 +99,9 @@ def _run(name: str, arguments: list[str]) -> None:
         path, arguments = _taken(arguments, "--config", "")
         preset = _taken(arguments, "--preset", "own" if name == "fit" and not path else "")[0]
         base = configs.layered(preset, path)
+        options = [word[2:].split("=")[0] for word in arguments if word.startswith("--")]
         kind, arguments = _taken(arguments, "--head.kind", base.head.kind)
         base = configs.override(base, {"head.kind": kind})
-        options = (word[2:].split("=")[0] for word in arguments if word.startswith("--"))
         given = tuple(option.replace("-", "_") for option in options)
         known = {"config": base, "given": given}
         ordered = [

@@ -149,10 +149,9 @@ def export(
     from lofi.data.annotations import find_in_index, index_videos
     from lofi.data.exporters import HOW, Mark, export_labels
     from lofi.detection.detector import subtitles
-    from lofi.detection.results import read_detections
+    from lofi.detection.results import is_detections, read_detections
 
-    head = labels.read_bytes()[:2000] if labels.is_file() else b""
-    if b'"results"' in head or head.startswith(b"video,start_s,end_s,label,score"):
+    if is_detections(labels):
         marks = {
             key: subtitles(all_) if min_score is None else [d for d in all_ if d.score >= min_score]
             for key, all_ in read_detections(labels).items()
@@ -231,7 +230,8 @@ def one_thread_for_small_work(config: Config) -> None:
 
 def fit(
     annotations: Positional[Path], /, videos: Path, out: Path, config: Settings,
-    minutes: float = 30.0, device: str = "cpu", given: Suppress[tuple[str, ...]] = (),
+    add: UseAppendAction[tuple[Path, ...]] = (), minutes: float = 30.0, device: str = "cpu",
+    given: Suppress[tuple[str, ...]] = (),
 ) -> None:  # fmt: skip
     """Own videos and a list of their events in; a detector, an honest report and how to use it out.
 
@@ -242,6 +242,8 @@ def fit(
         annotations: CSV (video, start_s, end_s, label) or any annotation file lofi reads.
         videos: folder of the video files.
         out: run folder.
+        add: a list of corrected and of new videos, such as `lofi import` writes (may be repeated):
+            they replace those of the same name, or train too; what is held out stays the same.
         minutes: time that it may take.
         device: cpu, cuda, cuda:1, mps, …
     """
@@ -254,7 +256,8 @@ def fit(
             value = getattr(value, part, None)
         if value is not None and name.split(".")[0] in asdict(config):
             settings[name] = value
-    options = {"minutes": minutes, "device": device, "settings": settings, "base": config}
+    options = {"add": add, "minutes": minutes, "device": device}
+    options |= {"settings": settings, "base": config}
     run(annotations, videos, out, **options, say=lambda line: print(line, flush=True))
 
 

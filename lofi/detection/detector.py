@@ -9,6 +9,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from lofi import config as configs
@@ -60,6 +61,13 @@ def decoded(config: Config, head: ScaledHead, features: Features) -> Iterator[Pr
         yield head.head.decode(outputs, part.grid, config.detect)
 
 
+def in_stretches(table: Proposals, seconds: float) -> Iterator[Proposals]:
+    """The proposals of a whole video by where their middles lie; every stretch keeps its best."""
+    number = table.segments_s.mean(1) // seconds
+    for one in np.unique(number):
+        yield Proposals(table.segments_s[number == one], table.scores[number == one])
+
+
 def propose(config: Config, head: ScaledHead, features: Features) -> Proposals:
     """The proposals of one video after suppression, windows of it joined."""
     joined = config.data.window_stride > 0 and head.head.resizes
@@ -72,6 +80,9 @@ def classified(
     """Detections of one video whose proposals get their classes one by one; None = by the head."""
     if classifier is not None:
         windows = decoded(config, head, features)
+        if not head.head.resizes and config.data.window_stride:
+            stretch_s = config.full.snippets * features.grid.step_s
+            windows = in_stretches(next(windows), stretch_s)
         return segment_detections(windows, features, classifier, config.detect)
     kept, names = propose(config, head, features), getattr(head.head, "names", ())
     return own_detections(kept, features.grid.duration_s, names, config.detect)

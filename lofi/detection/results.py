@@ -73,6 +73,12 @@ def read_detections(path: str | Path, strict: bool = True) -> dict[str, list[Det
     return check_detections(read_results(path)["results"], str(path), strict=strict)
 
 
+def is_detections(path: str | Path) -> bool:
+    """Whether a file looks like what `read_detections` reads, rather than like annotations."""
+    head = Path(path).read_bytes()[:2000] if Path(path).is_file() else b""
+    return b'"results"' in head or head.startswith(b"video,start_s,end_s,label,score")
+
+
 def read_results(path: str | Path) -> dict[str, Any]:
     """The JSON of a challenge, not looked into yet."""
     content = read_json(path, "detections in ActivityNet format")

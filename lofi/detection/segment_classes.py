@@ -144,7 +144,7 @@ def segment_detections(
         for mine, column in zip(tables, classified.T):
             mine.append(soft_nms(segments, column, post.sigma, post.top_k))
     found = []
-    for name, mine in zip(classifier.names, tables):
+    for name, mine in zip(classifier.names, tables if tables[0] else ()):
         kept = mine[0]
         if len(mine) > 1:
             joined = map(np.concatenate, zip(*mine))
