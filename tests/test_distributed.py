@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 from lofi import config as configs
 from lofi import launch
 from lofi.data.toyworld import TINY, write_world
-from lofi.training.distributed import sum_gradients
+from lofi.training.distributed import GradientSum
 from lofi.training.head import extract_features, train_head
 from lofi.training.joint import train_lofi
 from lofi.training.pretraining import train_acp
@@ -245,5 +245,6 @@ def test_bad_input_of_launched_processes_is_one_clear_error(world, tmp_path):
 def test_gradients_without_a_process_group_stay_as_they_are():
     weight = torch.nn.Parameter(torch.ones(3))
     weight.grad = torch.tensor([1.0, 2.0, 3.0])
-    sum_gradients([weight])
+    with GradientSum([weight]) as sums:
+        sums.finish()
     assert weight.grad.tolist() == [1.0, 2.0, 3.0]

@@ -3,6 +3,7 @@
 L snippets of F frames, S pixels a side, C channels; T snippets where videos are cut into windows.
 """
 
+import contextlib
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +15,23 @@ from lofi.data import ClipRequest, VideoInfo, probe
 from lofi.data.datasets import video_grid, video_request
 from lofi.data.features import Features
 from lofi.encoders.base import normalise
+
+
+def placed(config: Config, encoder: nn.Module, device: str) -> nn.Module:
+    """The encoder on a device, in the memory order of `config.channels_last`."""
+    if not config.channels_last:
+        return encoder.to(device)
+    deep = any(parameter.dim() == 5 for parameter in encoder.parameters())
+    order = torch.channels_last_3d if deep else torch.channels_last
+    return encoder.to(device, memory_format=order)
+
+
+def autocast(amp: str, device: torch.device | str) -> contextlib.AbstractContextManager:
+    """Where operations that allow it compute in "bf16" or "fp16"; nothing for "fp32"."""
+    if amp == "fp32":
+        return contextlib.nullcontext()
+    kind = {"bf16": torch.bfloat16, "fp16": torch.float16}[amp]
+    return torch.autocast(torch.device(device).type, kind)
 
 
 def encode(encoder: nn.Module, clips: Tensor) -> Tensor:
@@ -42,14 +60,15 @@ def full_requests(config: Config, path: str | Path) -> list[ClipRequest]:
 
 
 @torch.no_grad()
-def clip_features(encoder: nn.Module, clip: Tensor, chunk: int = 16) -> Tensor:
+def clip_features(encoder: nn.Module, clip: Tensor, chunk: int = 16, amp: str = "fp32") -> Tensor:
     """(C, L) features of the snippets (L, F, 3, S, S) uint8 of one video, on the CPU.
 
     `chunk` snippets pass the (eval mode) encoder at a time; the result does not depend on it.
     """
     device = next(encoder.parameters()).device
-    parts = [encode(encoder, part[None].to(device))[0].cpu() for part in clip.split(chunk)]
-    return torch.cat(parts, dim=1)
+    with autocast(amp, device):
+        parts = [encode(encoder, part[None].to(device))[0].cpu() for part in clip.split(chunk)]
+    return torch.cat(parts, dim=1) if amp == "fp32" else torch.cat(parts, dim=1).float()
 
 
 def video_features(
@@ -57,6 +76,7 @@ def video_features(
 ) -> tuple[Features, VideoInfo]:
     """Features of one video file at full fidelity, and what was found in the file."""
     requests = full_requests(config, path)
-    values = torch.cat([clip_features(encoder, request.read()) for request in requests], dim=1)
+    parts = [clip_features(encoder, request.read(), amp=config.amp) for request in requests]
+    values = torch.cat(parts, dim=1)
     info = probe(path)
     return Features(values, video_grid(config.data, info, config.full.snippets)), info

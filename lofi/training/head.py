@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.amp import GradScaler
 from torch.nn import functional as F
 
 from lofi.config import Config
@@ -19,7 +20,7 @@ from lofi.data import ClipReader, ClipRequest, Video, VideoError
 from lofi.data.datasets import fingerprint, open_reader
 from lofi.data.features import Features, head_inputs, read_features, windowed, write_features
 from lofi.data.snippets import training_parts
-from lofi.encoders.extraction import clip_features, full_requests
+from lofi.encoders.extraction import autocast, clip_features, full_requests, placed
 from lofi.heads import part_of, to_device
 from lofi.heads.scaled import ScaledHead
 from lofi.training import methods
@@ -46,7 +47,7 @@ def extract_features(
         raise ValueError("published features (data.features.folder) need no extraction")
     data = methods.run_data(config, run_dir)
     encoder, sha256 = methods.load_encoder(config, run_dir, method)
-    encoder.to(device).eval()
+    placed(config, encoder, device).eval()
     settings = methods.video_settings(config) | {"stage": "features", "encoder_sha256": sha256}
     run = RunFolder(Path(run_dir) / method / "features", settings, resume, reopen=True)
     videos = [*data.train, *data.test]
@@ -68,6 +69,7 @@ def _extract(config, encoder, header, videos, run: RunFolder, reader: ClipReader
     """Features of this process's videos; the next ones are decoded while the encoder works."""
     paths = [run.folder / f"{video.id}.safetensors" for video in videos]
     jobs: list[tuple[int, ClipRequest, bool]] = []  # video, piece, is it the video's last one
+    wanted, ahead = [], config.data.workers
     for i, path in enumerate(paths):
         if path.exists():
             try:
@@ -78,10 +80,17 @@ def _extract(config, encoder, header, videos, run: RunFolder, reader: ClipReader
         if videos[i].path is None:
             run.skip(videos[i].id, FileNotFoundError(methods.NO_FILE))
             continue
+        wanted.append(i)
+
+    def pieces_of(i: int) -> list[ClipRequest] | VideoError:
         try:
-            pieces = full_requests(config, videos[i].path)
+            return full_requests(config, videos[i].path)
         except VideoError as error:
-            run.skip(videos[i].id, error)
+            return error
+
+    for i, pieces in zip(wanted, prefetched(lambda n: pieces_of(wanted[n]), 0, len(wanted), ahead)):
+        if isinstance(pieces, VideoError):
+            run.skip(videos[i].id, pieces)
             continue
         jobs += [(i, piece, piece is pieces[-1]) for piece in pieces]
 
@@ -90,11 +99,11 @@ def _extract(config, encoder, header, videos, run: RunFolder, reader: ClipReader
         return clip, None if isinstance(clip, Exception) else reader.info(jobs[job][1].path)
 
     parts: list[Tensor | None] = []
-    loaded = prefetched(read, 0, len(jobs), config.data.workers)
+    loaded = prefetched(read, 0, len(jobs), ahead)
     for (i, _, last), (clip, info) in zip(jobs, loaded):
         if info is None:
             run.skip(videos[i].id, clip)
-        parts.append(None if info is None else clip_features(encoder, clip))
+        parts.append(None if info is None else clip_features(encoder, clip, amp=config.amp))
         if not last:
             continue
         if all(part is not None for part in parts):
@@ -126,6 +135,7 @@ def train_head(
     settings |= {"seed": config.seed, "snippets": config.full.snippets}
     settings |= {"window_stride": config.data.window_stride, "head": asdict(config.head)}
     settings |= {"training": asdict(setting), "standardise": standardise}
+    settings |= {"amp": config.amp} if config.amp != "fp32" else {}
     run = RunFolder(methods.head_dir(run_dir, method, variant), settings, resume)
     if (done := run.result()) is not None:
         return done
@@ -162,11 +172,17 @@ def train_head(
         if not places:
             return None
         draws = draws.to(device)
-        outputs = scaled(x.to(device), mask.to(device), draws)
-        return backward(head.losses(outputs, to_device(y, device), statistics, draws))
+        with autocast(config.amp, device):
+            outputs = scaled(x.to(device, non_blocking=True), mask.to(device), draws)
+            losses = head.losses(outputs, to_device(y, device), statistics, draws)
+        return backward(losses, scaler)
 
-    modules = {"head": scaled}
-    fit(Training(modules, setting, batches, load, step, 0, config.checkpoint_every), run, on_step)
+    scaler = GradScaler(torch.device(device).type, enabled=config.amp == "fp16")
+    training = Training(
+        {"head": scaled}, setting, batches, load, step, 0, config.checkpoint_every, scaler=scaler,
+        keep_every=config.keep_every, one_backward=lambda: True,
+    )  # fmt: skip
+    fit(training, run, on_step)
     if is_first():
         scaled.save(run.folder / "head.safetensors")
     counts = methods.counts(len(data.train), methods.without_features(store, data.train))

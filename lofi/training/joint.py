@@ -7,20 +7,22 @@ encoder's gradient can be found in other ways and at full fidelity: see `lofi.tr
 
 import logging
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.amp import GradScaler
 from torch.nn import functional as F
 
 from lofi.config import Config
-from lofi.data import ClipReader, Video, VideoError, probe
+from lofi.data import ClipReader, Video, VideoError, VideoInfo, probe
 from lofi.data.datasets import fingerprint, open_reader, video_grid, video_request
 from lofi.data.snippets import Grid, training_parts
 from lofi.encoders import Encoder, freeze_batch_norm
-from lofi.encoders.extraction import encode
+from lofi.encoders.extraction import encode, placed
 from lofi.fidelity import schedule
 from lofi.heads import part_of, to_device
 from lofi.heads.scaled import ScaledHead
@@ -82,18 +84,29 @@ def joint_items(
     if not config.data.window_stride:
         return [(video, None) for video in videos]
     items: list[tuple[Video, Grid | None]] = []
-    for video in videos:
-        try:
-            grid = video_grid(config.data, probe(video.path), config.full.snippets)
-        except VideoError as error:
-            skip(video.id, error)
+    mine = share(len(videos))  # every process looks into its share of the files
+    with ThreadPoolExecutor(max(1, config.data.workers)) as pool:
+        found = list(pool.map(probed, [videos[i].path for i in mine]))
+    infos = {i: info for part in gather(dict(zip(mine, found))) for i, info in part.items()}
+    for i, video in enumerate(videos):
+        if isinstance(infos[i], VideoError):
+            skip(video.id, infos[i])
             continue
+        grid = video_grid(config.data, infos[i], config.full.snippets)
         items += training_parts(video, grid, config.full.snippets)
     if not items:
         size = f"{config.full.snippets} snippets, {config.data.window_stride} frames apart"
         found = f"no window of {size}, holds an action of the {len(videos)} videos"
         raise ValueError(f"{found}; set data.window_stride to more frames")
     return items
+
+
+def probed(path: Path) -> VideoInfo | VideoError:
+    """What `probe` finds; an error is returned, so that it can be counted."""
+    try:
+        return probe(path)
+    except VideoError as error:
+        return error
 
 
 class Batch(NamedTuple):
@@ -125,11 +138,13 @@ class JointTraining:
                 self.modules["classifier"] = nn.Linear(2 * encoder.channels, len(self.labels))
         for module in self.modules.values():
             module.to(device)
+        placed(config, encoder, device)
         if lofi.frozen_bn:
             freeze_batch_norm(encoder, fold=lofi.mode.fold)
         encoder.train()
         parameters = [p for module in self.modules.values() for p in module.parameters()]
-        limits = {"amp": lofi.amp, "micro_batch": lofi.micro_batch}
+        self.scaler = GradScaler(torch.device(device).type, enabled=lofi.amp == "fp16")
+        limits = {"amp": lofi.amp, "micro_batch": lofi.micro_batch, "scaler": self.scaler}
         self.end_to_end = EndToEnd(encoder, lofi.mode, parameters, **limits)
         sizes = len(items), lofi.training.batch, lofi.training.epochs
         self.batches = Batches(*sizes, (config.seed, "lofi"))
@@ -142,9 +157,11 @@ class JointTraining:
         config = self.config
         return Training(
             self.modules, config.lofi.training, self.batches, self.load, self.step,
-            min(config.data.workers, 2), config.checkpoint_every,
+            min(config.data.workers, config.data.prefetch), config.checkpoint_every,
             describe=lambda step: ", ".join(self.items[i][0].id for i in self.batches.at(step)),
-            rates={"encoder": config.lofi.encoder_lr},
+            rates={"encoder": config.lofi.encoder_lr}, keep_every=config.keep_every,
+            fidelity=lambda step: str(self.plan.at(step // self.batches.per_epoch, step)),
+            one_backward=self.end_to_end.one_backward, scaler=self.scaler,
         )  # fmt: skip
 
     def load(self, step: int) -> Batch:

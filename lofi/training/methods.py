@@ -208,7 +208,7 @@ def unshifted(name: str) -> str:
 
 
 def start_encoder(config: Config, name: str = "") -> Encoder:
-    """The encoder that stage 1 starts from: `config.weights`, or random weights from the seed.
+    """The encoder that stage 1 starts from: `config.start_weights`, or random ones from the seed.
 
     Weights "pretrained" are those that an installed package carries (`pretrained_file`). `origin`
     on the encoder says where its weights come from; it is logged, and every later file made from
@@ -217,7 +217,7 @@ def start_encoder(config: Config, name: str = "") -> Encoder:
     """
     encoder = build_encoder(name or config.encoder, seed=config.seed)
     encoder.origin = {"weights": "random"}
-    if config.weights:
+    if config.start_weights:
         packaged = config.weights == "pretrained"
         path = pretrained_file(encoder.name) if packaged else Path(config.weights)
         report = load_weights(encoder, path)
@@ -278,7 +278,7 @@ def load_encoder(config: Config, run_dir: str | Path, method: str) -> tuple[Enco
         pair = [load_encoder(config, run_dir, part)[0] for part in parts]
         encoder = Concatenated(*pair, l2=config.concat_norm == "l2")
     elif method in ("random", "weights"):
-        if method == "weights" and not config.weights:
+        if method == "weights" and not config.start_weights:
             raise ValueError("method weights: the setting weights names no file; give --weights")
         encoder = start_encoder(config if method == "weights" else replace(config, weights=""))
     else:
@@ -334,6 +334,8 @@ def feature_header(config: Config, encoder: str, sha256: str) -> FeatureHeader:
     found = {name: getattr(data, name) for name in names} | asdict(full)
     if data.squeeze:
         found["squeeze"] = 1
+    if config.amp != "fp32":
+        found["amp"] = config.amp
     if data.window_stride:  # as many snippets as the video is long
         del found["snippets"]
     return FeatureHeader(encoder=encoder, encoder_sha256=sha256, **found)
