@@ -17,13 +17,12 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
-from torch.amp import GradScaler
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
 from lofi.config import Mode
 from lofi.encoders import Encoder, freeze_until, normalise
-from lofi.encoders.extraction import autocast
+from lofi.encoders.extraction import autocast, grad_scaler
 
 log = logging.getLogger(__name__)
 TOLERANCE = 1e-3  # of verify_exact; float32 rounding is about 1e-6, a broken set-up above 0.1
@@ -57,13 +56,11 @@ class EndToEnd:
         parameters: everything that is trained; their gradients are accumulated.
         amp: "fp32", or "bf16", "fp16" for autocast (both passes of the chunked modes alike).
         micro_batch: videos whose graph is held at once; 0 = the whole share.
-        scaler: multiplies losses before they are back-propagated (fp16).
     """
 
     def __init__(
         self, encoder: Encoder, mode: Mode, parameters: Sequence[nn.Parameter] = (), *,
         amp: str = "fp32", micro_batch: int = 0, watch: Watch | None = None,
-        scaler: GradScaler | None = None,
     ):  # fmt: skip
         if amp not in ("fp32", "bf16", "fp16"):
             raise ValueError(f"unknown precision {amp!r}; known: fp32, bf16, fp16")
@@ -71,7 +68,7 @@ class EndToEnd:
         self.chunk, self.micro_batch = mode.chunk, micro_batch
         self.parameters = list(parameters)
         self.watch = watch or Watch()
-        self.scaled = scaler.scale if scaler else lambda loss: loss
+        self.scaler = grad_scaler(amp, next(encoder.parameters()).device)
         encoder.recompute = mode.recompute
         if mode.name in ("partial", "frozen"):
             freeze_until(encoder, mode.stage if mode.name == "partial" else encoder.stages[-1])
@@ -129,7 +126,7 @@ class EndToEnd:
             features = _at_least_float32(self.encoder(frames))
             losses = losses_of(_by_video(features, len(clips)), part)
         self.watch.end()
-        self.scaled(losses["loss"]).backward()
+        self.scaler.scale(losses["loss"]).backward()
         return losses
 
     def _in_chunks(self, clips, losses_of, part, sampled) -> dict[str, Tensor]:
@@ -142,7 +139,7 @@ class EndToEnd:
             losses = losses_of(_by_video(features, len(clips)), part)
         self.watch.end()
         if losses["loss"].requires_grad:
-            self.scaled(losses["loss"]).backward()
+            self.scaler.scale(losses["loss"]).backward()
         if self.mode.name == "frozen":
             return losses
         gradient = features.grad

@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.amp import GradScaler
 from torch.nn import functional as F
 
 from lofi.config import Config
@@ -20,7 +19,7 @@ from lofi.data import ClipReader, ClipRequest, Video, VideoError
 from lofi.data.datasets import fingerprint, open_reader
 from lofi.data.features import Features, head_inputs, read_features, windowed, write_features
 from lofi.data.snippets import training_parts
-from lofi.encoders.extraction import autocast, clip_features, full_requests, placed
+from lofi.encoders.extraction import all_requests, autocast, clip_features, grad_scaler, placed
 from lofi.heads import part_of, to_device
 from lofi.heads.scaled import ScaledHead
 from lofi.training import methods
@@ -69,7 +68,7 @@ def _extract(config, encoder, header, videos, run: RunFolder, reader: ClipReader
     """Features of this process's videos; the next ones are decoded while the encoder works."""
     paths = [run.folder / f"{video.id}.safetensors" for video in videos]
     jobs: list[tuple[int, ClipRequest, bool]] = []  # video, piece, is it the video's last one
-    wanted, ahead = [], config.data.workers
+    wanted: list[int] = []
     for i, path in enumerate(paths):
         if path.exists():
             try:
@@ -81,14 +80,7 @@ def _extract(config, encoder, header, videos, run: RunFolder, reader: ClipReader
             run.skip(videos[i].id, FileNotFoundError(methods.NO_FILE))
             continue
         wanted.append(i)
-
-    def pieces_of(i: int) -> list[ClipRequest] | VideoError:
-        try:
-            return full_requests(config, videos[i].path)
-        except VideoError as error:
-            return error
-
-    for i, pieces in zip(wanted, prefetched(lambda n: pieces_of(wanted[n]), 0, len(wanted), ahead)):
+    for i, pieces in zip(wanted, all_requests(config, [videos[i].path for i in wanted])):
         if isinstance(pieces, VideoError):
             run.skip(videos[i].id, pieces)
             continue
@@ -99,7 +91,7 @@ def _extract(config, encoder, header, videos, run: RunFolder, reader: ClipReader
         return clip, None if isinstance(clip, Exception) else reader.info(jobs[job][1].path)
 
     parts: list[Tensor | None] = []
-    loaded = prefetched(read, 0, len(jobs), ahead)
+    loaded = prefetched(read, 0, len(jobs), config.data.workers)
     for (i, _, last), (clip, info) in zip(jobs, loaded):
         if info is None:
             run.skip(videos[i].id, clip)
@@ -177,12 +169,10 @@ def train_head(
             losses = head.losses(outputs, to_device(y, device), statistics, draws)
         return backward(losses, scaler)
 
-    scaler = GradScaler(torch.device(device).type, enabled=config.amp == "fp16")
-    training = Training(
-        {"head": scaled}, setting, batches, load, step, 0, config.checkpoint_every, scaler=scaler,
-        keep_every=config.keep_every, one_backward=lambda: True,
-    )  # fmt: skip
-    fit(training, run, on_step)
+    scaler, every = grad_scaler(config.amp, device), (config.checkpoint_every, config.keep_every)
+    modules = {"head": scaled}
+    more = {"scaler": scaler, "one_backward": lambda: True}
+    fit(Training(modules, setting, batches, load, step, 0, *every, **more), run, on_step)
     if is_first():
         scaled.save(run.folder / "head.safetensors")
     counts = methods.counts(len(data.train), methods.without_features(store, data.train))

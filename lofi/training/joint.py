@@ -7,18 +7,16 @@ encoder's gradient can be found in other ways and at full fidelity: see `lofi.tr
 
 import logging
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.amp import GradScaler
 from torch.nn import functional as F
 
 from lofi.config import Config
-from lofi.data import ClipReader, Video, VideoError, VideoInfo, probe
+from lofi.data import ClipReader, Video, VideoError
 from lofi.data.datasets import fingerprint, open_reader, video_grid, video_request
 from lofi.data.snippets import Grid, training_parts
 from lofi.encoders import Encoder, freeze_batch_norm
@@ -84,29 +82,17 @@ def joint_items(
     if not config.data.window_stride:
         return [(video, None) for video in videos]
     items: list[tuple[Video, Grid | None]] = []
-    mine = share(len(videos))  # every process looks into its share of the files
-    with ThreadPoolExecutor(max(1, config.data.workers)) as pool:
-        found = list(pool.map(probed, [videos[i].path for i in mine]))
-    infos = {i: info for part in gather(dict(zip(mine, found))) for i, info in part.items()}
-    for i, video in enumerate(videos):
-        if isinstance(infos[i], VideoError):
-            skip(video.id, infos[i])
+    for video, info in zip(videos, methods.video_infos(config, videos)):
+        if isinstance(info, VideoError):
+            skip(video.id, info)
             continue
-        grid = video_grid(config.data, infos[i], config.full.snippets)
+        grid = video_grid(config.data, info, config.full.snippets)
         items += training_parts(video, grid, config.full.snippets)
     if not items:
         size = f"{config.full.snippets} snippets, {config.data.window_stride} frames apart"
         found = f"no window of {size}, holds an action of the {len(videos)} videos"
         raise ValueError(f"{found}; set data.window_stride to more frames")
     return items
-
-
-def probed(path: Path) -> VideoInfo | VideoError:
-    """What `probe` finds; an error is returned, so that it can be counted."""
-    try:
-        return probe(path)
-    except VideoError as error:
-        return error
 
 
 class Batch(NamedTuple):
@@ -143,8 +129,7 @@ class JointTraining:
             freeze_batch_norm(encoder, fold=lofi.mode.fold)
         encoder.train()
         parameters = [p for module in self.modules.values() for p in module.parameters()]
-        self.scaler = GradScaler(torch.device(device).type, enabled=lofi.amp == "fp16")
-        limits = {"amp": lofi.amp, "micro_batch": lofi.micro_batch, "scaler": self.scaler}
+        limits = {"amp": lofi.amp, "micro_batch": lofi.micro_batch}
         self.end_to_end = EndToEnd(encoder, lofi.mode, parameters, **limits)
         sizes = len(items), lofi.training.batch, lofi.training.epochs
         self.batches = Batches(*sizes, (config.seed, "lofi"))
@@ -161,7 +146,7 @@ class JointTraining:
             describe=lambda step: ", ".join(self.items[i][0].id for i in self.batches.at(step)),
             rates={"encoder": config.lofi.encoder_lr}, keep_every=config.keep_every,
             fidelity=lambda step: str(self.plan.at(step // self.batches.per_epoch, step)),
-            one_backward=self.end_to_end.one_backward, scaler=self.scaler,
+            one_backward=self.end_to_end.one_backward, scaler=self.end_to_end.scaler,
         )  # fmt: skip
 
     def load(self, step: int) -> Batch:

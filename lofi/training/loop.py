@@ -80,8 +80,14 @@ def learning_rate(setting: Optimisation, step: int, per_epoch: int) -> float:
     return setting.lr * 0.5 * (1 + math.cos(math.pi * progress))
 
 
-def prefetched(load: Callable[[int], Any], start: int, stop: int, workers: int) -> Iterator[Any]:
-    """Yield load(start) … load(stop - 1) in order, the next ones being prepared in threads."""
+def prefetched(
+    get: Callable[[int], Any], start: int, stop: int, workers: int, pin: bool = False
+) -> Iterator[Any]:
+    """Yield get(start) … get(stop - 1) in order, the next ones being prepared in threads.
+
+    `pin`: their tensors in pinned memory, which GPUs copy from while they compute.
+    """
+    load = (lambda step: pin_memory(get(step))) if pin else get
     if workers < 1:
         yield from map(load, range(start, stop))
         return
@@ -137,12 +143,12 @@ class Training:
     step: Callable[[Any, int], dict[str, float] | None]
     workers: int = 1  # batches prepared ahead, in as many threads
     checkpoint_every: int = 100
+    keep_every: int = 0  # epochs between weights that are kept for study; 0 = none
     describe: Callable[[int], str] = lambda step: ""
     rates: dict[str, float] = field(default_factory=dict)  # factors on the learning rate, else 1
     fidelity: Callable[[int], str] = lambda step: ""  # of a step, for metrics.jsonl
     one_backward: Callable[[], bool] = lambda: False  # see `GradientSum.overlaps`
     scaler: GradScaler = field(default_factory=lambda: GradScaler("cpu", enabled=False))  # fp16
-    keep_every: int = 0  # epochs between weights that are kept for study; 0 = none
 
     def optimizer(self) -> torch.optim.Optimizer:
         """One parameter group for every factor of the learning rate, with and without decay."""
@@ -206,10 +212,8 @@ def fit(training: Training, run: RunFolder, on_step: OnStep | None = None) -> No
         log.info("settings %s: steps %d to %d of %d items", *numbers)
         run.keep_metrics_before(start)
         keep_freed_memory()
-        load, scaler = training.load, training.scaler
-        if any(p.is_cuda for p in parameters):  # pinned: copies overlap with the step before
-            load = lambda step: pin_memory(training.load(step))  # noqa: E731
-        loaded = prefetched(load, start, batches.steps, training.workers)
+        scaler, pin = training.scaler, any(p.is_cuda for p in parameters)
+        loaded = prefetched(training.load, start, batches.steps, training.workers, pin)
         ended = time.perf_counter()
         for step, batch in zip(range(start, batches.steps), loaded):
             began = time.perf_counter()
@@ -242,13 +246,12 @@ def fit(training: Training, run: RunFolder, on_step: OnStep | None = None) -> No
                 cure = "see skipped.jsonl there for the reasons (lofi check finds broken videos)"
                 raise ValueError(f"{found}; {cure}")
             done = step + 1
-            epoch, rest = divmod(done, batches.per_epoch)
-            keep = training.keep_every and not rest and epoch % training.keep_every == 0
-            save = done % training.checkpoint_every == 0 or done == batches.steps or stopped
-            weights = {k: m.state_dict() for k, m in modules.items()} if keep or save else {}
-            if keep:
-                run.keep(f"epoch-{epoch:03d}", weights)
-            if save:
+            due = done % training.checkpoint_every == 0 or done == batches.steps or stopped
+            keep = training.keep_every and done % (training.keep_every * batches.per_epoch) == 0
+            if due or keep:
+                weights = {name: module.state_dict() for name, module in modules.items()}
+                if keep:
+                    run.keep(f"epoch-{done // batches.per_epoch:03d}", weights)
                 state = {"step": done, "modules": weights, "optimizer": optimizer.state_dict()}
                 run.save_checkpoint(state | {"scaler": scaler.state_dict()})
             if stopped:
@@ -310,6 +313,5 @@ def _restore(modules: dict[str, nn.Module], optimizer, scaler, run: RunFolder) -
     for name, module in modules.items():
         module.load_state_dict(state["modules"][name])
     optimizer.load_state_dict(state["optimizer"])
-    if state.get("scaler"):
-        scaler.load_state_dict(state["scaler"])
+    scaler.load_state_dict(state.get("scaler", {}))
     return state["step"]

@@ -12,6 +12,7 @@ import logging
 import os
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from lofi.config import Config, from_dict, preset
-from lofi.data import Video
+from lofi.data import Video, VideoError, VideoInfo, probe
 from lofi.data.datasets import Datasets, open_datasets
 from lofi.data.features import FeatureHeader, FeatureStore
 from lofi.encoders import (
@@ -35,7 +36,7 @@ from lofi.encoders import (
 from lofi.encoders.base import Encoder
 from lofi.files import sha256, write_json
 from lofi.heads.scaled import ScaledHead
-from lofi.training.distributed import first_alone, is_first
+from lofi.training.distributed import first_alone, gather, is_first, share
 from lofi.training.run_folder import RunFolder
 
 log = logging.getLogger(__name__)
@@ -360,6 +361,24 @@ def run_data(config: Config, run_dir: str | Path) -> Datasets:
     """The data of a run; of several processes the first renders a toy world, the others wait."""
     with first_alone():
         return open_datasets(config.data, config.seed, run_dir)
+
+
+def video_infos(config: Config, videos: Sequence[Video]) -> list[VideoInfo | VideoError]:
+    """What `probe` finds in every video, or why it cannot be read.
+
+    Every process looks into its share of the files, several at a time.
+    """
+
+    def look(i: int) -> VideoInfo | VideoError:
+        try:
+            return probe(videos[i].path)
+        except VideoError as error:
+            return error
+
+    mine = share(len(videos))
+    with ThreadPoolExecutor(max(1, config.data.workers)) as pool:
+        found = {i: info for part in gather([*zip(mine, pool.map(look, mine))]) for i, info in part}
+    return [found[i] for i in range(len(videos))]
 
 
 def write_run_config(config: Config, run_dir: str | Path) -> None:

@@ -18,7 +18,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.amp import GradScaler
 from torch.nn import functional as F
 
 from lofi.config import Config, Optimisation
@@ -26,7 +25,7 @@ from lofi.data import TrimmedClip, TrimmedRequest, VideoError
 from lofi.data.datasets import fingerprint, open_reader
 from lofi.encoders import encoder_hash, normalise
 from lofi.encoders.base import Encoder
-from lofi.encoders.extraction import autocast, placed
+from lofi.encoders.extraction import autocast, grad_scaler, placed
 from lofi.training import methods
 from lofi.training.augmentation import draw_colour, draw_geometry, recolour, vary
 from lofi.training.distributed import rank, reduce_sum, share, size
@@ -227,8 +226,7 @@ def _training(config: Config, task: Task, source: "ClipSource", device: str) -> 
         clips = [task.kept[i] for i in batches.at(step)]
         return task.read(source, clips, (*address, step), setting.augment)
 
-    scaler = GradScaler(torch.device(device).type, enabled=config.amp == "fp16")
-    at_once = config.acp_micro_batch
+    scaler, at_once = grad_scaler(config.amp, device), config.acp_micro_batch
 
     def step(batch: Batch, number: int):
         nonlocal at_once
@@ -257,9 +255,9 @@ def _training(config: Config, task: Task, source: "ClipSource", device: str) -> 
 
     ahead = min(config.data.workers, config.data.prefetch)
     return Training(
-        modules, setting, batches, load, step, ahead, config.checkpoint_every, scaler=scaler,
-        rates={"classifier": setting.classifier_lr}, keep_every=config.keep_every,
-        one_backward=lambda: not at_once,
+        modules, setting, batches, load, step, ahead, config.checkpoint_every, config.keep_every,
+        rates={"classifier": setting.classifier_lr}, one_backward=lambda: not at_once,
+        scaler=scaler,
     )  # fmt: skip
 
 
