@@ -1,4 +1,4 @@
-"""Seeing how far a run is: lines in a log, metrics.jsonl, kept weights, `lofi report` of any run."""
+"""How far a run is: lines in a log, metrics.jsonl, kept weights, `lofi report` of any run."""
 
 from dataclasses import replace
 
@@ -49,7 +49,7 @@ def test_a_log_gets_a_line_a_minute_with_rates_of_that_minute(capsys):
 def test_another_stage_starts_its_own_clock(capsys):
     now = 0.0
     on_step = progress_lines("training", clock=lambda: now)
-    for stage in range(2):
+    for _ in range(2):
         now += 1000.0  # loading
         for step in range(3):
             now += 1.0
