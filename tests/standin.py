@@ -71,7 +71,7 @@ def write_standin(folder: Path) -> Standin:
     places = {"annotations": paths.annotations, "videos": paths.videos, "source": paths.source}
     data = {key: str(value) for key, value in places.items()} | {"workers": 1, "frame_stride": 2}
     classes = {"shared_classes": str(paths.scores)}
-    whole = {"preset": "activitynet", "weights": "none", **SMALL, "data": data, "detect": classes}
+    whole = {"preset": "activitynet", **SMALL, "data": data, "detect": classes}
     from_dict(Config, whole, "stand-in", preset("activitynet"))  # it is a valid configuration
     paths.config.write_text(json.dumps(whole))
     return paths
