@@ -24,7 +24,9 @@ SMALL = {
 def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
     write_world(folder / "world", replace(TINY, source_clips=(16, 4), videos=(6, 2)), seed=0)
-    config = configs.override(configs.preset("tiny"), SMALL)
+    config = configs.override(
+        configs.preset("tiny"), {**SMALL, "data.world": str(folder / "world")}
+    )
     train_acp(config, folder)
     train_lofi(config, folder)
     return folder
