@@ -24,7 +24,7 @@ from lofi.files import write_record
 HEADER = FeatureHeader(
     encoder_sha256="ab" * 32, snippets=5, frames=8, pixels=224, frame_stride=8, rule="centred",
     encoder="tsm-r18", crop_ratio=0.875, num_frames=301, fps=29.97002997002997, resample_fps=0.0,
-    window_stride=0, video="a",
+    window_stride=0, video="a", squeeze=1, amp="bf16",
 )  # fmt: skip
 EXPECTED = dataclasses.replace(HEADER, num_frames=None, fps=None, video=None)
 CURE = "run: lofi train features --out runs/x"
