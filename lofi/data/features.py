@@ -31,7 +31,7 @@ AGAIN = "extract the features again"
 
 @dataclass(frozen=True)
 class FeatureHeader:
-    """What features were made of; None in an expected header means "any"."""
+    """What features were made of; None in an expected header means "any", but for `UNSAID`."""
 
     encoder_sha256: str | None = None  # see `lofi.encoders.encoder_hash`
     snippets: int | None = None  # T of this file
