@@ -10,7 +10,7 @@ import sys
 
 NAMES = ("fit", "import", "export", "toy", "check", "cache", "train", "features", "detect",
          "evaluate", "diagnose", "recall", "memory", "plan", "compare", "course",
-         "tables")  # fmt: skip
+         "tables", "report")  # fmt: skip
 
 
 def main() -> None:

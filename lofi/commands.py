@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from datetime import timedelta
 from json import loads
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -28,6 +29,7 @@ Method = Annotated[
 Variant = Annotated[
     str, arg(help="changes for this head alone, kept beside others: lr=0.001,seed=3,kind=bmn")
 ]
+EVERY_S = 60.0  # between two lines of progress in a log
 Protocol = Literal["activitynet", "thumos14"]
 StageName = Literal["acp", "acp+", "icp", "arrow", "speed", "lofi", "features", "head", "classes",
                     "detect", "evaluate"]  # fmt: skip
@@ -560,6 +562,17 @@ def course(
     print(f"report: {run / 'report.html'}   seconds: {time.perf_counter() - began:.0f}")
 
 
+def report(run: Positional[Path], /) -> None:
+    """A run as one page that opens anywhere, finished or not: report.html in it.
+
+    Of a finished procedure results, timelines and maps; of any other how far each stage is, its
+    losses, how long it waited for data, and what has been evaluated.
+    """
+    from lofi.report import write_any_report
+
+    print(printable(str(write_any_report(run))))
+
+
 def tables(run: Path = Path("runs/demo")) -> None:
     """Print the results of a finished run, beside the paper's numbers."""
     from lofi import figures
@@ -588,25 +601,52 @@ def bar(what: str) -> Callable[..., None]:
     return update
 
 
-def progress_lines(what: str, scalars: Path | None = None) -> Callable[[int, int, dict], None]:
-    """An `on_step`: a bar on a terminal, about ten plain lines elsewhere.
+def progress_lines(
+    what: str, scalars: Path | None = None, clock: Callable[[], float] = time.perf_counter
+) -> Callable[[int, int, dict], None]:
+    """An `on_step`: a bar on a terminal; elsewhere a line at first, each minute and at last.
 
-    With `scalars`, every number of the record goes to TensorBoard files in that folder as well.
+    It shows what the record holds and, of the last minute, items a second, the share of the time
+    that was spent on waiting for data, and the time left. With `scalars`, every number of the
+    record goes to TensorBoard files in that folder as well.
     """
     show, writer = bar(what), None
     if scalars:
         from torch.utils.tensorboard import SummaryWriter
 
         writer = SummaryWriter(scalars)
+    last = total = -1  # of the step before
+    first, start, items, waited = 0, 0.0, 0.0, 0.0  # of this minute
 
-    def on_step(step: int, steps: int, record: dict[str, float]) -> None:
+    def on_step(step: int, steps: int, record: dict[str, Any]) -> None:
+        nonlocal first, start, items, waited, last, total
+        now, begins = clock(), step <= last or steps != total
+        if begins:  # a stage, perhaps behind another one
+            took = record.get("seconds", 0.0) + record.get("waited", 0.0)
+            first, start, items, waited = step, now - took, 0.0, 0.0
+        last, total = step, steps
+        items, waited = items + record.get("items", 1), waited + record.get("waited", 0.0)
+        spent = max(now - start, 1e-6)
+        left = timedelta(seconds=round(spent / (step + 1 - first) * (steps - step - 1)))
+        named = ("epoch", "loss", "accuracy", "lr", "fidelity")
+        parts = [f"{k} {_short(record[k])}" for k in named if k in record]
+        parts.append(f"{items / spent:.3g} items/s")
+        if "waited" in record:
+            parts.append(f"waiting {waited / spent:.0%}")
+        text = " ".join([*parts, f"left {left}"])
         if sys.stderr.isatty():
-            show(step + 1, steps)
-        elif step + 1 == steps or step % max(1, steps // 10) == 0:
-            shown = "".join(f" {k} {record[k]:.3f}" for k in ("loss", "accuracy") if k in record)
-            print(f"{what} {step + 1}/{steps}{shown}", file=sys.stderr)
+            show(step + 1, steps, text)
+        elif begins or step + 1 == steps or spent >= EVERY_S:
+            print(printable(f"{what} {step + 1}/{steps} {text}"), file=sys.stderr, flush=True)
+        if spent >= EVERY_S:
+            first, start, items, waited = step + 1, now, 0.0, 0.0
         if writer:
             for name, value in record.items():
-                writer.add_scalar(name, value, step)
+                if isinstance(value, int | float):
+                    writer.add_scalar(name, value, step)
 
     return on_step
+
+
+def _short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

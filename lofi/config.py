@@ -51,6 +51,7 @@ class DataConfig:
     )
     cache_gib: float = 0.0  # memory for decoded frames; 0 = decode every time
     workers: int = 2  # decoding threads or processes
+    prefetch: int = 2  # batches prepared ahead, at most as many as workers
     decode_limit_s: float = 0.0  # > 0: child processes, killed after so long; 0 = threads
 
 
@@ -157,7 +158,12 @@ class Optimisation:
     clip: float = 0.0  # largest gradient norm; 0 = no clipping
     # "geometric" moves and mirrors, "colour" adds other colours; "varied" (stage 1) keeps left and
     # right and colours apart, but zooms, tints, adds noise and another clip's picture [ours].
-    augment: Literal["none", "geometric", "colour", "varied"] = "geometric"
+    # "multiscale": crops of several sizes and shapes, as TSM trains [spec].
+    augment: Literal["none", "geometric", "colour", "varied", "multiscale"] = "geometric"
+    # Classification (stage 1) alone:
+    dropout: float = 0.0  # before the classifier, which then begins near zero [spec]
+    bias_lr: float = 1.0  # factor on the rate of the biases of convolutions and linear layers
+    classifier_lr: float = 1.0  # factor on the classifier's rate
 
 
 @dataclass(frozen=True)
@@ -207,7 +213,7 @@ class LoFiConfig:
     frozen_bn: bool = True  # statistics and affine stay as ACP left them [ours]
     mode: Mode = field(default_factory=Mode)
     micro_batch: int = 0  # videos whose graph is held at once; 0 = all. Changes memory only
-    amp: Literal["fp32", "bf16"] = "fp32"  # bf16: autocast [paper: fp32]
+    amp: Literal["fp32", "bf16", "fp16"] = "fp32"  # else autocast [paper: fp32]
     verify_exact: bool = True  # check the chunked modes on the first videos against one graph
     class_loss: float = 0.0  # weight of a video-class loss against class forgetting [ours]
     encoder_lr: float = 1.0  # factor on the encoder's learning rate [paper: one rate]
@@ -287,11 +293,15 @@ class Config:
     encoder: str = "tsm-r18"
     full: Fidelity = field(default_factory=Fidelity)
     data: DataConfig = field(default_factory=DataConfig)
-    weights: str = ""  # file of published encoder weights, or "pretrained" (a package); "" = random
+    # File of published encoder weights, "pretrained" (a package), "none" = random, or "", which is
+    # random too, but stage acp refuses it on real data where the encoder has ImageNet weights.
+    weights: str = ""
     acp: Optimisation = field(default_factory=Optimisation)
     acp_plus: Optimisation = field(default_factory=Optimisation)
     acp_plus_start: str = "acp"  # method whose encoder ACP+ continues; "weights" = the file above
     acp_frames: int = 8  # frames of one training clip
+    # Stage 1: clips whose graph is held at once, 0 = all. Live batch norm sees only them.
+    acp_micro_batch: int = 0
     icp: Optimisation = field(default_factory=Optimisation)  # toy world only; else `weights`
     arrow: Optimisation = field(default_factory=Optimisation)  # a clip counts once, forward + back
     speed: Optimisation = field(default_factory=Optimisation)  # a clip counts once, slow + fast
@@ -302,7 +312,15 @@ class Config:
     head_training: Optimisation = field(default_factory=Optimisation)
     standardise: bool = False  # per-channel input of the head, statistics of the training set
     detect: PostProcessing = field(default_factory=PostProcessing)
+    amp: Literal["fp32", "bf16", "fp16"] = "fp32"  # stages 1 and 3, features; stage 2: lofi.amp
+    channels_last: bool = False  # memory order of the encoder's weights and maps, for GPUs
     checkpoint_every: int = 100  # iterations
+    keep_every: int = 0  # epochs between weights that are kept for study; 0 = none
+
+    @property
+    def start_weights(self) -> str:
+        """`weights`, "" where they are random."""
+        return "" if self.weights == "none" else self.weights
 
 
 def to_dict(config: Any) -> dict[str, Any]:

@@ -304,7 +304,7 @@ def point_settings(videos: int) -> dict[str, Any]:
 
 def method_of(config: Config) -> str:
     """Published weights stay as they are; without any the encoder learns from the events."""
-    return "weights" if config.weights else "acp"
+    return "weights" if config.start_weights else "acp"
 
 
 # ---------------------------------------------------------------------------- plan

@@ -107,9 +107,9 @@ def _paths(config: Config) -> dict[str, str]:
     """The settings that name files and folders."""
     data, classes = config.data, config.detect.shared_classes
     found = {f"data.{key}": getattr(data, key) for key in ("world", "annotations", "videos")}
-    found["data.source"] = "" if data.source == "segments" else data.source
+    found["data.source"] = "" if data.source.startswith("segments") else data.source
     found["detect.shared_classes"] = classes if is_class_file(classes) else ""
-    found["weights"] = "" if config.weights == "pretrained" else config.weights
+    found["weights"] = "" if config.weights in ("pretrained", "none") else config.weights
     return found | {"data.features.folder": data.features.folder}
 
 

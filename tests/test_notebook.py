@@ -105,6 +105,22 @@ def test_a_configuration_wins_over_the_notebooks_defaults(tmp_path):
         notebook.setup(0, tmp_path / "run", "toy", tmp_path / "own.json")
 
 
+@pytest.mark.parametrize(
+    ("weights", "source"),
+    [("none", "segments"), ("pretrained", "segments+background"), ("a.pth", "clips.csv")],
+)
+def test_words_are_no_paths(tmp_path, weights, source):
+    data = {"annotations": "/own.json", "source": source}
+    save = {"preset": "activitynet", "weights": weights, "data": data}
+    (tmp_path / "own.json").write_text(json.dumps(save))
+    found = notebook.setup(0, tmp_path / "run", "tiny", tmp_path / "own.json").config
+    root = notebook.repository_root()
+    named = (found.weights, found.data.source)
+    assert named == (
+        (str(root / weights), str(root / source)) if "." in weights else (weights, source)
+    )
+
+
 def test_a_finished_run_gives_its_own_configuration(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"preset": "toy", "seed": 7}))
     nb = notebook.setup(out_dir=tmp_path)

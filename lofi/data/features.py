@@ -25,12 +25,13 @@ from lofi.files import load_tensors, read_record, save_tensors
 
 log = logging.getLogger(__name__)
 FORMAT = "lofi-features-1"
+UNSAID = ("squeeze", "amp")  # of a header: absent means the default
 AGAIN = "extract the features again"
 
 
 @dataclass(frozen=True)
 class FeatureHeader:
-    """What features were made of; None in an expected header means "any"."""
+    """What features were made of; None in an expected header means "any", but for `UNSAID`."""
 
     encoder_sha256: str | None = None  # see `lofi.encoders.encoder_hash`
     snippets: int | None = None  # T of this file
@@ -41,6 +42,7 @@ class FeatureHeader:
     encoder: str | None = None  # name of the architecture
     crop_ratio: float | None = None  # see `lofi.data.snippets.crop_of`
     squeeze: int | None = None  # 1 = whole frames, see `crop_of`
+    amp: str | None = None  # precision, fp32 where nothing is said
     num_frames: int | None = None  # decoded frames of this video
     fps: float | None = None  # of this video
     resample_fps: float | None = None  # see `lofi.data.snippets.resampled_frames`
@@ -90,7 +92,8 @@ def read_features(
     differing = [
         f"{name} is {value}, expected {wanted}"
         for name, value in vars(header).items()
-        if (wanted := getattr(expect, name, None)) not in (None, value)
+        if (wanted := getattr(expect, name, None)) != value
+        and (wanted is not None or (expect and name in UNSAID))
     ]
     if differing:
         if again.startswith("run:") and differing[0].startswith("encoder_sha256"):

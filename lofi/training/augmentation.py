@@ -24,6 +24,13 @@ SHORTEST_CROP, TRIALS, KEPT = (
 )  # of `crop_steps`: share of a video, draws, of a segment
 
 
+SCALES = (1.0, 0.875, 0.75, 0.66)  # of "multiscale": sides of a crop over the short side
+SHAPES = [(a, b) for i, a in enumerate(SCALES) for b in SCALES[max(0, i - 1) : i + 2]]
+# (top, left) in quarters of the free space: corners, middles, and halfway between them
+PLACES = [(i, j) for i in range(0, 5, 2) for j in range(0, 5, 2)]
+PLACES += [(i, j) for i in (1, 3) for j in (1, 3)]
+
+
 def draw_geometry(setting: str, generator: torch.Generator, jitter: int = 0) -> Augmentation | None:
     """Crop position and flip (not for "varied") of one clip or video; None for the setting "none".
 
@@ -31,6 +38,12 @@ def draw_geometry(setting: str, generator: torch.Generator, jitter: int = 0) -> 
     """
     if setting != "none":
         drawn = Augmentation.draw(generator, jitter)
+        if setting == "multiscale":
+            shape, place = (
+                int(torch.randint(len(x), (), generator=generator)) for x in (SHAPES, PLACES)
+            )
+            top, left = PLACES[place]
+            return replace(drawn, top=top / 4, left=left / 4, scale=SHAPES[shape])
         return replace(drawn, flip=False) if setting == "varied" else drawn
     return Augmentation(jitter=Augmentation.draw(generator, jitter).jitter) if jitter else None
 

@@ -19,7 +19,7 @@ from lofi.data import ClipReader, ClipRequest, Video, VideoError
 from lofi.data.datasets import fingerprint, open_reader
 from lofi.data.features import Features, head_inputs, read_features, windowed, write_features
 from lofi.data.snippets import training_parts
-from lofi.encoders.extraction import clip_features, full_requests
+from lofi.encoders.extraction import all_requests, autocast, clip_features, grad_scaler, placed
 from lofi.heads import part_of, to_device
 from lofi.heads.scaled import ScaledHead
 from lofi.training import methods
@@ -46,7 +46,7 @@ def extract_features(
         raise ValueError("published features (data.features.folder) need no extraction")
     data = methods.run_data(config, run_dir)
     encoder, sha256 = methods.load_encoder(config, run_dir, method)
-    encoder.to(device).eval()
+    placed(config, encoder, device).eval()
     settings = methods.video_settings(config) | {"stage": "features", "encoder_sha256": sha256}
     run = RunFolder(Path(run_dir) / method / "features", settings, resume, reopen=True)
     videos = [*data.train, *data.test]
@@ -68,6 +68,7 @@ def _extract(config, encoder, header, videos, run: RunFolder, reader: ClipReader
     """Features of this process's videos; the next ones are decoded while the encoder works."""
     paths = [run.folder / f"{video.id}.safetensors" for video in videos]
     jobs: list[tuple[int, ClipRequest, bool]] = []  # video, piece, is it the video's last one
+    wanted: list[int] = []
     for i, path in enumerate(paths):
         if path.exists():
             try:
@@ -78,10 +79,10 @@ def _extract(config, encoder, header, videos, run: RunFolder, reader: ClipReader
         if videos[i].path is None:
             run.skip(videos[i].id, FileNotFoundError(methods.NO_FILE))
             continue
-        try:
-            pieces = full_requests(config, videos[i].path)
-        except VideoError as error:
-            run.skip(videos[i].id, error)
+        wanted.append(i)
+    for i, pieces in zip(wanted, all_requests(config, [videos[i].path for i in wanted])):
+        if isinstance(pieces, VideoError):
+            run.skip(videos[i].id, pieces)
             continue
         jobs += [(i, piece, piece is pieces[-1]) for piece in pieces]
 
@@ -94,7 +95,7 @@ def _extract(config, encoder, header, videos, run: RunFolder, reader: ClipReader
     for (i, _, last), (clip, info) in zip(jobs, loaded):
         if info is None:
             run.skip(videos[i].id, clip)
-        parts.append(None if info is None else clip_features(encoder, clip))
+        parts.append(None if info is None else clip_features(encoder, clip, amp=config.amp))
         if not last:
             continue
         if all(part is not None for part in parts):
@@ -126,6 +127,7 @@ def train_head(
     settings |= {"seed": config.seed, "snippets": config.full.snippets}
     settings |= {"window_stride": config.data.window_stride, "head": asdict(config.head)}
     settings |= {"training": asdict(setting), "standardise": standardise}
+    settings |= {"amp": config.amp} if config.amp != "fp32" else {}
     run = RunFolder(methods.head_dir(run_dir, method, variant), settings, resume)
     if (done := run.result()) is not None:
         return done
@@ -162,11 +164,15 @@ def train_head(
         if not places:
             return None
         draws = draws.to(device)
-        outputs = scaled(x.to(device), mask.to(device), draws)
-        return backward(head.losses(outputs, to_device(y, device), statistics, draws))
+        with autocast(config.amp, device):
+            outputs = scaled(x.to(device, non_blocking=True), mask.to(device), draws)
+            losses = head.losses(outputs, to_device(y, device), statistics, draws)
+        return backward(losses, scaler)
 
+    scaler, every = grad_scaler(config.amp, device), (config.checkpoint_every, config.keep_every)
     modules = {"head": scaled}
-    fit(Training(modules, setting, batches, load, step, 0, config.checkpoint_every), run, on_step)
+    more = {"scaler": scaler, "one_backward": lambda: True}
+    fit(Training(modules, setting, batches, load, step, 0, *every, **more), run, on_step)
     if is_first():
         scaled.save(run.folder / "head.safetensors")
     counts = methods.counts(len(data.train), methods.without_features(store, data.train))
