@@ -97,7 +97,7 @@ def run_stage(
             save(config, Path(folder) / "config.json")
             words = ["train", name, "--config", f"{folder}/config.json", "--out", str(run_dir)]
             for key in ("method", "variant", "device"):
-                words += [f"--{key}", options[key]] * bool(options.get(key) and key in known)
+                words += [f"--{key}", options[key]] if options.get(key) and key in known else []
             words += ["--no-resume"] * (not options.get("resume", True))
             launch.run(words, processes)
         options["resume"] = True  # it is finished: only its result is read here
