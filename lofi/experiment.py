@@ -240,6 +240,7 @@ def write_results(
     reports = [row.pop("report") for row in rows]
     about = ("protocol", "subset", "tious", "videos", "instances")
     results = {"rows": rows, "seconds": round(seconds, 1), "preset": config.preset}
+    results |= {"encoder": config.encoder, "head": config.head.kind}
     results |= {"seeds": [config.seed], **{key: reports[0][key] for key in about}}
     results["classes"] = list(SOURCES[config.detect.classes])
     results |= left_out(Path(run_dir))
