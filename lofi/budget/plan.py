@@ -36,7 +36,7 @@ class PlanRow:
 
 
 def plan(
-    budget_gib: float, encoder: Encoder | str, head: nn.Module | None = None,
+    budget_gib: float, encoder: Encoder | str | None, head: nn.Module | None = None,
     full: Fidelity | None = None, batch: int = 16, amp: str = "fp32", *,
     modes: Sequence[Mode] = MODES, optimiser_copies: int = 1,
 ) -> list[PlanRow]:  # fmt: skip
@@ -44,6 +44,7 @@ def plan(
 
     Args:
         budget_gib: memory of the device in GiB (2^30 bytes).
+        encoder: None: stage 3 alone, on features that are given.
         full: fidelity that LoFi reduces; default `Fidelity()`.
         batch: wanted videos a step on the device.
         modes: how to train at full fidelity.
@@ -57,7 +58,9 @@ def plan(
     low["low budget"] = full.reduced(*LOW_BUDGET)
     wanted = [(f"{name} LoFi", fidelity, Mode()) for name, fidelity in low.items()]
     wanted += [("full fidelity", full, mode) for mode in modes]
-    weights = [*encoder.parameters(), *(head.parameters() if head is not None else ())]
+    if encoder is None:
+        wanted = [("head on features", full, Mode())]
+    weights = [weight for part in (encoder, head) if part for weight in part.parameters()]
     state = optimiser_copies * sum(weight.nbytes for weight in weights if weight.requires_grad)
     room = budget_gib * GIB - state
     reports = [activation_bytes(encoder, head, size, batch, amp, mode) for _, size, mode in wanted]
@@ -72,7 +75,7 @@ def plan(
             largest = max(0, int((room - one) // per_video) + 1)
         largest = largest if fits or batch > 1 else 0
         compute = report.flops / batch / (base.flops / base.batch)
-        decoded = fidelity.snippets * fidelity.frames
+        decoded = fidelity.snippets * fidelity.frames if encoder else 0
         memory = report.peak_bytes + state
         rows.append(PlanRow(name, fidelity, mode, batch, memory, largest, fits, compute, decoded))
     return rows
