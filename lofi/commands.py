@@ -218,7 +218,7 @@ def train(
             shown = {key: value for key, value in result.items() if key != "classes"}
             shown["skipped"] = len(result.get("skipped", ()))
             print(printable(" ".join(f"{key}={value}" for key, value in shown.items())))
-            if shown["skipped"]:
+            if shown["skipped"] or result.get("classes_missing"):
                 print(printable(told(result)))
 
 

@@ -55,7 +55,8 @@ def evaluate_stage(
     found |= {key: rows[0]["report"][key] for key in ("protocol", "tious", "videos")}
     path = detections_dir(run_dir, method, variant) / "result.json"
     detected = read_json(path, "the result of the detection") if path.exists() else {}
-    return found | {key: detected[key] for key in ("items", "skipped", "missing") if detected}
+    told = ("items", "skipped", "missing", "classes_missing")
+    return found | {key: detected[key] for key in told if key in detected}
 
 
 class Stage(NamedTuple):
@@ -252,16 +253,18 @@ def write_results(
 
 def left_out(run_dir: Path, results: str = "*/*/result.json") -> dict[str, Any]:
     """Videos and clips that stages of a run did without, as in `lofi.training.methods.counts`:
-    each once, "items" the most that a stage was given, "stages" those that left it out."""
+    each once, "items" the most that a stage was given, "stages" those that left it out;
+    "classes_missing" the most videos that external class scores lacked."""
     rows: dict[str, dict[str, Any]] = {}
-    items = 0
+    items = lacking = 0
     for path in sorted(run_dir.glob(results)):
         found = read_json(path, "the result of a stage")
         items = max(items, found.get("items", 0))
+        lacking = max(lacking, found.get("classes_missing", 0))
         for row in found.get("skipped", ()):
             stages = rows.setdefault(row["item"], row | {"stages": []})["stages"]
             stages.append(path.parent.relative_to(run_dir).as_posix())
-    return counts(items, [rows[item] for item in sorted(rows)])
+    return counts(items, [rows[item] for item in sorted(rows)]) | {"classes_missing": lacking}
 
 
 def read_results(run_dir: str | Path) -> dict[str, Any]:

@@ -51,6 +51,8 @@ def test_the_commands_alone_end_in_an_mAP_under_each_source_of_classes(trained, 
         report = json.loads((run / "c-lofi" / "metrics" / f"{kind}.json").read_text())
         assert (report["videos"], report["instances"]) == (4, 4)  # the validation subset
         assert 0 <= report["average_map"] <= 1
+    found = json.loads((run / "c-lofi" / "detections" / "result.json").read_text())
+    assert found["classes_missing"] == 1  # the score file lacks one of the four
     lofi("detect", next(standin.videos.glob("*10x.mkv")), "--model", run, "--out", run / "found")
     lofi("evaluate", standin.annotations, run / "c-lofi" / "detections" / "shared.json")
     lofi("diagnose", standin.annotations, run / "c-lofi" / "detections" / "shared.json")

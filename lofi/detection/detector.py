@@ -271,7 +271,13 @@ def video_classes(
         return true_classes(data.test)
     source = (kind == "shared" and config.detect.shared_classes) or method
     if kind == "shared" and is_class_file(source):
-        return read_video_classes(source)
+        ids = [video.id for video in data.test]
+        found = read_video_classes(source, data.classes, ids)
+        if not any(key in found.scores for key in ids):
+            known, wanted = next(iter(found.scores), "nothing"), ids[0]
+            reason = f"class scores of none of the {len(ids)} test videos"
+            raise ValueError(f"{source}: {reason}; it knows {known} and others, not {wanted}")
+        return found
     train_classifier(config, run_dir, source)
     store = methods.open_features(config, run_dir, source, data)
     classifier = VideoClassifier.load(classifier_path(run_dir, source))
@@ -290,7 +296,7 @@ def detect_stage(
     """Stage `detect`: detections of all test videos under each source of `detect.classes`.
 
     Writes <run>/<method>/detections/{shared,own,oracle,segment,head}.{json,csv}, srt/<video>.srt
-    and what it returns, result.json; several processes share the videos. Shared classes need the
+    and what it returns, result.json ("classes_missing": videos that a score file lacks); several processes share the videos. Shared classes need the
     features of another method, or a score file: where neither is there they are left out, with a
     warning that says how to get them.
     """
@@ -319,6 +325,7 @@ def detect_stage(
             on_step(done, len(mine), {})
     folder, written = detections_dir(run_dir, method, variant), {}
     needed = ("own", "oracle") if "shared" in kinds else set(kinds) & {"oracle"}
+    lacking = 0
     classes = {kind: video_classes(config, run_dir, method, kind, data) for kind in needed}
     if "shared" in kinds:
         try:
@@ -336,6 +343,7 @@ def detect_stage(
             found[key] = [d for d in rows if d.start_s <= d.end_s]  # others began behind the end
         together = {key: d for part in gather(found) for key, d in part.items()}
         if filled := sum(gather(filled)):
+            lacking = filled
             log.warning("%d of %d videos are not in %s and got the classes of the method's own "
                         "classifier", filled, len(keys), classes[kind].source)  # fmt: skip
         written[kind] = str(folder / f"{kind}.json")
@@ -347,7 +355,7 @@ def detect_stage(
             for key, listed in together.items() if len(written) == 1 else ():
                 write_srt(folder / "srt" / f"{key}.srt", subtitles(listed))
     absent = methods.without_features(store, data.test)
-    result = written | methods.counts(len(data.test), absent)
+    result = written | methods.counts(len(data.test), absent) | {"classes_missing": lacking}
     if is_first():
         write_json(folder / "post_processing.json", config.detect.to_json())
         write_json(folder / "result.json", result)

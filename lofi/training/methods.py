@@ -160,10 +160,12 @@ def told(result: Mapping[str, Any]) -> str:
     """`counts` as a sentence."""
     skipped = result["skipped"]
     found = f"{len(skipped)} of {result['items']} videos or clips were left out"
-    if not skipped:
-        return found
-    first = f"first: {skipped[0]['item']}: {skipped[0]['reason']}"
-    return f"{found}, {result['missing']} of them without a file ({first})"
+    if skipped:
+        first = f"first: {skipped[0]['item']}: {skipped[0]['reason']}"
+        found += f", {result['missing']} of them without a file ({first})"
+    if lacking := result.get("classes_missing"):
+        found += f"; {lacking} are not in detect.shared_classes and got classes of our own"
+    return found
 
 
 def without_features(store: FeatureStore, videos: Iterable[Video]) -> list[dict[str, str]]:
