@@ -42,6 +42,7 @@ class Datasets:
     annotations: Path  # what `lofi evaluate` reads
     classes: tuple[str, ...]
     videos: str = ""  # folder of the media files
+    clips_missing: tuple[str, ...] = ()  # of a Kinetics list: clips without a file
 
     @property
     def segments(self) -> tuple[TrimmedClip, ...]:
@@ -82,15 +83,17 @@ def open_datasets(data: DataConfig, seed: int, run_dir: str | Path) -> Datasets:
         cure = "Set data.train_subset and data.test_subset"
         raise ValueError(f"{data.annotations}: no video in subset {wanted}; found: {found}. {cure}")
     train = tuple(v for v in used if v.subset == data.train_subset and v.segments)
+    lost: list[str] = []
     if data.source == "segments":
         clips = segments_as_clips(train)
     elif data.source == "segments+background":
         clips = with_background(train)
     else:
-        clips = read_clip_list(data.source) if data.source else []
+        clips = read_clip_list(data.source, lost) if data.source else []
     test = tuple(v for v in used if v.subset == data.test_subset)
     missing = tuple(v.id for v in used if v.path is None)
     paths = {"annotations": Path(data.annotations), "videos": data.videos}
+    paths["clips_missing"] = tuple(lost)
     return Datasets(train, test, missing, tuple(clips), classes=tuple(class_names(used)), **paths)
 
 

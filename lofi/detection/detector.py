@@ -296,9 +296,10 @@ def detect_stage(
     """Stage `detect`: detections of all test videos under each source of `detect.classes`.
 
     Writes <run>/<method>/detections/{shared,own,oracle,segment,head}.{json,csv}, srt/<video>.srt
-    and what it returns, result.json ("classes_missing": videos that a score file lacks); several processes share the videos. Shared classes need the
+    and what it returns, result.json; several processes share the videos. Shared classes need the
     features of another method, or a score file: where neither is there they are left out, with a
-    warning that says how to get them.
+    warning that says how to get them. Videos that the file lacks, "classes_missing" of them, get
+    those of the method's own classifier; ValueError: it lacks all.
     """
     method = method or methods.default_method(config)
     data = methods.run_data(config, run_dir)

@@ -187,7 +187,8 @@ def pretrain(config: Config, run_dir, task: Task, resume: bool, on_step, device:
     "accuracy": on held-out clips, "sha256", "weights": where it started, …}.
 
     The loss is the cross-entropy, a mean over all items of the logical batch that could be read.
-    Where segments of the training videos are the clips, a video without a file is one left out.
+    A clip of a Kinetics list without a file is one left out; where segments of the training videos
+    are the clips, a video without a file is.
     """
     stage, encoder = task.stage, task.encoder
     published = {"start": encoder_hash(encoder)} if config.start_weights else {}
@@ -198,10 +199,12 @@ def pretrain(config: Config, run_dir, task: Task, resume: bool, on_step, device:
     run = RunFolder(Path(run_dir) / stage / "encoder", settings, resume)
     if (done := run.result()) is not None:
         return done
-    absent = []
-    if stage == "acp+" or config.data.source == "segments":
-        train = methods.run_data(config, run_dir).train
-        absent = [video.id for video in train if video.path is None]
+    absent: Sequence[str] = []
+    if stage == "acp+" or config.data.source:
+        data = methods.run_data(config, run_dir)
+        absent = data.clips_missing
+        if stage == "acp+" or config.data.source == "segments":
+            absent = [video.id for video in data.train if video.path is None]
     for item in absent:
         run.skip(item, FileNotFoundError(methods.NO_FILE))
     placed(config, encoder, device)
