@@ -206,7 +206,7 @@ def headed(tmp_path_factory):
     for i, key in enumerate((*(f"train{i}" for i in range(4)), *TEST_IDS)):
         subset = "validation" if key in TEST_IDS else "training"
         rows.append(f"{key},1,3,{NAMES[i % 3]},{subset},8,30")
-        np.save(folder / f"{key}.npy", rng.normal(size=(8, 8)).astype(np.float32))
+        np.save(folder / f"{key}.npy", rng.normal(size=(10, 8)).astype(np.float32))
     (folder / "a.csv").write_text("\n".join(rows) + "\n")
     changes = {
         "data.annotations": str(folder / "a.csv"), "data.features.folder": str(folder),
