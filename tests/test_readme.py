@@ -6,6 +6,7 @@ import shlex
 from pathlib import Path
 
 import pytest
+from benchmarks import presets
 
 from lofi import cli, launch
 
@@ -75,3 +76,16 @@ def test_a_wrong_option_would_be_found(capsys):
     with pytest.raises(SystemExit):
         cli._run("train", ["head", "--out", "x", "--data.annotation", "y"])
     assert "nrecognized" in "".join(capsys.readouterr())
+
+
+def test_the_table_of_presets_is_the_generated_one():
+    """All but the hours, which are measured; of two presets, as the whole takes a minute."""
+    readme = (ROOT / "README.md").read_text()
+    table = re.search(r"\| preset \|.*?\n\n", readme, re.S).group(0).splitlines()[2:-1]
+    shown = {line.split(" | ")[0].strip("| "): line.split(" | ") for line in table}
+    cure = "run python tests/benchmarks/presets.py and paste its table"
+    assert list(shown) == list(presets.PRESETS), cure
+    for name in ("tiny", "activitynet-tsp"):
+        row = presets.markdown([presets.row_of(presets.PRESETS[name], 1e9)]).splitlines()[2]
+        fresh = row.split(" | ")
+        assert fresh[:4] + fresh[5:] == shown[name][:4] + shown[name][5:], cure

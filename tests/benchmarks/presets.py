@@ -5,7 +5,7 @@
 Memory is predicted as by `lofi plan --preset NAME`: the largest step of stage 2 that the preset's
 schedule makes, or of stage 3 on published features, with the optimiser's state. Hours are an
 estimate: multiply-adds of all stages (the official numbers of videos and clips, forward and
-backward three times a forward pass) over what one core of this machine does when it trains TSM-R18
+backward three times a forward pass, every window of THUMOS14) over what one core of this machine does when it trains TSM-R18
 on 112 pixels, measured here. Decoding is not in them, nor ACP+. Nothing here ran the presets.
 """
 
@@ -30,7 +30,7 @@ from lofi.heads import build_head
 from lofi.presets import PRESETS
 
 KINETICS = 246_500  # training clips, data/kinetics/README.md
-WINDOWS = 10  # of 256 snippets that an average THUMOS14 video is cut into: 200 s at 25 to 30 fps
+WINDOWS = 5  # of 256 snippets, 5 frames apart: a THUMOS14 test video has 6,347 frames on average
 HARDWARE = {  # sections 3.3 and supplement B
     "activitynet": "4 × V100 32 GB (the paper's)",
     "activitynet-low": "1 × V100 32 GB (the paper's)",
@@ -91,8 +91,9 @@ def multiply_adds(config: Config) -> float | None:
         encoder = build_encoder(config.encoder)
     head = build_head(config.head, width or encoder.channels)
     costs = inference_cost(encoder, head, config.full)
-    total = 3 * config.head_training.epochs * train * windows * costs["head"].multiply_adds
-    total += test * windows * costs["head"].multiply_adds
+    items = 2 * windows - 1  # windows overlap by a half; features are found once
+    total = 3 * config.head_training.epochs * train * items * costs["head"].multiply_adds
+    total += test * items * costs["head"].multiply_adds
     if encoder is not None:
         total += (train + test) * windows * costs["encoder"].multiply_adds
         clip = Fidelity(1, config.acp_frames, config.full.pixels)
@@ -102,7 +103,7 @@ def multiply_adds(config: Config) -> float | None:
         for size in cycle:
             parts = inference_cost(encoder, head, size)
             step = sum(cost.multiply_adds for cost in parts.values())
-            total += 3 * config.lofi.training.epochs / len(cycle) * train * windows * step
+            total += 3 * config.lofi.training.epochs / len(cycle) * train * items * step
     return total
 
 
