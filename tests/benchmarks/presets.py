@@ -4,9 +4,10 @@
 
 Memory is predicted as by `lofi plan --preset NAME`: the largest step of stage 2 that the preset's
 schedule makes, or of stage 3 on published features, with the optimiser's state. Hours are an
-estimate: multiply-adds of all stages (the official numbers of videos and clips, forward and
-backward three times a forward pass, every window of THUMOS14) over what one core of this machine does when it trains TSM-R18
-on 112 pixels, measured here. Decoding is not in them, nor ACP+. Nothing here ran the presets.
+estimate: multiply-adds of all stages (the official numbers of videos and clips, every window of
+THUMOS14, forward and backward three times a forward pass) over what one core of this machine does
+when it trains TSM-R18 on 112 pixels, measured here. Decoding is not in them, nor ACP+. Nothing
+here runs the presets.
 """
 
 import argparse
@@ -149,7 +150,7 @@ def markdown(rows: list[dict]) -> str:
         if row["hours"] is not None:
             rounded = float(f"{row['hours']:.2g}")  # two digits are more than it deserves
             hours = f"{rounded:,g}"
-        memory = f"{row['gib']:.1f} ({row['memory']})"
+        memory = f"{row['gib']:.3g} ({row['memory']})"
         cells = row["preset"], row["command"], row["hardware"], memory, hours, row["ran"]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
