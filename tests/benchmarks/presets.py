@@ -41,7 +41,7 @@ HARDWARE = {  # sections 3.3 and supplement B
 STANDIN = "in its shape: 12 videos of 32 pixels, `tests/test_full_scale.py`"
 RAN = {
     "tiny": "whole, in the tests and notebooks",
-    "toy": "whole, seeds 0–3 (above)",
+    "toy": "whole, seeds 0–3 (Results)",
     "long": "whole, five seeds (`tests/benchmarks/amnet.csv`)",
     "own": "whole (`tests/benchmarks/own_videos.py`)",
     "activitynet": f"{STANDIN}; one step at full size, `tests/benchmarks/real_step.py`",
