@@ -277,6 +277,16 @@ def video_classes(
             known, wanted = next(iter(found.scores), "nothing"), ids[0]
             reason = f"class scores of none of the {len(ids)} test videos"
             raise ValueError(f"{source}: {reason}; it knows {known} and others, not {wanted}")
+        places = [i for i, name in enumerate(found.names) if name in data.classes]
+        if unknown := sorted(set(found.names) - {*data.classes}):
+            first = f"the first of these is {unknown[0]!r}, annotated is {data.classes[0]!r}"
+            text = f"{len(unknown)} of {len(found.names)} classes of {source} are not annotated"
+            if not places:
+                raise ValueError(f"{text}: {first}; take a file that spells them alike")
+            log.warning("%s and are left out (%s)", text, first)
+            names = tuple(found.names[i] for i in places)
+            scores = {key: row[places] for key, row in found.scores.items()}
+            found = VideoClasses(names, scores, found.source)
         return found
     train_classifier(config, run_dir, source)
     store = methods.open_features(config, run_dir, source, data)
