@@ -126,7 +126,7 @@ def row_of(config: Config, rate: float) -> dict:
     """The cells of one preset."""
     published, toy = config.data.features.width, bool(config.data.preset)
     own = config.preset == "own"
-    command = f"lofi train STAGE --preset {config.preset} …"
+    command = f"lofi train $stage --preset {config.preset} …"
     command = f"lofi compare --preset {config.preset} …" if toy else command
     command = "lofi fit LABELS --videos DIR …" if own else command
     total = multiply_adds(config)
