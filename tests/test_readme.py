@@ -38,7 +38,7 @@ def command_lines(text: str) -> list[tuple[str, bool]]:
     return found
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.parent.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_the_command_line_takes_every_command_that_is_shown(page, tmp_path, monkeypatch, capsys):
     text, parsed = page.read_text(), []
     real = cli._command
