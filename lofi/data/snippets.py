@@ -12,19 +12,21 @@ floor(x + 0.5), done in whole numbers where frames are chosen.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import numpy as np
-import torch
 from numpy.typing import ArrayLike
 
 from lofi.data.annotations import Segment, TrimmedClip, Video
 from lofi.data.video import VideoError
 from lofi.fidelity import Fidelity
 
+if TYPE_CHECKING:
+    import torch
+
 RULES = ("centred", "tile", "bsp")
 KEPT = 0.9  # share of a segment that must lie inside for a training window to be kept
-Time = TypeVar("Time", float, np.ndarray, torch.Tensor)
+Time = TypeVar("Time", float, np.ndarray, "torch.Tensor")
 
 
 def snippet_to_seconds(position: Time, duration_s: float, snippets: int) -> Time:
@@ -119,8 +121,10 @@ class Augmentation:
     scale: tuple[float, float] | None = None  # height and width of the crop over the short side
 
     @classmethod
-    def draw(cls, generator: torch.Generator | None = None, snippets: int = 0) -> "Augmentation":
+    def draw(cls, generator: "torch.Generator | None" = None, snippets: int = 0) -> "Augmentation":
         """Uniform, mirrored half of the time; takes 4 + `snippets` numbers of a CPU generator."""
+        import torch  # not needed to look at files, and slow to import
+
         top, left, flip, time = torch.rand(4, generator=generator).tolist()
         jitter = tuple(torch.rand(snippets, generator=generator).tolist()) if snippets else None
         return cls(top, left, flip < 0.5, time, jitter)

@@ -35,7 +35,7 @@ from lofi.detection.segment_classes import (
     train_segment_classifier,
 )
 from lofi.encoders import Encoder
-from lofi.encoders.extraction import video_features
+from lofi.encoders.extraction import placed, video_features
 from lofi.files import write_json
 from lofi.heads.base import Proposals
 from lofi.heads.scaled import ScaledHead
@@ -137,7 +137,8 @@ class Detector:
             path = classifier_path(run_dir, method, by_segment)
             cure = f"run: {methods.command('classes', config, run_dir, method)}"
             classifier = (SegmentClassifier if by_segment else VideoClassifier).load(path, cure)
-        return Detector(config, method, encoder.to(device).eval(), head.to(device), classifier)
+        encoder = placed(config, encoder, device).eval()
+        return Detector(config, method, encoder, head.to(device), classifier)
 
     def detect(self, path: str | Path) -> list[Detection]:
         """All detections of one video file, best first; errors as in `video_features`."""
