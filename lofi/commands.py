@@ -472,17 +472,34 @@ def memory(
         print(f"  {row.bytes / report.saved_bytes:6.1%}  {row.name} ({row.kind})")
 
 
-def plan(budget_gib: float, work: Shared = Workload(), json: Path | None = None) -> None:
+def plan(
+    budget_gib: float = 32.0, work: Shared = Workload(), preset: str = "", json: Path | None = None
+) -> None:
     """Which fidelities and encoder modes fit a memory budget, and what they cost.
 
     Args:
         budget_gib: memory of one device in GiB.
+        preset: whose encoder, head, full fidelity and batch are planned for.
     """
     from lofi.budget import GIB
     from lofi.budget import plan as rows_of
     from lofi.figures.tables import Table
 
-    rows = rows_of(budget_gib, *work.networks(), work.fidelity, work.batch, work.amp)
+    networks, fidelity = work.networks(), work.fidelity
+    if preset:
+        from lofi.config import preset as settings
+        from lofi.encoders import build_encoder, freeze_batch_norm
+        from lofi.heads import build_head
+
+        if work != Workload():
+            raise ValueError(f"--preset {preset} says all sizes: give it, or options, not both")
+        config = settings(preset)
+        lofi, encoder = config.lofi, build_encoder(config.encoder)
+        freeze_batch_norm(encoder)
+        networks = encoder, build_head(config.head, encoder.channels)
+        work = Workload(config.encoder, batch=lofi.training.batch, amp=lofi.amp)
+        fidelity = config.full
+    rows = rows_of(budget_gib, *networks, fidelity, work.batch, work.amp)
     if json:
         write_json(json, [asdict(row) for row in rows])
     header = ("configuration", "L×F×S²", "mode", "peak GiB", "fits", "largest batch", "compute",
