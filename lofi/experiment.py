@@ -313,6 +313,10 @@ class Repeats:
     repeat: Literal["head", "lofi"] = "head"  # from which stage on: 3, or 2 where there is one
     at_low: bool = False  # also Table C, see `at_low_fidelity`
 
+    def __post_init__(self) -> None:
+        if self.trials < 1:
+            raise ValueError(f"trials is {self.trials}; expected 1 or more")
+
     def heads(self, config: Config, methods: Sequence[str], variants: Sequence[str]) -> list:
         """[(method, variant), …] of all trials: `seed=…` heads, or encoders `<method>@<trial>`."""
         found = []

@@ -98,6 +98,8 @@ def test_trials_are_rows_of_one_method(run):
         ("acp", ""), ("acp", "lr=0.1"), ("acp", "seed=1"), ("acp", "lr=0.1,seed=1"),
         ("t-lofi", ""), ("t-lofi", "lr=0.1"), ("t-lofi", "seed=1"), ("t-lofi", "lr=0.1,seed=1"),
     ]  # fmt: skip
+    with pytest.raises(ValueError, match="trials is 0"):
+        Repeats(0)
     for wrong in ("t-lofi@", "t-lofi@x", "acp@1"):
         with pytest.raises(ValueError, match="unknown method"):
             method_config(config, wrong)

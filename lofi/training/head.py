@@ -120,8 +120,9 @@ def train_head(
     method = method or methods.default_method(config)
     data = methods.run_data(config, run_dir)
     store = methods.open_features(config, run_dir, method, data)
-    trial = int(method.partition("@")[2] or 0)  # of stages 2 and 3
-    config = methods.head_variant(replace(config, seed=config.seed + trial), variant)
+    trial = method.partition("@")[2]  # of stages 2 and 3
+    seed = config.seed + (int(trial) if trial.isdigit() else 0)
+    config = methods.head_variant(replace(config, seed=seed), variant)
     setting, train = config.head_training, [v for v in data.train if v.id not in without]
     features = {video.id: store[video.id] for video in store.require(train)}
     channels = next(iter(features.values())).values.shape[0]

@@ -99,7 +99,7 @@ def command(
     if stage == "lofi" and method not in ("", lofi_method(config)):
         wanted = method_config(config, method).lofi
         words += ["--lofi.schedule", wanted.schedule, "--lofi.mode.name", wanted.mode.name]
-        words += ["--lofi.trial", str(wanted.trial)]
+        words += ["--lofi.trial", str(wanted.trial)] if wanted.trial else []
     elif method and method != stage:
         words += ["--method", method]
     return shlex.join([*words, "--out", str(run_dir)]) + more
