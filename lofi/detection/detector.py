@@ -91,6 +91,8 @@ def class_free(config: Config, head: ScaledHead, features: Features) -> Proposal
             table = Proposals(*rows, grid=table.grid)
         tables.append(table)
     joined = config.data.window_stride > 0 and head.head.resizes
+    if not any(len(table.scores) for table in tables):
+        return tables[0]  # nothing is found
     if joined:
         post = replace(post, suppression="gaussian")
     elif post.suppression == "per-class":
