@@ -504,7 +504,7 @@ def memory(
         print(f"  latency: median of {measure} on {device}{threads}, in fp32, without decoding")
 
 
-def plan(budget_gib: float, work: Shared = Workload(), json: Path | None = None) -> None:
+def plan(budget_gib: float = 32.0, work: Shared = Workload(), json: Path | None = None) -> None:
     """Which fidelities and encoder modes fit a memory budget, and what they cost.
 
     Args:
@@ -532,7 +532,8 @@ def plan(budget_gib: float, work: Shared = Workload(), json: Path | None = None)
 def compare(
     out: Path, config: Settings, seeds: tuple[int, ...] = (0, 1, 2),
     methods: tuple[str, ...] = ("random", "acp", "acp+", "c-lofi"),
-    variants: tuple[str, ...] = ("",), device: str = "cpu", processes: int = 1,
+    variants: tuple[str, ...] = ("",), trials: int = 1, repeat: Literal["head", "lofi"] = "head",
+    at_low: bool = False, device: str = "cpu", processes: int = 1,
 ) -> None:  # fmt: skip
     """The whole procedure for several encoders and seeds, without notebooks: mean ± SD.
 
@@ -542,8 +543,11 @@ def compare(
         methods: random, acp, acp+, s-lofi, t-lofi, st-lofi, short-c-lofi, c-lofi, low-lofi, icp,
             arrow, speed, weights (as they are), or two encoders side by side, such as acp+arrow.
         variants: of the head, each for every method: "" hidden=128 mask=none,attention=none …
+        trials: of each method in one run folder, averaged: heads that differ in seed alone.
+        repeat: lofi: trials of methods of stage 2 train their encoder again as well.
+        at_low: also train and test at the low fidelity of s-lofi, t-lofi, … (the paper's Table C).
     """
-    from lofi.experiment import compare_seeds
+    from lofi.experiment import Repeats, compare_seeds
     from lofi.figures.tables import amnet_table, summary_table
     from lofi.training.distributed import is_first, joined
     from lofi.training.methods import told
@@ -551,7 +555,8 @@ def compare(
     one_thread_for_small_work(config)
     with joined(device) as device:
         lines = progress_lines("training")
-        results = compare_seeds(config, out, seeds, methods, lines, device, variants)
+        repeats = Repeats(trials, repeat, at_low)
+        results = compare_seeds(config, out, seeds, methods, lines, device, variants, repeats)
         if is_first():
             print(summary_table(results).text())
             if config.head.kind == "amnet" and results["protocol"] == "thumos14":
@@ -622,7 +627,8 @@ def tables(run: Path | None = None) -> None:
     print(figures.results_table(results).text())
     sets = {"activitynet": "ActivityNet-1.3", "hacs": "HACS-1.1"}
     if dataset := sets.get(results["preset"].partition("-")[0]):
-        print(f"\n{figures.paper_vs_ours(results, dataset).text()}")
+        for table in figures.paper_tables(results, dataset):
+            print(f"\n{table.text()}")
     else:
         print("\nThe paper's own numbers are for another data set: compare orders, not levels.")
         print(figures.paper_table("1").text())

@@ -210,6 +210,7 @@ class LoFiConfig:
     period_epochs: int = 1  # c_l [paper]
     period_iterations: int = 16  # c_s [paper]
     start: str = "acp"  # method whose encoder is optimised
+    trial: int = 0  # of several trainings that differ in seed: <method>@<trial>, 0 = <method>
     frozen_bn: bool = True  # statistics and affine stay as ACP left them [ours]
     mode: Mode = field(default_factory=Mode)
     micro_batch: int = 0  # videos whose graph is held at once; 0 = all. Changes memory only
@@ -303,6 +304,7 @@ class Config:
     # Stage 1: clips whose graph is held at once, 0 = all. Live batch norm sees only them.
     acp_micro_batch: int = 0
     icp: Optimisation = field(default_factory=Optimisation)  # toy world only; else `weights`
+    icp_shift: bool = True  # ICP's image weights in the shifted network [paper]; False: unshifted
     arrow: Optimisation = field(default_factory=Optimisation)  # a clip counts once, forward + back
     speed: Optimisation = field(default_factory=Optimisation)  # a clip counts once, slow + fast
     arrow_head: Literal["tcam", "avg"] = "tcam"
@@ -310,6 +312,7 @@ class Config:
     lofi: LoFiConfig = field(default_factory=LoFiConfig)
     head: HeadConfig = field(default_factory=GTADConfig)
     head_training: Optimisation = field(default_factory=Optimisation)
+    head_search: tuple[float, ...] = ()  # rates tried on a held-out tenth of the training videos
     standardise: bool = False  # per-channel input of the head, statistics of the training set
     detect: PostProcessing = field(default_factory=PostProcessing)
     amp: Literal["fp32", "bf16", "fp16"] = "fp32"  # stages 1 and 3, features; stage 2: lofi.amp
@@ -370,6 +373,8 @@ def _typed(hint: Any, value: Any, where: str, base: Any) -> Any:
             raise ValueError(f"{where}: {value!r} is not one of {', '.join(options)}")
         return value
     if get_origin(hint) is tuple:
+        if options[-1] is Ellipsis:
+            options = options[:1] * (len(value) if isinstance(value, (list, tuple)) else 2)
         if not isinstance(value, (list, tuple)) or len(value) != len(options):
             raise ValueError(f"{where}: expected {len(options)} values, got {value!r}")
         return tuple(_typed(kind, item, where, None) for kind, item in zip(options, value))

@@ -7,6 +7,7 @@ from typing import Any
 from lofi.config import (
     ActionFormerConfig,
     AMNetConfig,
+    BMNConfig,
     Config,
     DataConfig,
     GTADConfig,
@@ -41,6 +42,7 @@ _PAPER = Config(
     head_training=Optimisation(
         epochs=10, batch=16, optimizer="adam", lr=0.004, decay_every=5, decay=0.1, augment="none"
     ),
+    head_search=(2e-4, 5e-4, 1e-3, 2e-3, 5e-3),  # [paper]
     detect=PostProcessing(shared_classes="acp+"),
 )
 
@@ -55,6 +57,7 @@ _TOY = Config(
     data=DataConfig(preset="toy", frame_stride=1, crop_ratio=1.0, cache_gib=1.0, workers=1),
     acp=_TOY_ACP,
     icp=_TOY_ACP,
+    icp_shift=False,
     arrow=replace(_TOY_ACP, batch=32),
     speed=replace(_TOY_ACP, batch=32),
     acp_plus=Optimisation(
@@ -124,6 +127,7 @@ _THUMOS14 = replace(  # G-TAD as released for THUMOS14 [spec]
     data=replace(_PAPER.data, train_subset="train", test_subset="test", window_stride=5),
     head=replace(_PAPER.head, variant="thumos", durations=64, resolution=16, context_resolution=16),
     head_training=replace(_PAPER.head_training, lr=4e-5, batch=8, clip=1.0),
+    head_search=(),
     detect=replace(PostProcessing.thumos14(), shared_classes="acp+"),
 )
 
@@ -149,6 +153,7 @@ _RESIZED = replace(  # ActivityNet: features resized to 192 steps, classes from 
         first_count=200.0, regression_weight=2.0, smoothing=0.1,
     ),
     head_training=replace(_LONG.head_training, epochs=15, batch=16, lr=1e-3),
+    head_search=(),
     detect=PostProcessing(
         suppression="joint", sigma=0.75, class_rule="sqrt", shortest=0.001, voting=0.9
     ),
@@ -163,7 +168,7 @@ def _published(base: Config, preset: str, stride: int, fps: float, **features: A
     return replace(base, preset=preset, data=data)
 
 
-_LOW = replace(_PAPER.lofi, schedule="low")
+_LOW, _T = (replace(_PAPER.lofi, schedule=name) for name in ("low", "t"))
 _ALL = (
     _TINY,
     _TOY,
@@ -171,6 +176,22 @@ _ALL = (
     replace(_PAPER, preset="activitynet-low", lofi=_LOW),  # supplement B: one 32 GB card
     # supplement B: R50 at 25 snippets, 112 pixels
     replace(_PAPER, preset="activitynet-middle", encoder="tsm-r50", lofi=_LOW),
+    replace(  # supplement A: T-LoFi with the BMN head, stage 3 as released [spec]
+        _PAPER,
+        preset="activitynet-bmn",
+        lofi=_T,
+        head=BMNConfig(),
+        head_training=replace(_PAPER.head_training, epochs=9, lr=1e-3, decay_every=7),
+        head_search=(),
+        detect=replace(PostProcessing.bmn(), shared_classes="acp+"),
+    ),
+    replace(  # table 5: R(2+1)D-18 at its native 112 pixels
+        _PAPER,
+        preset="activitynet-r2plus1d",
+        encoder="r2plus1d-18",
+        full=Fidelity(100, 8, 112),
+        lofi=_T,
+    ),
     replace(  # G-TAD's learning rate and batch for HACS [spec]
         _PAPER,
         preset="hacs",

@@ -203,7 +203,8 @@ def write_run_report(config: Config, run_dir: str | Path, results: dict[str, Any
     """report.html of a finished run: results, protocol, losses, timelines, maps."""
     run_dir = Path(run_dir)
     data = open_datasets(config.data, config.seed, run_dir)
-    methods = list(dict.fromkeys(row["method"] for row in results["rows"]))
+    methods = dict.fromkeys(row["method"] for row in results["rows"])
+    methods = [method for method in methods if (run_dir / method).is_dir()]  # not variants
     bars = Picture(
         tables.results_bars(results),
         f"Average mAP over tIoU {results['tious'][0]:g} to {results['tious'][-1]:g}. Compare "

@@ -11,6 +11,7 @@ from lofi.budget import activation_bytes
 from lofi.config import ActionFormerConfig
 from lofi.data.toyworld import TINY, write_world
 from lofi.detection.detector import Detector, detect_stage
+from lofi.detection.results import read_detections
 from lofi.experiment import evaluate_method
 from lofi.fidelity import Fidelity
 from lofi.heads import build_head
@@ -64,6 +65,12 @@ def test_features_of_any_length_train_a_head_that_names_classes(config, tmp_path
     (row,) = evaluate_method(config, tmp_path, "published")
     assert row["classes"] == "head"
     assert row["average_map"] > 0.5, "of three classes that one channel tells apart"
+    assert row["ar@100"] > 0.5
+    folder = tmp_path / "whole/published/detections"
+    free, named = (read_detections(folder / f"{name}.json") for name in ("proposals", "head"))
+    for video, found in free.items():
+        assert found[0].score == named[video][0].score and not any(d.label for d in found)
+        assert len({d.segment for d in found}) == len(found), "the best class of a segment counts"
 
 
 def test_crops_drops_mean_weights_and_count_resume(config, tmp_path):

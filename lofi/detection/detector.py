@@ -4,7 +4,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -72,6 +72,32 @@ def propose(config: Config, head: ScaledHead, features: Features) -> Proposals:
     """The proposals of one video after suppression, windows of it joined."""
     joined = config.data.window_stride > 0 and head.head.resizes
     return suppress(list(decoded(config, head, features)), config.detect, joined=joined)
+
+
+def class_free(config: Config, head: ScaledHead, features: Features) -> Proposals:
+    """The proposals of one video after a suppression that knows no classes, for AR@AN.
+
+    Of a head that scores classes each segment keeps its best score, and all are suppressed
+    together; windows are joined by Gaussian soft-NMS in any case.
+    """
+    tables, post = [], config.detect
+    for table in decoded(config, head, features):
+        if table.scores.ndim == 2:
+            table = table._replace(scores=table.scores.max(1))
+        elif table.labels is not None:
+            best = np.argsort(-table.scores, kind="stable")
+            best = best[np.unique(table.segments_s[best], axis=0, return_index=True)[1]]
+            rows = (part[best] for part in table[:3])
+            table = Proposals(*rows, grid=table.grid)
+        tables.append(table)
+    joined = config.data.window_stride > 0 and head.head.resizes
+    if not any(len(table.scores) for table in tables):
+        return tables[0]  # nothing is found
+    if joined:
+        post = replace(post, suppression="gaussian")
+    elif post.suppression == "per-class":
+        post = replace(post, suppression="joint", voting=0.0)
+    return suppress(tables, post, joined=joined)
 
 
 def classified(
@@ -306,8 +332,9 @@ def detect_stage(
 ) -> dict[str, Any]:  # fmt: skip
     """Stage `detect`: detections of all test videos under each source of `detect.classes`.
 
-    Writes <run>/<method>/detections/{shared,own,oracle,segment,head}.{json,csv}, srt/<video>.srt
-    and what it returns, result.json; several processes share the videos. Shared classes need the
+    Writes <run>/<method>/detections/{shared,own,oracle,segment,head}.{json,csv}, srt/<video>.srt,
+    proposals.json (the same without classes, for AR@AN) and what it returns, result.json;
+    several processes share the videos. Shared classes need the
     features of another method, or a score file: where neither is there they are left out, with a
     warning that says how to get them. Videos that the file lacks, "classes_missing" of them, get
     those of the method's own classifier; ValueError: it lacks all.
@@ -325,14 +352,17 @@ def detect_stage(
         path = Path(train_classifier(config, run_dir, method)["classifier"])
         classifier = SegmentClassifier.load(path)
     itself = kinds in (("segment",), ("head",))  # each proposal has its own class
-    kept, seconds = {}, {}
+    kept, seconds, unnamed = {}, {}, {}
     for done, i in enumerate(mine := share(len(keys))):
         features = store[keys[i]]
         if itself:
             kept[keys[i]] = classified(config, head, classifier, features)
+            rows = class_free(config, head, features)
         else:
-            kept[keys[i]] = propose(config, head, features)
+            rows = kept[keys[i]] = propose(config, head, features)
         seconds[keys[i]] = features.grid.duration_s
+        rows = detections(rows, seconds[keys[i]], config.detect)
+        unnamed[keys[i]] = [d for d in rows if d.start_s <= d.end_s]  # others began behind the end
         if on_step and is_first():
             on_step(done, len(mine), {})
     folder, written = detections_dir(run_dir, method, variant), {}
@@ -366,6 +396,12 @@ def detect_stage(
             write_csv(folder / f"{kind}.csv", together)
             for key, listed in together.items() if len(written) == 1 else ():
                 write_srt(folder / "srt" / f"{key}.srt", subtitles(listed))
+    written["proposals"] = str(folder / "proposals.json")
+    together = {key: found for part in gather(unnamed) for key, found in part.items()}
+    if is_first():
+        source = _source(config, method, "none") | ({"variant": variant} if variant else {})
+        together = {key: together[key] for key in keys}
+        write_detections(written["proposals"], together, config.detect, source=source)
     absent = methods.without_features(store, data.test)
     result = written | methods.counts(len(data.test), absent) | {"classes_missing": lacking}
     if is_first():

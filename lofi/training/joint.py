@@ -33,7 +33,7 @@ from lofi.training.run_folder import RunFolder
 
 log = logging.getLogger(__name__)
 # Settings that change speed and memory, not the result: an interrupted run may go on with others.
-FREE = ("micro_batch", "verify_exact")
+FREE = ("micro_batch", "verify_exact", "trial")  # a trial is another seed
 FREE_OF_MODE = ("chunk", "recompute", "fold")
 STATISTICS_STEPS = 8  # mini-batches whose features give the input statistics of the head
 
@@ -51,6 +51,7 @@ def train_lofi(
     encoder, start = methods.load_encoder(config, run_dir, config.lofi.start)
     unreadable = {v.id: FileNotFoundError(methods.NO_FILE) for v in data.train if v.path is None}
     items = joint_items(config, data.with_files(data.train), unreadable.__setitem__)
+    config = replace(config, seed=config.seed + config.lofi.trial)
     lofi = {key: value for key, value in asdict(config.lofi).items() if key not in FREE}
     lofi["mode"] = {k: v for k, v in lofi["mode"].items() if k not in FREE_OF_MODE}
     settings = {"stage": "lofi", "start": start, "videos": fingerprint([v for v, _ in items])}

@@ -62,20 +62,23 @@ def lofi_method(config: Config) -> str:
     if schedule not in (known := [*SCHEDULES, "full"]):
         raise ValueError(f"unknown lofi.schedule {schedule!r}; known: {', '.join(known)}")
     wanted = schedule, "full" if mode == "exact" and schedule != "full" else mode
-    return next(name for name, trained_by in JOINT.items() if trained_by == wanted)
+    name = next(name for name, trained_by in JOINT.items() if trained_by == wanted)
+    return f"{name}@{config.lofi.trial}" if config.lofi.trial else name
 
 
 def method_config(config: Config, method: str) -> Config:
-    """`config` with the schedule and mode that train `method`, see `JOINT`; else ValueError."""
-    if method not in JOINT:
+    """`config` with schedule, mode and trial that train `method`, see `JOINT`; else ValueError."""
+    base, _, trial = method.partition("@")
+    if base not in JOINT or not (trial.isdigit() or method == base):
         known = ["random", "acp", "acp+", *SCHEDULES.values(), *MODES, "icp", "arrow", "speed"]
-        listed = f"{', '.join(known)}, weights, or two of them side by side, such as acp+arrow"
+        listed = f"{', '.join(known)}, weights, c-lofi@2 (a trial), acp+arrow (side by side), …"
         raise ValueError(f"unknown method {method!r}; known: {listed}")
-    schedule, name = JOINT[method]
-    if method in SCHEDULES.values() and config.lofi.mode.name == "exact":
+    schedule, name = JOINT[base]
+    if base in SCHEDULES.values() and config.lofi.mode.name == "exact":
         name = "exact"
     mode = replace(config.lofi.mode, name=name)
-    return replace(config, lofi=replace(config.lofi, schedule=schedule, mode=mode))
+    lofi = replace(config.lofi, schedule=schedule, mode=mode, trial=int(trial or 0))
+    return replace(config, lofi=lofi)
 
 
 def default_method(config: Config) -> str:
@@ -96,6 +99,7 @@ def command(
     if stage == "lofi" and method not in ("", lofi_method(config)):
         wanted = method_config(config, method).lofi
         words += ["--lofi.schedule", wanted.schedule, "--lofi.mode.name", wanted.mode.name]
+        words += ["--lofi.trial", str(wanted.trial)] if wanted.trial else []
     elif method and method != stage:
         words += ["--method", method]
     return shlex.join([*words, "--out", str(run_dir)]) + more
@@ -129,6 +133,8 @@ def head_dir(run_dir: str | Path, method: str, variant: str = "") -> Path:
 def head_variant(config: Config, variant: str) -> Config:
     """`config` with the changes that a variant's name lists, "lr=0.001,seed=3,kind=bmn".
 
+    Variants that differ in their seed alone are trials of one, see `trial_of`.
+
     Names are fields of `head_training` and of the head's own settings, or `seed`. Variants of stage
     3 share encoder and features, and lie side by side in <method>/head/<variant>.
     ValueError for another name (it lists the known ones) or a value of another type.
@@ -147,6 +153,12 @@ def head_variant(config: Config, variant: str) -> Config:
             raise ValueError(f"variant {change!r}: no such setting of stage 3; known: {known}")
         config = from_dict(Config, places[name], f"variant {change}", config)
     return config
+
+
+def trial_of(method: str, variant: str = "") -> str:
+    """What a head is a trial of, "acp lr=0.001": method and variant without what only repeats."""
+    named = ",".join(part for part in variant.split(",") if not part.startswith("seed="))
+    return f"{method.partition('@')[0]} {named}".strip()
 
 
 def counts(items: int, skipped: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -271,8 +283,8 @@ def load_encoder(config: Config, run_dir: str | Path, method: str) -> tuple[Enco
     """A method's encoder and its hash, which covers both encoders of a combination.
 
     `method`: a trained one; "random", untrained; "weights", as `config.weights` has them; or two
-    joined by a plus. "icp" is the network without temporal shift that its weights were trained in,
-    for features as well: behind a shift they would see channels of other frames, which no image
+    joined by a plus. Without `config.icp_shift` "icp" is the network without temporal shift that
+    its weights were trained in: behind a shift they see channels of other frames, which no image
     has taught them. FileNotFoundError (with the command) where it is not trained, ValueError where
     the file belongs to another architecture.
     """
@@ -291,13 +303,14 @@ def load_encoder(config: Config, run_dir: str | Path, method: str) -> tuple[Enco
 
 def _trained_encoder(config: Config, run_dir: str | Path, method: str) -> Encoder:
     path = encoder_path(run_dir, method)
-    stage = "lofi" if method in JOINT else method
+    joint = method.partition("@")[0] in JOINT
+    stage = "lofi" if joint else method
     if method not in FIRST_LESSONS:
         method_config(config, method)  # refuses a misspelling
     if not path.is_file():
         cure = command(stage, config, run_dir, method)
         raise FileNotFoundError(f"{path}: no {method} encoder in this run; train it first: {cure}")
-    still = method == "icp" or (method in JOINT and config.lofi.start == "icp")
+    still = "icp" in (method, joint and config.lofi.start) and not config.icp_shift
     encoder = build_encoder(unshifted(config.encoder) if still else config.encoder, config.seed)
     try:
         report = load_weights(encoder, path)
