@@ -37,9 +37,7 @@ def one_step(config, tmp_path, shown, **mode):
     named = {f"lofi.mode.{key}": value for key, value in mode.items()}
     config = configs.override(config, {"standardise": False, **named})
     data = run_data(config, tmp_path)
-    items = [
-        (replace(v, segments=v.segments * (i < shown)), None) for i, v in enumerate(data.train)
-    ]
+    videos = (replace(v, segments=v.segments * (i < shown)) for i, v in enumerate(data.train[:2]))
     encoder = build_encoder(config.encoder, 0)
     with open_reader(config.data) as reader:
         run = RunFolder(tmp_path / str(mode), {})
