@@ -206,7 +206,7 @@ def test_groups_exchange_only_when_switched_on():
             assert not torch.allclose(a, b), "each group asks which of the other's steps to take"
     layer = GroupLayer(8, 2, False)
     far = short.clone()
-    far[:, 8] += 5
+    far[:, 8] = torch.randn(8)
     near, moved = (layer([x, long], seen, [None, None], None, 2)[0] for x in (short, far))
     torch.testing.assert_close(near[:, :6], moved[:, :6])
     assert not torch.allclose(near[:, 6], moved[:, 6]), "a reach of 2"
@@ -259,7 +259,7 @@ def test_a_true_mask_localizes(tmp_path):
         start = rng.uniform(0, 5)
         videos.append(video((start, start + rng.uniform(1.5, 4.5), "run")))
     targets = [head.targets(v, grid) for v in videos]
-    features = torch.randn(40, 6, 32)
+    features = 1 + 0.1 * torch.randn(40, 6, 32)  # alike everywhere: the mask alone tells
     features[:, -1] = torch.stack([t.action for t in targets]).clamp(min=0)
     optimizer = torch.optim.AdamW(head.parameters(), 0.003)
     for step in range(120):
