@@ -1,0 +1,92 @@
+"""VideoMAE and VideoMAEv2: plain vision transformers on tubes of two frames.
+
+Sources: Tong et al., NeurIPS 2022; Wang et al., CVPR 2023; parameter names of their repositories.
+N snippets, F frames a snippet, S pixels a side, P pixels a patch, d channels.
+"""
+
+from collections import OrderedDict
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lofi.encoders.base import Encoder
+
+
+class VideoViT(Encoder):
+    """(N, F, 3, S, S') frames, F even, sides whole patches, to (N, d) snippet features."""
+
+    mean, std = (0.0,) * 3, (1.0,) * 3  # of VideoMAEv2's released features
+    source, licence = "VideoMAE, VideoMAEv2", "CC-BY-NC 4.0 (non-commercial)"
+
+    def __init__(
+        self, name: str, patch: int, width: int, depth: int, heads: int, hidden: int
+    ) -> None:
+        super().__init__()
+        self.name, self.patch, self.channels = name, patch, width
+        self.stages = ("stem", "layer1", "layer2", "layer3", "layer4", "fc_norm")
+        tube = 2, patch, patch
+        self.patch_embed = nn.ModuleDict({"proj": nn.Conv3d(3, width, tube, tube)})
+        self.blocks = nn.ModuleList(Block(width, heads, hidden) for _ in range(depth))
+        self.fc_norm = nn.LayerNorm(width, eps=1e-6)
+
+    def stage_modules(self, stage: str) -> list[nn.Module]:
+        if stage in ("stem", "fc_norm"):
+            return [self.patch_embed if stage == "stem" else self.fc_norm]
+        number, depth = int(stage.removeprefix("layer")), len(self.blocks)
+        return list(self.blocks[(number - 1) * depth // 4 : number * depth // 4])
+
+    def forward(self, frames: Tensor) -> Tensor:
+        """(N, F, 3, S, S') normalised frames to (N, d), float32 at least."""
+        sides = frames.shape[-2:]
+        if frames.dim() != 5 or frames.shape[2] != 3 or any(s % self.patch for s in sides):
+            wanted = f"(N, F, 3, S, S'), sides whole patches of {self.patch} pixels"
+            raise ValueError(f"{self.name}: frames {tuple(frames.shape)}, expected {wanted}")
+        if frames.shape[1] % 2:
+            raise ValueError(f"{self.name}: {frames.shape[1]} frames, expected an even number")
+        x = self.patch_embed["proj"](frames.transpose(1, 2)).flatten(2).transpose(1, 2)
+        x = x + torch.from_numpy(positions(*x.shape[1:])).to(x)
+        for block in self.blocks:
+            x = self.run(block, x)
+        x = self.fc_norm(x.mean(1))
+        return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def positions(tokens: int, width: int) -> np.ndarray:
+    """Sine positions, float64 (tokens, width): even channels sin, odd ones cos."""
+    rate = 10000.0 ** (-2 * (np.arange(width) // 2) / width)
+    angle = np.arange(tokens)[:, None] * rate
+    return np.where(np.arange(width) % 2, np.cos(angle), np.sin(angle))
+
+
+class Attention(nn.Module):
+    """Self-attention with a bias on queries and values, none on keys."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads, self.qkv = heads, nn.Linear(width, 3 * width, bias=False)
+        self.q_bias, self.v_bias = (nn.Parameter(torch.zeros(width)) for _ in range(2))
+        self.proj = nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
+        qkv = F.linear(x, self.qkv.weight, bias).unflatten(-1, (3, self.heads, -1))
+        out = F.scaled_dot_product_attention(*qkv.permute(2, 0, 3, 1, 4))
+        return self.proj(out.transpose(1, 2).flatten(2))
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block: attention, then an MLP with exact GELU."""
+
+    def __init__(self, width: int, heads: int, hidden: int) -> None:
+        super().__init__()
+        self.norm1, self.norm2 = nn.LayerNorm(width, eps=1e-6), nn.LayerNorm(width, eps=1e-6)
+        self.attn = Attention(width, heads)
+        layers = {"fc1": nn.Linear(width, hidden), "act": nn.GELU()}
+        self.mlp = nn.Sequential(OrderedDict(layers, fc2=nn.Linear(hidden, width)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, tokens, d) to the same shape."""
+        x = x + self.attn(self.norm1(x))
+        return x + self.mlp(self.norm2(x))
