@@ -3,14 +3,8 @@
 import logging
 from pathlib import Path
 
-from lofi.data.annotations import (
-    EXTENSIONS,
-    TrimmedClip,
-    check_video_id,
-    nfc,
-    read_text,
-    table_rows,
-)
+from lofi.data.annotations import EXTENSIONS, TrimmedClip, check_video_id, nfc
+from lofi.data.tables import read_text, table_rows
 
 logger = logging.getLogger(__name__)
 

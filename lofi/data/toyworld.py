@@ -76,6 +76,13 @@ TINY = replace(
     instances=(0.6, 0.4), instance_frames=(10, 28), context_frames=(5, 10),
 )  # fmt: skip
 
+# For heads of a pyramid: the longest instances are twelve times as long as the shortest. Not tuned.
+LONG = replace(
+    TOY,
+    name="long", video_frames=256, instances=(0, 0.4, 0.4, 0.2), instance_frames=(8, 96),
+)  # fmt: skip
+WORLDS = {world.name: world for world in (TINY, TOY, LONG)}
+
 
 class ClipPlan(NamedTuple):
     """One source clip; `vigour` in [0, 1] places swing and height in their source ranges."""
