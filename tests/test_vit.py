@@ -3,9 +3,11 @@
 import json
 
 import numpy as np
+import pytest
 import torch
 from test_encoders import reference_numbers
 
+from lofi.encoders import build_encoder, encoder_hash, load_weights, save_encoder
 from lofi.encoders.vit import VideoViT
 
 
@@ -31,3 +33,66 @@ def test_features_equal_the_public_code(golden):
     np.testing.assert_allclose(found, expected["feature"], atol=1e-5)
     logits = found @ head["head.weight"].T + head["head.bias"]
     np.testing.assert_allclose(logits, expected["logits"], atol=1e-5)
+
+
+@pytest.mark.parametrize("part", ["videomae_d48_f8", "videomae_d36_f16_p16"])
+def test_transformers_layout(part, golden, tmp_path):
+    facts, arrays = json.loads(golden("vit_clip.json").read_text())[part], golden("vit_clip.npz")
+    arrays, config, state = np.load(arrays), facts["config"], {}
+    for name, shape in facts["state_dict"]:
+        z = reference_numbers(name, facts["weight_salt"], shape)
+        if len(shape) > 1:
+            z = z / np.sqrt(np.prod(shape[1:]))
+        else:
+            z = 1 + 0.1 * z if name.endswith("weight") else 0.05 * z
+        state[name] = torch.from_numpy(z.astype(np.float32))
+    torch.save(state, tmp_path / "theirs.pth")
+    sizes = [config[k] for k in ("patch_size", "hidden_size", "num_hidden_layers")]
+    sizes += [config["num_attention_heads"], config["intermediate_size"]]
+    encoder = VideoViT("small", *sizes)
+    assert load_weights(encoder, tmp_path / "theirs.pth").layout == "transformers"
+    assert encoder.mean == (0.485, 0.456, 0.406) and "non-commercial" in encoder.licence
+    shape = [facts["batch"], config["num_frames"], 3, config["image_size"], config["image_size"]]
+    z = reference_numbers(f"input:{part}", facts["input_salt"], shape)
+    frames = torch.from_numpy(z.astype(np.float32)).requires_grad_()
+    found = encoder(frames)
+    np.testing.assert_allclose(found.detach(), arrays[f"{part}.feature"], atol=1e-5)
+    found.square().sum().backward()
+    norms = frames.grad.flatten(2).norm(dim=2)
+    np.testing.assert_allclose(norms, arrays[f"{part}.input_grad_norm"], rtol=1e-4, atol=1e-5)
+    digest = save_encoder(encoder, tmp_path / "ours.safetensors")
+    again = VideoViT("small", *sizes)
+    load_weights(again, tmp_path / "ours.safetensors")
+    assert encoder_hash(again) == digest and again.convention == "transformers"
+    again.follow("videomae")
+    assert encoder_hash(again) != digest
+
+
+@pytest.mark.parametrize(("wrap", "prefix"), [("module", ""), ("model", "module.encoder.")])
+def test_repository_layout_with_decoder(wrap, prefix, tmp_path):
+    theirs = build_encoder("vit-toy", seed=3)
+    state = {prefix + k: v for k, v in theirs.state_dict().items()}
+    if prefix:
+        state = {k.replace("fc_norm", "norm"): v for k, v in state.items()}
+        state["module.decoder.norm.weight"] = state["module.mask_token"] = torch.ones(2)
+    torch.save({wrap: state}, tmp_path / "theirs.pth")
+    encoder = build_encoder("vit-toy", seed=4)
+    encoder.follow("transformers")
+    assert load_weights(encoder, tmp_path / "theirs.pth").layout == "videomae"
+    assert encoder_hash(encoder) == encoder_hash(theirs)
+
+
+def test_sizes_seed_and_wrong_inputs():
+    for name, millions in [("vit-s", 22), ("vit-b", 86), ("vit-l", 304), ("vit-h", 631)]:
+        with torch.device("meta"):
+            count = sum(p.numel() for p in build_encoder(name).parameters())
+        assert round(count / 1e6) == millions
+    torch.manual_seed(1)
+    first = build_encoder("vit-toy", seed=0)
+    torch.manual_seed(2)
+    assert encoder_hash(first) == encoder_hash(build_encoder("vit-toy", seed=0))
+    assert first(torch.rand(2, 6, 3, 8, 12)).shape == (2, 32)
+    with pytest.raises(ValueError, match="even number"):
+        first(torch.rand(1, 3, 3, 8, 8))
+    with pytest.raises(ValueError, match="whole patches of 4"):
+        first(torch.rand(1, 4, 3, 10, 8))

@@ -26,6 +26,8 @@ class Encoder(nn.Module):
         origin: where the weights come from, in words; written into every file made from them.
         source, licence: of the public weights that this network takes, "" if there are none;
             `load_weights` sets them to those of the file.
+        convention: "" or which of several public programs the pixels and the network follow; part
+            of `encoder_hash` and of our files; `follow` sets it.
         frozen_stage, frozen_batch_norm: read only; set by the two freezing functions below.
     """
 
@@ -38,12 +40,18 @@ class Encoder(nn.Module):
     origin: Mapping[str, str] = {}
     source: str = ""
     licence: str = ""
+    convention: str = ""
     frozen_stage: str | None = None
     frozen_batch_norm: str | None = None  # None | "statistics" | "affine" | "folded"
 
     def stage_modules(self, stage: str) -> list[nn.Module]:
         """The modules that make up one of `stages`."""
         return [getattr(self, stage)]
+
+    def follow(self, convention: str) -> None:
+        """Set `convention` and all that depends on it; ValueError if the encoder lacks it."""
+        if convention:
+            raise ValueError(f"{self.name} has no convention {convention!r}; take another encoder")
 
     def run(self, part: Callable[..., Tensor], *inputs: Any) -> Tensor:
         """part(*inputs), recomputed in the backward pass where `recompute` asks for it."""

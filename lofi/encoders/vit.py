@@ -17,7 +17,6 @@ from lofi.encoders.base import Encoder
 class VideoViT(Encoder):
     """(N, F, 3, S, S') frames, F even, sides whole patches, to (N, d) snippet features."""
 
-    mean, std = (0.0,) * 3, (1.0,) * 3  # of VideoMAEv2's released features
     source, licence = "VideoMAE, VideoMAEv2", "CC-BY-NC 4.0 (non-commercial)"
 
     def __init__(
@@ -29,7 +28,20 @@ class VideoViT(Encoder):
         tube = 2, patch, patch
         self.patch_embed = nn.ModuleDict({"proj": nn.Conv3d(3, width, tube, tube)})
         self.blocks = nn.ModuleList(Block(width, heads, hidden) for _ in range(depth))
-        self.fc_norm = nn.LayerNorm(width, eps=1e-6)
+        self.fc_norm = nn.LayerNorm(width)
+        self.follow("videomae")
+
+    def follow(self, convention: str) -> None:
+        """ "videomae": pixels in [0, 1], as VideoMAEv2 releases features; "transformers": ImageNet's
+        mean and deviation. They also differ in the epsilons of the normalisation."""
+        if convention not in ("videomae", "transformers"):
+            known = "videomae, transformers"
+            raise ValueError(f"{self.name} has no convention {convention!r}; known: {known}")
+        self.convention, plain = convention, convention == "videomae"
+        self.mean, self.std = ((0.0,) * 3, (1.0,) * 3) if plain else (Encoder.mean, Encoder.std)
+        for block in self.blocks:
+            block.norm1.eps = block.norm2.eps = 1e-6 if plain else 1e-12
+        self.fc_norm.eps = 1e-6 if plain else 1e-5
 
     def stage_modules(self, stage: str) -> list[nn.Module]:
         if stage in ("stem", "fc_norm"):
@@ -81,7 +93,7 @@ class Block(nn.Module):
 
     def __init__(self, width: int, heads: int, hidden: int) -> None:
         super().__init__()
-        self.norm1, self.norm2 = nn.LayerNorm(width, eps=1e-6), nn.LayerNorm(width, eps=1e-6)
+        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
         self.attn = Attention(width, heads)
         layers = {"fc1": nn.Linear(width, hidden), "act": nn.GELU()}
         self.mlp = nn.Sequential(OrderedDict(layers, fc2=nn.Linear(hidden, width)))
