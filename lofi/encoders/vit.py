@@ -32,8 +32,11 @@ class VideoViT(Encoder):
         self.follow("videomae")
 
     def follow(self, convention: str) -> None:
-        """ "videomae": pixels in [0, 1], as VideoMAEv2 releases features; "transformers": ImageNet's
-        mean and deviation. They also differ in the epsilons of the normalisation."""
+        """Set pixels and epsilons to those of one public program; ValueError for another name.
+
+        "videomae": values in [0, 1], as VideoMAEv2 releases its features; "transformers": less
+        ImageNet's mean, by its deviation.
+        """
         if convention not in ("videomae", "transformers"):
             known = "videomae, transformers"
             raise ValueError(f"{self.name} has no convention {convention!r}; known: {known}")

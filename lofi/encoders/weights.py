@@ -87,7 +87,8 @@ def load_weights(encoder: Encoder, path: str | Path, strict: bool = True) -> Loa
     """Copy the weights of a file into the encoder, whatever the layout.
 
     Layouts: "lofi" (`save_encoder`), "torchvision", "tsm" (TSM's own Kinetics files), "mmaction2",
-    "tsp", "efficientnet", "videomae", "transformers" (of VideoMAE, which also sets `convention`). A classification layer is left out. Nothing is copied when an error is
+    "tsp", "efficientnet", "videomae" and
+    "transformers" (of VideoMAE; these also set `convention`). A classification layer is left out. Nothing is copied when an error is
     raised. `source` and `licence` of the encoder become those of the file; of files that are not
     ours they are printed (logged as a warning), once.
 
@@ -125,7 +126,10 @@ def load_weights(encoder: Encoder, path: str | Path, strict: bool = True) -> Loa
     if not origin:
         unknown = path.name, "unknown: see where the file came from"
         if layout in _VIDEOMAE:
-            unknown = f"{path.name} (VideoMAE)", f"{encoder.licence} unless its publisher differs"
+            unknown = (
+                f"{path.name} (VideoMAE)",
+                f"{type(encoder).licence}, unless the publisher says more",
+            )
         encoder.source, encoder.licence = PUBLIC.get(sha256(path)[:8], unknown)
         _say_once(f"weights: {encoder.source}; licence: {encoder.licence}")
     return LoadReport(matched, missing, unexpected, layout, classifier, origin)
