@@ -87,9 +87,9 @@ def load_weights(encoder: Encoder, path: str | Path, strict: bool = True) -> Loa
     """Copy the weights of a file into the encoder, whatever the layout.
 
     Layouts: "lofi" (`save_encoder`), "torchvision", "tsm" (TSM's own Kinetics files), "mmaction2",
-    "tsp", "efficientnet", "videomae" and
-    "transformers" (of VideoMAE; these also set `convention`). A classification layer is left out. Nothing is copied when an error is
-    raised. `source` and `licence` of the encoder become those of the file; of files that are not
+    "tsp", "efficientnet", and of VideoMAE "videomae" and "transformers", which also set
+    `convention`. A classification layer is left out. Nothing is copied when an error is raised.
+    `source` and `licence` of the encoder become those of the file; of files that are not
     ours they are printed (logged as a warning), once.
 
     `strict` refuses a file that lacks tensors of the encoder or has others; False copies what fits
