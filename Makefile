@@ -26,7 +26,7 @@ demo: env
 	$(BIN)/lofi course --preset $(PRESET) --run $(RUN) --to 06
 
 test: lint
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
 	$(BIN)/python -m pytest -q -x --nbval --nbval-cell-timeout 600 notebooks
 
 lint: env

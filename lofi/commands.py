@@ -573,18 +573,26 @@ def report(run: Positional[Path], /) -> None:
     print(printable(str(write_any_report(run))))
 
 
-def tables(run: Path = Path("runs/demo")) -> None:
-    """Print the results of a finished run, beside the paper's numbers."""
+def tables(run: Path | None = None) -> None:
+    """The results of a finished run beside the paper's numbers; without a run, the paper's tables.
+
+    Args:
+        run: run folder with results.json, as `lofi course` and `lofi compare` leave them.
+    """
     from lofi import figures
     from lofi.experiment import read_results
 
+    if run is None:
+        print("\n\n".join(figures.paper_table(name).text() for name in "1234567ABCD"))
+        return
     results = read_results(run)
     print(figures.results_table(results).text())
-    if results["preset"] in ("tiny", "toy", "long"):
+    sets = {"activitynet": "ActivityNet-1.3", "hacs": "HACS-1.1"}
+    if dataset := sets.get(results["preset"].partition("-")[0]):
+        print(f"\n{figures.paper_vs_ours(results, dataset).text()}")
+    else:
         print("\nThe paper's own numbers are for another data set: compare orders, not levels.")
         print(figures.paper_table("1").text())
-    else:
-        print(f"\n{figures.paper_vs_ours(results).text()}")
 
 
 def bar(what: str) -> Callable[..., None]:

@@ -97,7 +97,7 @@ def run_stage(
             save(config, Path(folder) / "config.json")
             words = ["train", name, "--config", f"{folder}/config.json", "--out", str(run_dir)]
             for key in ("method", "variant", "device"):
-                words += [f"--{key}", options[key]] * bool(options.get(key) and key in known)
+                words += [f"--{key}", options[key]] if options.get(key) and key in known else []
             words += ["--no-resume"] * (not options.get("resume", True))
             launch.run(words, processes)
         options["resume"] = True  # it is finished: only its result is read here
@@ -240,6 +240,7 @@ def write_results(
     reports = [row.pop("report") for row in rows]
     about = ("protocol", "subset", "tious", "videos", "instances")
     results = {"rows": rows, "seconds": round(seconds, 1), "preset": config.preset}
+    results |= {"encoder": config.encoder, "head": config.head.kind}
     results |= {"seeds": [config.seed], **{key: reports[0][key] for key in about}}
     results["classes"] = list(SOURCES[config.detect.classes])
     results |= left_out(Path(run_dir))

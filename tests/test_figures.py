@@ -349,10 +349,18 @@ def test_rows_printed_twice_agree_except_where_noted():
 
 
 def test_paper_and_ours_meet_in_one_row():
-    rows = {row[0]: row[1:] for row in figures.paper_vs_ours(RESULTS).rows}
+    of_paper = {"encoder": "tsm-r18", "head": "gtad", "protocol": "activitynet", "videos": 4728}
+    results = RESULTS | of_paper | {"subset": "validation"}
+    rows = {row[0]: row[1:] for row in figures.paper_vs_ours(results).rows}
     assert rows["ACP"] == ("49.64", "34.16", "7.68", "33.59", "50.0", "25.0", "5.0", "30.0", "-3.6")
     assert rows["Long C-LoFi"][-2:] == ("40.0", "+5.5")  # "c-lofi" is the paper's long cycle
     assert rows["T-LoFi"][-1] == "–"
+    for other in ({"head": "bmn"}, {"encoder": "tsm-r50"}, {"videos": 20}):
+        table = figures.paper_vs_ours(results | other)
+        assert {row[-1] for row in table.rows} == {"–"} and len(table.notes) == 1
+        assert table.notes[0].startswith(f"{next(iter(other))}: ")
+    hacs = figures.paper_vs_ours(results | {"videos": 5981}, "HACS-1.1")
+    assert hacs.rows[0][4] == "23.00" and hacs.rows[0][-1] == "+7.0"
     assert figures.paper_table("D").rows[1][3] == "50.68 ± 0.12"
     assert "should be +0.42 and +0.68" in figures.paper_table("A").notes[0]
 

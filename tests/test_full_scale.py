@@ -60,13 +60,13 @@ def test_the_notebooks_read_the_finished_run_from_anywhere(trained, tmp_path, mo
     standin, run = trained
     monkeypatch.chdir(tmp_path)
     before = {method: sha256(encoder_path(run, method)) for method in METHODS}
-    table = run_course("", run, config=standin.config)
+    table = run_course("", run, config=standin.config, last="08")  # 09 and on make their own data
     assert "average mAP" in table or "mAP" in table
     assert before == {
         method: sha256(encoder_path(run, method)) for method in METHODS
     }  # no training
     written = {path.name for path in (run / "notebooks").glob("*.ipynb")}
-    assert written == {path.name for path in ordered_notebooks()}
+    assert written == {path.name for path in ordered_notebooks(last="08")}
 
 
 def test_papermill_runs_a_notebook_on_a_configuration(trained, tmp_path):

@@ -229,7 +229,8 @@ def _read_table(path: Path, text: str, thumos: bool, keep_ambiguous: bool) -> li
     """
     times, text_of = (("start", "end"), "type") if thumos else (("start_s", "end_s"), "label")
     videos: dict[str, Video] = {}
-    for row in table_rows(path, text, ("video", *times, text_of)):
+    cure = f", or run: lofi import {path} --videos FOLDER --out NEW.csv"
+    for row in table_rows(path, text, ("video", *times, text_of), cure):
         name = check_video_id(row["video"], row.where)
         stem, suffix = os.path.splitext(name)
         video_id = stem if suffix.lower() in EXTENSIONS else name

@@ -32,9 +32,11 @@ class Row(dict[str, str]):
         return seconds(self[column], f"{self.where}: {column}")
 
 
-def table_rows(path: Path, text: str, required: Sequence[str]) -> list[Row]:
-    """Rows of a table with a header, separated by commas, or semicolons or tabs in the header."""
-    header, lines = table_lines(path, text, required)
+def table_rows(path: Path, text: str, required: Sequence[str], cure: str = "") -> list[Row]:
+    """Rows of a table with a header, separated by commas, or semicolons or tabs in the header.
+
+    `cure`: what else helps where the header lacks a `required` name."""
+    header, lines = table_lines(path, text, required, cure)
     rows = []
     for line, cells in lines:
         rows.append(Row(zip_longest(header, cells[: len(header)], fillvalue="")))
@@ -43,7 +45,7 @@ def table_rows(path: Path, text: str, required: Sequence[str]) -> list[Row]:
 
 
 def table_lines(
-    path: Path, text: str, required: Sequence[str]
+    path: Path, text: str, required: Sequence[str], cure: str = ""
 ) -> tuple[list[str], list[tuple[int, list[str]]]]:
     """The names in the header, and number and cells of every other line that is not blank.
 
@@ -67,7 +69,7 @@ def table_lines(
     header = [cell.lower() for cell in lines[0][1]] if lines else required
     if missing := [name for name in required if name not in header]:
         found = f"no column {', '.join(missing)} (found: {', '.join(header)})"
-        raise ValueError(f"{path}: {found}; the header must name {', '.join(required)}")
+        raise ValueError(f"{path}: {found}; the header must name {', '.join(required)}{cure}")
     if twice := [name for name, count in Counter(header).items() if name and count > 1]:
         raise ValueError(f"{path}: two columns are called {twice[0]}; rename or drop one")
     for line, cells in lines[1:]:

@@ -137,9 +137,10 @@ def source_clips(config: Config, run_dir: str | Path, stage: str) -> tuple[Trimm
 
 
 def split_clips(clips: Sequence[TrimmedClip]) -> tuple[list[TrimmedClip], list[TrimmedClip]]:
-    """(clips to train on, held-out clips): by the list's subset, else every tenth is held out."""
+    """(clips to train on, held-out clips): by the list's subsets; without any, every tenth."""
     held = [clip.subset in ("validation", "val", "test") for clip in clips]
-    if not any(held):
+    if not any(clip.subset for clip in clips):
+        log.info("every tenth of %d source clips only measures accuracy", len(clips))
         held = [i % HELD_OUT == 0 for i in range(len(clips))]
     kept = [clip for clip, out in zip(clips, held) if not out]
     return kept, [clip for clip, out in zip(clips, held) if out]
