@@ -296,6 +296,9 @@ class Config:
     # File of published encoder weights, "pretrained" (a package), "none" = random, or "", which is
     # random too, but stage acp refuses it on real data where the encoder has ImageNet weights.
     weights: str = ""
+    # How a vit encoder takes pixels: "unit", in [0, 1], or "imagenet", less its mean and by its
+    # deviation; "" = as usual for the layout of `weights`, which does not say it (random: unit).
+    normalisation: Literal["", "unit", "imagenet"] = ""
     acp: Optimisation = field(default_factory=Optimisation)
     acp_plus: Optimisation = field(default_factory=Optimisation)
     acp_plus_start: str = "acp"  # method whose encoder ACP+ continues; "weights" = the file above

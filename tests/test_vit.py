@@ -1,14 +1,20 @@
 """VideoMAE encoders against numbers of the repository's own class."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from test_encoders import reference_numbers
 
-from lofi.encoders import build_encoder, encoder_hash, load_weights, save_encoder
+from lofi.budget import Mode, plan
+from lofi.config import preset
+from lofi.data.features import read_features, write_features
+from lofi.encoders import build_encoder, encoder_hash, load_weights, normalise, save_encoder
 from lofi.encoders.vit import VideoViT
+from lofi.fidelity import Fidelity, schedule
+from lofi.training.methods import feature_header, load_encoder, start_encoder
 
 
 def test_features_equal_the_public_code(golden):
@@ -63,16 +69,18 @@ def test_transformers_layout(part, golden, tmp_path):
     digest = save_encoder(encoder, tmp_path / "ours.safetensors")
     again = VideoViT("small", *sizes)
     load_weights(again, tmp_path / "ours.safetensors")
-    assert encoder_hash(again) == digest and again.convention == "transformers"
+    assert encoder_hash(again) == digest and again.convention == "transformers imagenet"
     again.follow("videomae")
     assert encoder_hash(again) != digest
 
 
-@pytest.mark.parametrize(("wrap", "prefix"), [("module", ""), ("model", "module.encoder.")])
+@pytest.mark.parametrize(
+    ("wrap", "prefix"), [("module", ""), ("model", "module.encoder."), ("state_dict", "model.")]
+)
 def test_repository_layout_with_decoder(wrap, prefix, tmp_path):
     theirs = build_encoder("vit-toy", seed=3)
     state = {prefix + k: v for k, v in theirs.state_dict().items()}
-    if prefix:
+    if prefix.endswith("encoder."):
         state = {k.replace("fc_norm", "norm"): v for k, v in state.items()}
         state["module.decoder.norm.weight"] = state["module.mask_token"] = torch.ones(2)
     torch.save({wrap: state}, tmp_path / "theirs.pth")
@@ -80,6 +88,32 @@ def test_repository_layout_with_decoder(wrap, prefix, tmp_path):
     encoder.follow("transformers")
     assert load_weights(encoder, tmp_path / "theirs.pth").layout == "videomae"
     assert encoder_hash(encoder) == encoder_hash(theirs)
+
+
+def test_pixels_are_unit_or_imagenets_and_travel_with_the_weights(tmp_path, caplog):
+    grey = torch.full((1, 2, 3, 4, 4), 51, dtype=torch.uint8)  # 0.2
+    torch.save(build_encoder("vit-toy", seed=3).state_dict(), tmp_path / "vit_pixels.pth")
+    config = replace(preset("tiny"), encoder="vit-toy", weights=str(tmp_path / "vit_pixels.pth"))
+    unit = start_encoder(config)
+    torch.testing.assert_close(normalise(grey, unit), torch.full(grey.shape, 0.2))
+    assert "pixels: videomae unit" in caplog.text and "--normalisation imagenet" in caplog.text
+    config = replace(config, normalisation="imagenet")
+    other = start_encoder(config)
+    assert normalise(grey, other)[0, 0, :, 0, 0].tolist() == pytest.approx(
+        [(0.2 - 0.485) / 0.229, (0.2 - 0.456) / 0.224, (0.2 - 0.406) / 0.225]
+    )
+    save_encoder(other, tmp_path / "acp" / "encoder" / "encoder.safetensors")
+    trained, digest = load_encoder(config, tmp_path, "acp")
+    assert trained.mean == other.mean and digest == encoder_hash(other) != encoder_hash(unit)
+    header = feature_header(config, trained, digest)
+    assert header.encoder == "vit-toy (videomae imagenet)"
+    write_features(tmp_path / "f", torch.ones(32, 16), header)
+    with pytest.raises(ValueError, match=r"encoder is vit-toy \(videomae imagenet\), expected"):
+        read_features(tmp_path / "f", feature_header(config, unit, encoder_hash(unit)))
+    with pytest.raises(ValueError, match="trained with pixels 'videomae imagenet', not 'unit'"):
+        load_encoder(replace(config, normalisation="unit"), tmp_path, "acp")
+    with pytest.raises(ValueError, match="tsm-toy takes pixels in one way"):
+        start_encoder(replace(preset("tiny"), normalisation="unit"))
 
 
 def test_sizes_seed_and_wrong_inputs():
@@ -94,5 +128,19 @@ def test_sizes_seed_and_wrong_inputs():
     assert first(torch.rand(2, 6, 3, 8, 12)).shape == (2, 32)
     with pytest.raises(ValueError, match="even number"):
         first(torch.rand(1, 3, 3, 8, 8))
-    with pytest.raises(ValueError, match="whole patches of 4"):
+    with pytest.raises(ValueError, match="10 pixels a side, expected whole patches of 4"):
         first(torch.rand(1, 4, 3, 10, 8))
+    config = replace(preset("tiny"), encoder="vit-toy", full=Fidelity(16, 4, 42))
+    with pytest.raises(ValueError, match="set full.pixels to 40"):
+        load_encoder(config, "", "random")
+    with pytest.raises(ValueError, match=r"acp_frames\) to 6"):
+        load_encoder(replace(config, full=Fidelity(16, 5, 40)), "", "random")
+
+
+def test_low_fidelities_are_whole_patches():
+    full = Fidelity(16, 8, 224)
+    assert [f.pixels for f in schedule("long", full).fidelities] == [112, 224, 158]
+    assert [f.pixels for f in schedule("long", full, patch=16).fidelities] == [112, 224, 160]
+    assert [f.pixels for f in schedule("long", full, patch=14).fidelities] == [112, 224, 154]
+    rows = plan(1.0, "vit-toy", None, Fidelity(2, 2, 44), batch=1, modes=(Mode(),))
+    assert [row.fidelity.pixels for row in rows] == [24, 44, 32, 24, 44]

@@ -53,8 +53,8 @@ def plan(
         encoder = build_encoder(encoder)
         freeze_batch_norm(encoder)
     full = full or Fidelity()
-    low = {name.upper(): full.reduced(*by) for name, by in REDUCTIONS.items()}
-    low["low budget"] = full.reduced(*LOW_BUDGET)
+    low = {name.upper(): full.reduced(*by, encoder.patch) for name, by in REDUCTIONS.items()}
+    low["low budget"] = full.reduced(*LOW_BUDGET, encoder.patch)
     wanted = [(f"{name} LoFi", fidelity, Mode()) for name, fidelity in low.items()]
     wanted += [("full fidelity", full, mode) for mode in modes]
     weights = [*encoder.parameters(), *(head.parameters() if head is not None else ())]

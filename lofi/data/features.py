@@ -39,7 +39,7 @@ class FeatureHeader:
     pixels: int | None = None  # S
     frame_stride: int | None = None  # see `lofi.data.snippets.frame_indices`, as `rule`
     rule: str | None = None
-    encoder: str | None = None  # name of the architecture
+    encoder: str | None = None  # name of the architecture (and its convention)
     crop_ratio: float | None = None  # see `lofi.data.snippets.crop_of`
     squeeze: int | None = None  # 1 = whole frames, see `crop_of`
     amp: str | None = None  # precision, fp32 where nothing is said

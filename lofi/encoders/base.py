@@ -26,8 +26,9 @@ class Encoder(nn.Module):
         origin: where the weights come from, in words; written into every file made from them.
         source, licence: of the public weights that this network takes, "" if there are none;
             `load_weights` sets them to those of the file.
-        convention: "" or which of several public programs the pixels and the network follow; part
-            of `encoder_hash` and of our files; `follow` sets it.
+        convention: "" or which of several public programs the network follows and how it takes
+            pixels; part of `encoder_hash`, of our files and of feature headers; `follow` sets it.
+        patch: pixels by which S has to be divisible.
         frozen_stage, frozen_batch_norm: read only; set by the two freezing functions below.
     """
 
@@ -41,6 +42,7 @@ class Encoder(nn.Module):
     source: str = ""
     licence: str = ""
     convention: str = ""
+    patch: int = 1
     frozen_stage: str | None = None
     frozen_batch_norm: str | None = None  # None | "statistics" | "affine" | "folded"
 
@@ -48,10 +50,17 @@ class Encoder(nn.Module):
         """The modules that make up one of `stages`."""
         return [getattr(self, stage)]
 
-    def follow(self, convention: str) -> None:
-        """Set `convention` and all that depends on it; ValueError if the encoder lacks it."""
-        if convention:
-            raise ValueError(f"{self.name} has no convention {convention!r}; take another encoder")
+    def follow(self, convention: str = "", normalisation: str = "") -> None:
+        """Set `convention` and all that depends on it; ValueError if the encoder lacks it.
+
+        `normalisation`: "unit" (pixels in [0, 1]) or "imagenet"; "" = what the convention says.
+        """
+        if asked := convention or normalisation:
+            cure = "leave normalisation out, or take a vit encoder"
+            raise ValueError(f"{self.name} takes pixels in one way, {asked!r} was asked; {cure}")
+
+    def check_size(self, frames: int, *sides: int) -> None:
+        """ValueError, with the cure, when it cannot take snippets of F frames with these sides."""
 
     def run(self, part: Callable[..., Tensor], *inputs: Any) -> Tensor:
         """part(*inputs), recomputed in the backward pass where `recompute` asks for it."""

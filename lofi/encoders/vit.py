@@ -31,17 +31,21 @@ class VideoViT(Encoder):
         self.fc_norm = nn.LayerNorm(width)
         self.follow("videomae")
 
-    def follow(self, convention: str) -> None:
-        """Set pixels and epsilons to those of one public program; ValueError for another name.
+    def follow(self, convention: str = "", normalisation: str = "") -> None:
+        """Epsilons of a public program, "videomae" (or "" = as now) or "transformers", and pixels.
 
-        "videomae": values in [0, 1], as VideoMAEv2 releases its features; "transformers": less
-        ImageNet's mean, by its deviation.
+        Pixels are "unit" with the first, as VideoMAEv2 releases its features, and "imagenet" with
+        the other, unless said: convention "videomae imagenet", or `normalisation`.
         """
-        if convention not in ("videomae", "transformers"):
-            known = "videomae, transformers"
-            raise ValueError(f"{self.name} has no convention {convention!r}; known: {known}")
-        self.convention, plain = convention, convention == "videomae"
-        self.mean, self.std = ((0.0,) * 3, (1.0,) * 3) if plain else (Encoder.mean, Encoder.std)
+        program, _, pixels = (convention or self.convention).partition(" ")
+        usual = {"videomae": "unit", "transformers": "imagenet"}
+        pixels = normalisation or pixels or usual.get(program)
+        if program not in usual or pixels not in usual.values():
+            found = f"{self.name} has no convention {convention!r} with pixels {pixels!r}"
+            raise ValueError(f"{found}; known: videomae, transformers; unit, imagenet")
+        self.convention, plain = f"{program} {pixels}", program == "videomae"
+        unit = (0.0,) * 3, (1.0,) * 3
+        self.mean, self.std = unit if pixels == "unit" else (Encoder.mean, Encoder.std)
         for block in self.blocks:
             block.norm1.eps = block.norm2.eps = 1e-6 if plain else 1e-12
         self.fc_norm.eps = 1e-6 if plain else 1e-5
@@ -52,14 +56,21 @@ class VideoViT(Encoder):
         number, depth = int(stage.removeprefix("layer")), len(self.blocks)
         return list(self.blocks[(number - 1) * depth // 4 : number * depth // 4])
 
+    def check_size(self, frames: int, *sides: int) -> None:
+        if wrong := [side for side in sides if side % self.patch or not side]:
+            near = max(1, round(wrong[0] / self.patch)) * self.patch
+            found = f"{self.name}: {wrong[0]} pixels a side, expected whole patches of {self.patch}"
+            raise ValueError(f"{found}; set full.pixels to {near}")
+        if frames % 2:
+            cure = f"set full.frames (stage 1: acp_frames) to {frames + 1}"
+            raise ValueError(f"{self.name}: {frames} frames, expected an even number; {cure}")
+
     def forward(self, frames: Tensor) -> Tensor:
         """(N, F, 3, S, S') normalised frames to (N, d), float32 at least."""
-        sides = frames.shape[-2:]
-        if frames.dim() != 5 or frames.shape[2] != 3 or any(s % self.patch for s in sides):
-            wanted = f"(N, F, 3, S, S'), sides whole patches of {self.patch} pixels"
-            raise ValueError(f"{self.name}: frames {tuple(frames.shape)}, expected {wanted}")
-        if frames.shape[1] % 2:
-            raise ValueError(f"{self.name}: {frames.shape[1]} frames, expected an even number")
+        if frames.dim() != 5 or frames.shape[2] != 3:
+            found = f"{self.name}: frames {tuple(frames.shape)}"
+            raise ValueError(f"{found}, expected (N, F, 3, S, S')")
+        self.check_size(frames.shape[1], *frames.shape[-2:])
         x = self.patch_embed["proj"](frames.transpose(1, 2)).flatten(2).transpose(1, 2)
         x = x + torch.from_numpy(positions(*x.shape[1:])).to(x)
         for block in self.blocks:

@@ -83,7 +83,9 @@ def encoder_hash(encoder: Encoder) -> str:
     return digest.hexdigest()
 
 
-def load_weights(encoder: Encoder, path: str | Path, strict: bool = True) -> LoadReport:
+def load_weights(
+    encoder: Encoder, path: str | Path, strict: bool = True, normalisation: str = ""
+) -> LoadReport:
     """Copy the weights of a file into the encoder, whatever the layout.
 
     Layouts: "lofi" (`save_encoder`), "torchvision", "tsm" (TSM's own Kinetics files), "mmaction2",
@@ -93,8 +95,9 @@ def load_weights(encoder: Encoder, path: str | Path, strict: bool = True) -> Loa
     ours they are printed (logged as a warning), once.
 
     `strict` refuses a file that lacks tensors of the encoder or has others; False copies what fits
-    in name and shape and reports the rest. FileNotFoundError, or ValueError: not a weight file,
-    damaged, not finite, with non-local blocks, or (strict) of another encoder.
+    in name and shape and reports the rest. `normalisation`, see `Encoder.follow`, says how a file
+    of others wants its pixels. FileNotFoundError, or ValueError: not a weight file, damaged, not
+    finite, with non-local blocks, (strict) of another encoder, or ours with other pixels.
     """
     path = Path(path)
     found, origin = _read(path)
@@ -115,11 +118,14 @@ def load_weights(encoder: Encoder, path: str | Path, strict: bool = True) -> Loa
     for name in matched:
         if not torch.isfinite(found[name]).all():
             raise ValueError(f"{path}: {name} is not finite; take an earlier checkpoint")
+    if origin and normalisation and not convention.endswith(normalisation):
+        what = f"{path}: trained with pixels {convention or 'as they are'!r}, not {normalisation!r}"
+        raise ValueError(f"{what}; leave normalisation out, or train it anew")
+    if convention or normalisation:
+        encoder.follow(convention, normalisation)
     with torch.no_grad():
         for name in matched:
             wanted[name].copy_(found[name])
-    if convention:
-        encoder.follow(convention)
     log.info("%s: %d tensors into %s (%s layout)", path, len(matched), encoder.name, layout)
     encoder.source = origin.get("weights_source", "")
     encoder.licence = origin.get("weights_licence", "")
@@ -131,7 +137,10 @@ def load_weights(encoder: Encoder, path: str | Path, strict: bool = True) -> Loa
                 f"{type(encoder).licence}, unless the publisher says more",
             )
         encoder.source, encoder.licence = PUBLIC.get(sha256(path)[:8], unknown)
-        _say_once(f"weights: {encoder.source}; licence: {encoder.licence}")
+        pixels = f"; pixels: {encoder.convention}" if encoder.convention else ""
+        if layout == "videomae" and not normalisation:
+            pixels += " as VideoMAEv2's features; else give --normalisation imagenet"
+        _say_once(f"weights: {encoder.source}; licence: {encoder.licence}{pixels}")
     return LoadReport(matched, missing, unexpected, layout, classifier, origin)
 
 
@@ -197,7 +206,8 @@ _MMACTION = (
 )
 _VIDEOMAE = {
     # Files from pre-training alone: the encoder below "encoder.", and a decoder that is left out.
-    "videomae": ((r"^encoder\.", ""), (r"^norm\.", "fc_norm.")),
+    # Files on the hub have all below "model.".
+    "videomae": ((r"^(model\.)?(encoder\.)?", ""), (r"^norm\.", "fc_norm.")),
     "transformers": (
         (r"^videomae\.", ""),
         (r"^embeddings\.patch_embeddings\.projection\.", "patch_embed.proj."),

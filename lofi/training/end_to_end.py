@@ -220,6 +220,8 @@ def verify_exact(encoder: Encoder, mode: Mode, clips: Tensor) -> float:
     """
     step = max(1, clips.shape[-1] // SMALL)
     clips = clips[:1, : 2 * mode.chunk + 1, ..., ::step, ::step]
+    side = clips.shape[-1] // encoder.patch * encoder.patch
+    clips = clips[..., :side, :side]
 
     def coupled(features: Tensor, _: slice) -> dict[str, Tensor]:
         unit = features / features.norm()

@@ -134,7 +134,7 @@ class JointTraining:
         sizes = len(items), lofi.training.batch, lofi.training.epochs
         self.batches = Batches(*sizes, (config.seed, "lofi"))
         periods = {name: getattr(lofi, name) for name in ("period_epochs", "period_iterations")}
-        self.plan = schedule(lofi.schedule, config.full, **periods)
+        self.plan = schedule(lofi.schedule, config.full, **periods, patch=encoder.patch)
         self.verified = not (lofi.verify_exact and lofi.mode.name in ("exact", "sampled"))
 
     def training(self) -> Training:
