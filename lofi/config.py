@@ -40,7 +40,8 @@ class DataConfig:
     train_subset: str = "training"
     test_subset: str = "validation"
     frame_stride: int = 8  # frames between two frames of a snippet [paper]
-    rule: str = "centred"  # how frames sit in a snippet: centred | tile | bsp
+    # How frames sit in a snippet: centred | tile | bsp, or window, which begins at its frame.
+    rule: str = "centred"
     window_stride: int = 0  # frames between snippets of sliding windows; 0 = whole videos
     features: PublishedFeatures = field(default_factory=PublishedFeatures)
     resample_fps: float = 0.0  # cut snippets as if videos had this rate; 0 = as decoded [ours]

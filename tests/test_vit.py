@@ -9,12 +9,22 @@ import torch
 from test_encoders import reference_numbers
 
 from lofi.budget import Mode, plan
-from lofi.config import preset
+from lofi.config import override, preset
 from lofi.data.features import read_features, write_features
+from lofi.data.toyworld import TINY, write_world
+from lofi.detection.detector import Detector
 from lofi.encoders import build_encoder, encoder_hash, load_weights, normalise, save_encoder
 from lofi.encoders.vit import VideoViT
+from lofi.experiment import localize, run_stage, train_encoder
 from lofi.fidelity import Fidelity, schedule
-from lofi.training.methods import feature_header, load_encoder, start_encoder
+from lofi.training.methods import (
+    feature_header,
+    load_encoder,
+    open_features,
+    run_data,
+    start_encoder,
+)
+from lofi.training.run_folder import read_metrics
 
 
 def test_features_equal_the_public_code(golden):
@@ -144,3 +154,31 @@ def test_low_fidelities_are_whole_patches():
     assert [f.pixels for f in schedule("long", full, patch=14).fidelities] == [112, 224, 154]
     rows = plan(1.0, "vit-toy", None, Fidelity(2, 2, 44), batch=1, modes=(Mode(),))
     assert [row.fidelity.pixels for row in rows] == [24, 44, 32, 24, 44]
+
+
+def test_the_whole_chain(tmp_path):
+    """From trimmed clips to detections, in windows of 4 frames that begin every 3."""
+    world = replace(TINY, source_clips=(8, 4), videos=(4, 1), video_frames=64)
+    write_world(tmp_path / "world", world, 0)
+    changes = {
+        "encoder": "vit-toy", "data.world": str(tmp_path / "world"), "acp.epochs": 1,
+        "acp.batch": 8, "lofi.training.epochs": 3, "head_training.epochs": 1,
+        "data.window_stride": 3, "data.rule": "window", "lofi.mode.chunk": 6,
+    }  # fmt: skip
+    config, run = override(preset("tiny"), changes), tmp_path / "run"
+    train_encoder(config, run, "acp")
+    train_encoder(config, run, "c-lofi")  # three fidelities, three numbers of tokens
+    shown = [row["fidelity"] for row in read_metrics(run / "c-lofi" / "encoder")]
+    assert {text.split("×")[-1] for text in shown} == {"20²", "40²", "28²"}
+    train_encoder(config, run, "sampled")  # the gradient is checked against one graph
+    localize(config, run, "sampled")
+    run_stage("classes", config, run, "sampled")
+    test = run_data(config, run).test[0]
+    found = Detector.load(run, "sampled").detect(test.path)
+    assert found and all(0 <= d.start_s < d.end_s for d in found)
+    store = open_features(config, run, "sampled", run_data(config, run))
+    values, grid = store[next(iter(store.ids))]
+    assert values.shape == (32, 21) and grid.steps == 21  # range(0, 64 - 3, 3)
+    shifted = replace(config, data=replace(config.data, rule="centred"))
+    with pytest.raises(ValueError, match="rule is window, expected centred"):
+        open_features(shifted, run, "sampled", run_data(config, run))[next(iter(store.ids))]

@@ -56,7 +56,8 @@ class FeatureHeader:
             return Grid.whole(self.snippets, duration_s)
         frames = len(resampled_frames(self.num_frames, self.fps, self.resample_fps or 0.0))
         fps = frames / duration_s if self.resample_fps else self.fps
-        return Grid.strided(self.snippets, self.window_stride, fps, frames)
+        window = (self.frames - 1) * self.frame_stride + 1 if self.rule == "window" else 0
+        return Grid.sliding(frames, fps, self.window_stride, window)
 
 
 def write_features(path: str | Path, features: Tensor, header: FeatureHeader) -> None:

@@ -86,7 +86,7 @@ def joint_items(
         if isinstance(info, VideoError):
             skip(video.id, info)
             continue
-        grid = video_grid(config.data, info, config.full.snippets)
+        grid = video_grid(config.data, info, config.full)
         items += training_parts(video, grid, config.full.snippets)
     if not items:
         size = f"{config.full.snippets} snippets, {config.data.window_stride} frames apart"
