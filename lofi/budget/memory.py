@@ -170,12 +170,15 @@ class Step:
 def _without_data(amp: str, *modules: nn.Module | str | None) -> Iterator:
     """Yields a function that copies (or builds) a module whose tensors have no data.
 
-    Meta tensors where they suffice. Autocast only knows devices that compute, and modules from
-    elsewhere may name one; for them fake tensors (slower, and not part of torch's public
+    Meta tensors where they suffice. Autocast and fused attention only know devices that compute,
+    and modules from elsewhere may name one; for them fake tensors (slower, and not part of torch's public
     interface) pretend to be there.
     """
-    kinds = {type(m) for part in modules if isinstance(part, nn.Module) for m in part.modules()}
-    meta = amp == "fp32" and all(k.__module__.split(".")[0] in ("lofi", "torch") for k in kinds)
+    with torch.device("meta"):
+        shapes = [build_encoder(part) if isinstance(part, str) else part for part in modules]
+    kinds = {type(m) for part in shapes if part is not None for m in part.modules()}
+    ours = all(kind.__module__.split(".")[0] in ("lofi", "torch") for kind in kinds)
+    meta = amp == "fp32" and ours and not any(getattr(kind, "fused", False) for kind in kinds)
     if meta:
         fake, convert = nullcontext(), lambda tensor: tensor.to("meta")
     else:

@@ -89,6 +89,8 @@ def positions(tokens: int, width: int) -> np.ndarray:
 class Attention(nn.Module):
     """Self-attention with a bias on queries and values, none on keys."""
 
+    fused = True  # its kernels keep no (tokens, tokens) matrix; meta tensors have no such kernel
+
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         self.heads, self.qkv = heads, nn.Linear(width, 3 * width, bias=False)
