@@ -174,10 +174,11 @@ class Mode:
     "full": one graph, as in every LoFi configuration of the paper. "exact": features without graph,
     head, then every chunk again with its graph; the same gradient at the memory of one chunk.
     "sampled": the same for a share of the snippets. "partial": one graph above frozen stages.
+    "adapters": one graph, in which small layers behind the frozen blocks of a vit encoder train.
     "frozen": head only.
     """
 
-    name: Literal["full", "exact", "sampled", "partial", "frozen"] = "full"
+    name: Literal["full", "exact", "sampled", "partial", "adapters", "frozen"] = "full"
     chunk: int = 4  # snippets encoded at a time ("exact", "sampled", "frozen")
     ratio: float = 0.3  # share of the snippets of a video that get a gradient ("sampled")
     rescale: bool = True  # divide the sampled gradient by `ratio`: right on average

@@ -6,14 +6,23 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from lectures import measured_bytes
 from test_encoders import reference_numbers
 
-from lofi.budget import Mode, plan
+from lofi.budget import Mode, activation_bytes, plan
 from lofi.config import override, preset
 from lofi.data.features import read_features, write_features
 from lofi.data.toyworld import TINY, write_world
 from lofi.detection.detector import Detector
-from lofi.encoders import build_encoder, encoder_hash, load_weights, normalise, save_encoder
+from lofi.encoders import (
+    build_encoder,
+    encoder_hash,
+    freeze_batch_norm,
+    freeze_trunk,
+    load_weights,
+    normalise,
+    save_encoder,
+)
 from lofi.encoders.vit import VideoViT
 from lofi.experiment import localize, run_stage, train_encoder
 from lofi.fidelity import Fidelity, schedule
@@ -154,6 +163,57 @@ def test_low_fidelities_are_whole_patches():
     assert [f.pixels for f in schedule("long", full, patch=14).fidelities] == [112, 224, 154]
     rows = plan(1.0, "vit-toy", None, Fidelity(2, 2, 44), batch=1, modes=(Mode(),))
     assert [row.fidelity.pixels for row in rows] == [24, 44, 32, 24, 44]
+    rows = plan(1.0, "vit-toy", None, Fidelity(2, 2, 16), batch=1)
+    assert rows[-1].mode.name == "adapters" and rows[-1].peak_bytes < rows[4].peak_bytes
+
+
+@pytest.mark.parametrize(
+    ("name", "fidelity", "mode"),
+    [
+        ("vit-toy", Fidelity(4, 4, 40), "full"),
+        ("vit-toy", Fidelity(4, 4, 40), "adapters"),
+        ("vit-toy", Fidelity(4, 2, 20), Mode("sampled", chunk=2)),
+        ("vit-s", Fidelity(2, 2, 64), Mode("exact", chunk=1)),
+        ("vit-s", Fidelity(1, 4, 64), "adapters"),
+    ],
+)
+def test_predicted_memory_equals_measurement(name, fidelity, mode):
+    encoder = build_encoder(name, seed=0)
+    predicted = activation_bytes(encoder, None, fidelity, 1, mode=mode)
+    measured = measured_bytes(encoder, None, fidelity, 1, mode=mode)
+    assert predicted.saved_bytes == pytest.approx(measured.saved_bytes, rel=0.01)
+    assert predicted.peak_bytes == pytest.approx(measured.peak_bytes, rel=0.05)
+    if mode == "adapters":
+        whole = measured_bytes(encoder, None, fidelity, 1, mode="full")
+        assert measured.saved_bytes < whole.saved_bytes and measured.peak_bytes < whole.peak_bytes
+
+
+def test_adapters_begin_as_nothing_and_train_alone():
+    encoder, frames = build_encoder("vit-toy", seed=0), torch.rand(2, 6, 3, 8, 8)
+    trunk = {name: value.clone() for name, value in encoder.state_dict().items()}
+    before = encoder(frames)
+    freeze_trunk(encoder)
+    freeze_batch_norm(encoder)  # does not thaw the trunk
+    assert torch.equal(encoder(frames), before)
+    trained = [name for name, p in encoder.named_parameters() if p.requires_grad]
+    assert len(trained) == 4 * 7 and all(".adapter." in name for name in trained)
+    for _ in range(2):
+        encoder(frames).square().sum().backward()
+        with torch.no_grad():
+            for p in encoder.parameters():
+                p -= 0 if p.grad is None else 0.1 * p.grad
+    state = encoder.state_dict()
+    assert all(torch.equal(state[name], value) for name, value in trunk.items())
+    # the convolution by hand: time step t sees t - 1, t, t + 1 of its own place
+    x, adapter = torch.randn(1, 3 * 2, 32), encoder.blocks[0].adapter
+    inner = torch.nn.functional.gelu(adapter.down(x)).view(3, 2, 8)
+    padded, kernel = torch.zeros(5, 2, 8), adapter.time.weight.view(8, 3)
+    padded[1:4] = inner
+    mixed = sum(padded[k : k + 3] * kernel[:, k] for k in range(3)) + adapter.time.bias
+    expected = x + adapter.scale * adapter.up(mixed.view(1, 6, 8))
+    torch.testing.assert_close(adapter(x, 3), expected)
+    with pytest.raises(ValueError, match="no place for adapters"):
+        freeze_trunk(build_encoder("tsm-toy"))
 
 
 def test_the_whole_chain(tmp_path):
@@ -172,6 +232,11 @@ def test_the_whole_chain(tmp_path):
     assert {text.split("×")[-1] for text in shown} == {"20²", "40²", "28²"}
     train_encoder(config, run, "sampled")  # the gradient is checked against one graph
     localize(config, run, "sampled")
+    train_encoder(config, run, "c-lofi-adapters")
+    (acp, _), (adapted, _) = (load_encoder(config, run, m) for m in ("acp", "c-lofi-adapters"))
+    after = adapted.state_dict()
+    assert all(torch.equal(after[name], value) for name, value in acp.state_dict().items())
+    assert any(after[name].any() for name in after if name.endswith("adapter.up.weight"))
     run_stage("classes", config, run, "sampled")
     test = run_data(config, run).test[0]
     found = Detector.load(run, "sampled").detect(test.path)

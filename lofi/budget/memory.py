@@ -26,7 +26,7 @@ from torch.utils.flop_counter import flop_registry
 from lofi.config import Mode
 from lofi.data.annotations import Video
 from lofi.data.snippets import Grid
-from lofi.encoders import Encoder, build_encoder, freeze_batch_norm
+from lofi.encoders import Encoder, build_encoder, freeze_batch_norm, freeze_trunk
 from lofi.encoders.base import BatchNorm
 from lofi.fidelity import Fidelity
 from lofi.heads import Head, to_device
@@ -111,6 +111,8 @@ class Step:
         self.encoder, self.head, self.fidelity = encoder, head, fidelity
         self.batch, self.amp, self.micro_batch = batch, amp, micro_batch
         self.mode = Mode(mode) if isinstance(mode, str) else mode
+        if self.mode.name == "adapters":
+            freeze_trunk(encoder)
         self.videos_at_once = min(batch, micro_batch or batch)
         self.modules = nn.ModuleDict({"encoder": encoder, "head": head})
         self.static = [*self.modules.parameters(), *self.modules.buffers()]
@@ -171,8 +173,8 @@ def _without_data(amp: str, *modules: nn.Module | str | None) -> Iterator:
     """Yields a function that copies (or builds) a module whose tensors have no data.
 
     Meta tensors where they suffice. Autocast and fused attention only know devices that compute,
-    and modules from elsewhere may name one; for them fake tensors (slower, and not part of torch's public
-    interface) pretend to be there.
+    and modules from elsewhere may name one; for them fake tensors (slower, and not part of torch's
+    public interface) pretend to be there.
     """
     with torch.device("meta"):
         shapes = [build_encoder(part) if isinstance(part, str) else part for part in modules]

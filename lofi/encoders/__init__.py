@@ -1,8 +1,8 @@
 """Encoders: from the frames of a snippet to one feature vector.
 
 `build_encoder(name)` makes one, `load_weights` and `save_encoder` move weights, `pretrained_file`
-finds those of an installed package, `normalise` prepares frames, `freeze_batch_norm` and
-`freeze_until` decide what trains.
+finds those of an installed package, `normalise` prepares frames, `freeze_batch_norm`,
+`freeze_until` and `freeze_trunk` decide what trains.
 """
 
 import torch
@@ -11,6 +11,7 @@ from torch import nn
 from lofi.encoders.base import (
     Encoder,
     freeze_batch_norm,
+    freeze_trunk,
     freeze_until,
     normalise,
     unfreeze_batch_norm,

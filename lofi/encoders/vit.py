@@ -50,6 +50,12 @@ class VideoViT(Encoder):
             block.norm1.eps = block.norm2.eps = 1e-6 if plain else 1e-12
         self.fc_norm.eps = 1e-6 if plain else 1e-5
 
+    def add_adapters(self) -> None:
+        for i, block in enumerate(self.blocks):
+            if block.adapter is None:
+                with self.fc_norm.weight.device:
+                    block.adapter = Adapter(self.channels, i)
+
     def stage_modules(self, stage: str) -> list[nn.Module]:
         if stage in ("stem", "fc_norm"):
             return [self.patch_embed if stage == "stem" else self.fc_norm]
@@ -71,10 +77,11 @@ class VideoViT(Encoder):
             found = f"{self.name}: frames {tuple(frames.shape)}"
             raise ValueError(f"{found}, expected (N, F, 3, S, S')")
         self.check_size(frames.shape[1], *frames.shape[-2:])
-        x = self.patch_embed["proj"](frames.transpose(1, 2)).flatten(2).transpose(1, 2)
+        x = self.patch_embed["proj"](frames.transpose(1, 2))
+        times, x = x.shape[2], x.flatten(2).transpose(1, 2)
         x = x + torch.from_numpy(positions(*x.shape[1:])).to(x)
         for block in self.blocks:
-            x = self.run(block, x)
+            x = self.run(block, x, times)
         x = self.fc_norm(x.mean(1))
         return x.to(torch.promote_types(x.dtype, torch.float32))
 
@@ -104,17 +111,46 @@ class Attention(nn.Module):
         return self.proj(out.transpose(1, 2).flatten(2))
 
 
+class Adapter(nn.Module):
+    """What a frozen block learns about time: a bottleneck with a convolution over its tokens.
+
+    Idea: Liu et al., "End-to-End Temporal Action Detection with 1B Parameters Across 1000 Frames",
+    CVPR 2024; the last layer begins at zero, so that the block begins as it was.
+    """
+
+    def __init__(self, width: int, seed: int) -> None:
+        super().__init__()
+        self.down, self.up = nn.Linear(width, width // 4), nn.Linear(width // 4, width)
+        self.time = nn.Conv2d(width // 4, width // 4, (3, 1), padding=(1, 0), groups=width // 4)
+        self.scale = nn.Parameter(torch.ones(()))
+        draws = torch.Generator().manual_seed(seed)  # on the CPU, the same on every device
+        with torch.no_grad():
+            for layer, fan in ((self.down, width), (self.time, 3)):
+                numbers = torch.randn(layer.weight.shape, generator=draws, device="cpu")
+                layer.weight.copy_(numbers / fan**0.5)
+        for zero in (self.up.weight, self.up.bias, self.down.bias, self.time.bias):
+            nn.init.zeros_(zero)
+
+    def forward(self, x: Tensor, times: int) -> Tensor:
+        """(N, tokens, d), the tokens time by time, to the same shape."""
+        inner = F.gelu(self.down(x)).transpose(1, 2).unflatten(2, (times, -1))
+        inner = self.time(inner).flatten(2).transpose(1, 2)  # (N, d/4, T, places) inside
+        return x + self.scale * self.up(inner)
+
+
 class Block(nn.Module):
-    """Pre-norm transformer block: attention, then an MLP with exact GELU."""
+    """Pre-norm transformer block: attention, then an MLP with exact GELU, perhaps an adapter."""
 
     def __init__(self, width: int, heads: int, hidden: int) -> None:
         super().__init__()
         self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
         self.attn = Attention(width, heads)
+        self.adapter: Adapter | None = None
         layers = {"fc1": nn.Linear(width, hidden), "act": nn.GELU()}
         self.mlp = nn.Sequential(OrderedDict(layers, fc2=nn.Linear(hidden, width)))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, tokens, d) to the same shape."""
+    def forward(self, x: Tensor, times: int) -> Tensor:
+        """(N, tokens, d), the tokens of so many `times`, to the same shape."""
         x = x + self.attn(self.norm1(x))
-        return x + self.mlp(self.norm2(x))
+        x = x + self.mlp(self.norm2(x))
+        return x if self.adapter is None else self.adapter(x, times)

@@ -106,6 +106,8 @@ def load_weights(
     if strict and origin and origin.get("encoder") != encoder.name:
         _raise_other(encoder, path, origin.get("encoder", "an unnamed encoder"), found)
     convention = layout if layout in _VIDEOMAE else origin.get("convention", "")
+    if origin and any(".adapter." in name for name in found):
+        encoder.add_adapters()
     wanted = encoder.state_dict()
     common = [name for name in wanted if name in found]
     matched = tuple(name for name in common if found[name].shape == wanted[name].shape)

@@ -116,6 +116,8 @@ class JointTraining:
         self.reader, self.run, self.device = reader, run, device
         lofi = config.lofi
         self.head = ScaledHead(config.head, encoder.channels, classes, config.seed)
+        if lofi.mode.name == "adapters":
+            encoder.add_adapters()
         self.modules = {"encoder": encoder, "head": self.head}
         self.labels = sorted({s.label for video, _ in items for s in video.segments})
         if lofi.class_loss:
