@@ -19,7 +19,7 @@ from lofi.data.toyworld import TINY, write_world
 from lofi.encoders import build_encoder, frames, freeze_batch_norm, load_weights, normalise, weights
 from lofi.encoders.base import BatchNorm
 from lofi.experiment import STAGES
-from lofi.report import _weights_parts
+from lofi.report import weights_parts
 from lofi.training.methods import load_encoder, start_encoder
 
 NAME = "efficientnet-lite0"
@@ -197,7 +197,7 @@ def test_a_run_uses_published_weights_as_they_are_or_trains_them(tmp_path, publi
         result = STAGES["lofi"].run(own, tmp_path)
         assert result["weights_licence"].startswith("unknown")
         assert load_encoder(own, tmp_path, method)[1] == result["sha256"]
-    (line,) = _weights_parts(config, tmp_path, ["random", "weights", "c-lofi"])
+    (line,) = weights_parts(config, tmp_path, ["random", "weights", "c-lofi"])
     assert line.startswith("Published weights: lite0.pth; licence: unknown")
 
 

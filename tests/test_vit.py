@@ -26,6 +26,7 @@ from lofi.encoders import (
 from lofi.encoders.vit import VideoViT
 from lofi.experiment import localize, run_stage, train_encoder
 from lofi.fidelity import Fidelity, schedule
+from lofi.report import weights_parts
 from lofi.training.methods import (
     feature_header,
     load_encoder,
@@ -121,7 +122,9 @@ def test_pixels_are_unit_or_imagenets_and_travel_with_the_weights(tmp_path, capl
     assert normalise(grey, other)[0, 0, :, 0, 0].tolist() == pytest.approx(
         [(0.2 - 0.485) / 0.229, (0.2 - 0.456) / 0.224, (0.2 - 0.406) / 0.225]
     )
-    save_encoder(other, tmp_path / "acp" / "encoder" / "encoder.safetensors")
+    save_encoder(other, tmp_path / "acp" / "encoder" / "encoder.safetensors", other.origin)
+    (told,) = weights_parts(config, tmp_path, ["acp"])
+    assert "vit_pixels.pth (VideoMAE); licence: CC-BY-NC 4.0 (non-commercial)" in told
     trained, digest = load_encoder(config, tmp_path, "acp")
     assert trained.mean == other.mean and digest == encoder_hash(other) != encoder_hash(unit)
     header = feature_header(config, trained, digest)
