@@ -89,10 +89,10 @@ def load_weights(
     """Copy the weights of a file into the encoder, whatever the layout.
 
     Layouts: "lofi" (`save_encoder`), "torchvision", "tsm" (TSM's own Kinetics files), "mmaction2",
-    "tsp", "efficientnet", and of VideoMAE "videomae" and "transformers", which also set
-    `convention`. A classification layer is left out. Nothing is copied when an error is raised.
-    `source` and `licence` of the encoder become those of the file; of files that are not
-    ours they are printed (logged as a warning), once.
+    "tsp", "efficientnet", "dinov2" (`transformers`), and of VideoMAE "videomae" and "transformers",
+    which also set `convention`. A classification layer is left out. Nothing is copied when an
+    error is raised. `source` and `licence` of the encoder become those of the file; of files that
+    are not ours they are printed (logged as a warning), once.
 
     `strict` refuses a file that lacks tensors of the encoder or has others; False copies what fits
     in name and shape and reports the rest. `normalisation`, see `Encoder.follow`, says how a file
@@ -133,11 +133,9 @@ def load_weights(
     encoder.licence = origin.get("weights_licence", "")
     if not origin:
         unknown = path.name, "unknown: see where the file came from"
-        if layout in _VIDEOMAE:
-            unknown = (
-                f"{path.name} (VideoMAE)",
-                f"{type(encoder).licence}, unless the publisher says more",
-            )
+        if family := {"dinov2": "DINOv2"}.get(layout) or "VideoMAE" * (layout in _VIDEOMAE):
+            terms = f"{type(encoder).licence}, unless the publisher says more"
+            unknown = f"{path.name} ({family})", terms
         encoder.source, encoder.licence = PUBLIC.get(sha256(path)[:8], unknown)
         pixels = f"; pixels: {encoder.convention}" if encoder.convention else ""
         if layout == "videomae" and not normalisation:
@@ -225,7 +223,18 @@ _VIDEOMAE = {
     ),
 }
 _DECODER = re.compile(r"(decoder|encoder_to_decoder)\.|mask_token$|(position|pos)_embed")
+_DINOV2 = (
+    (r"^dinov2\.", ""),
+    (r"^embeddings\.(patch_embeddings\.)?", ""),
+    (r"^encoder\.layer\.", "blocks."),
+    (r"\.attention\.(attention\.)?", "."),
+    (r"\.output\.dense\.", ".proj."),
+    (r"\.layer_scale(\d)\.lambda1$", r".scale\1"),
+    (r"\.mlp\.", "."),
+    (r"^layernorm\.", "norm."),
+)
 _LAYOUTS = (
+    ("dinov2", r"\.layer_scale\d\.lambda1$", _DINOV2),
     ("videomae", r"\bpatch_embed\.proj\.", _VIDEOMAE["videomae"]),
     ("transformers", r"\bpatch_embeddings\.projection\.", _VIDEOMAE["transformers"]),
     ("tsm", r"^base_model\.", ((r"^base_model\.", ""), (r"\.conv1\.net\.", ".conv1."))),
@@ -251,6 +260,7 @@ def _translate(
                 names = {old: re.sub(pattern, new, name) for old, name in names.items()}
             break
     left_out = [name for name in names.values() if _CLASSIFIER.fullmatch(name)]
+    left_out += ["mask_token"] * (layout == "dinov2")
     if layout in _VIDEOMAE:
         left_out += [name for name in names.values() if _DECODER.match(name)]
     classifier = tuple(left_out)
