@@ -40,7 +40,8 @@ class DataConfig:
     train_subset: str = "training"
     test_subset: str = "validation"
     frame_stride: int = 8  # frames between two frames of a snippet [paper]
-    rule: str = "centred"  # how frames sit in a snippet: centred | tile | bsp
+    # How frames sit in a snippet: centred | tile | bsp, or window, which begins at its frame.
+    rule: str = "centred"
     window_stride: int = 0  # frames between snippets of sliding windows; 0 = whole videos
     features: PublishedFeatures = field(default_factory=PublishedFeatures)
     resample_fps: float = 0.0  # cut snippets as if videos had this rate; 0 = as decoded [ours]
@@ -173,10 +174,11 @@ class Mode:
     "full": one graph, as in every LoFi configuration of the paper. "exact": features without graph,
     head, then every chunk again with its graph; the same gradient at the memory of one chunk.
     "sampled": the same for a share of the snippets. "partial": one graph above frozen stages.
+    "adapters": one graph, in which small layers behind the frozen blocks of a vit encoder train.
     "frozen": head only.
     """
 
-    name: Literal["full", "exact", "sampled", "partial", "frozen"] = "full"
+    name: Literal["full", "exact", "sampled", "partial", "adapters", "frozen"] = "full"
     chunk: int = 4  # snippets encoded at a time ("exact", "sampled", "frozen")
     ratio: float = 0.3  # share of the snippets of a video that get a gradient ("sampled")
     rescale: bool = True  # divide the sampled gradient by `ratio`: right on average
@@ -297,6 +299,9 @@ class Config:
     # File of published encoder weights, "pretrained" (a package), "none" = random, or "", which is
     # random too, but stage acp refuses it on real data where the encoder has ImageNet weights.
     weights: str = ""
+    # How a vit encoder takes pixels: "unit", in [0, 1], or "imagenet", less its mean and by its
+    # deviation; "" = as usual for the layout of `weights`, which does not say it (random: unit).
+    normalisation: Literal["", "unit", "imagenet"] = ""
     acp: Optimisation = field(default_factory=Optimisation)
     acp_plus: Optimisation = field(default_factory=Optimisation)
     acp_plus_start: str = "acp"  # method whose encoder ACP+ continues; "weights" = the file above

@@ -45,6 +45,7 @@ from lofi.figures.tables import percent
 from lofi.files import read_json, write_json
 from lofi.fitting_report import span, write_fit_report
 from lofi.heads.scaled import ScaledHead
+from lofi.report import weights_parts
 from lofi.rivals import RIVALS
 from lofi.training import methods
 from lofi.training.head import extract_features
@@ -639,7 +640,7 @@ def fit(
     progress = Progress(sum(plan.seconds.values()), say)
     found = trained(config, out, plan.seconds, progress, device)
     configs.save(config, out / "config.json")
-    notes = [*plan.notes, *unlearned(config, out)]
+    notes = [*plan.notes, *unlearned(config, out), *weights_parts(config, out, [method])]
     for note in notes[len(plan.notes) :]:
         say(f"note: {note}")
     result: dict[str, Any] = {"method": method, "videos": len(data.videos), "notes": notes}

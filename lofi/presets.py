@@ -145,6 +145,12 @@ _LONG = replace(  # THUMOS14: features at their own length
         suppression="per-class", sigma=0.5, top_k=200, class_rule="thumos", classes="own"
     ),
 )  # fmt: skip
+_VIDEOMAE = replace(  # and how VideoMAEv2's were made from the videos
+    _LONG,
+    encoder="vit-g",
+    full=Fidelity(2304, 16, 224),
+    data=replace(_LONG.data, rule="window", frame_stride=1, squeeze=True, crop_ratio=1.0),
+)
 _RESIZED = replace(  # ActivityNet: features resized to 192 steps, classes from elsewhere
     _PAPER,
     full=Fidelity(192, 8, 224),
@@ -202,7 +208,7 @@ _ALL = (
     _PYRAMID,
     _published(_LONG, "thumos14-i3d", 4, 30.0, width=2048),
     _published(replace(_LONG, head=AMNetConfig()), "thumos14-amnet", 4, 30.0, width=2048),
-    _published(_LONG, "thumos14-videomae", 4, 0.0, width=1408),
+    _published(_VIDEOMAE, "thumos14-videomae", 4, 0.0, width=1408),
     _published(_RESIZED, "activitynet-tsp", 16, 15.0, width=512, prefix="v_"),
     _published(_RESIZED, "activitynet-i3d", 16, 25.0, width=2048, prefix="v_"),
     _published(_LONG, "epic-slowfast", 16, 30.0, width=2304, window=32, kind="npz"),

@@ -220,7 +220,7 @@ def write_run_report(config: Config, run_dir: str | Path, results: dict[str, Any
     sections = {
         "": [
             *(WHAT, about, *_left_out_parts(results)),
-            *_weights_parts(config, run_dir, methods),
+            *weights_parts(config, run_dir, methods),
         ],
         "Results": [tables.results_table(results), CLASS_SOURCES, bars],
         "Training": _training_parts(run_dir, methods),
@@ -331,7 +331,7 @@ def _left_out_parts(results: Mapping[str, Any], most: int = 20) -> list[Part]:
     return [f"{told(results)}.", *[table] * bool(rows)]
 
 
-def _weights_parts(config: Config, run_dir: Path, methods: Sequence[str]) -> list[Part]:
+def weights_parts(config: Config, run_dir: Path, methods: Sequence[str]) -> list[str]:
     """Source and licence of every published weight file that an encoder of the run began with."""
     named = [part for m in methods if m != "published" for part in components(m)]
     origins = [load_encoder(config, run_dir, method)[0].origin for method in named]

@@ -26,7 +26,7 @@ from torch.utils.flop_counter import flop_registry
 from lofi.config import Mode
 from lofi.data.annotations import Video
 from lofi.data.snippets import Grid
-from lofi.encoders import Encoder, build_encoder, freeze_batch_norm
+from lofi.encoders import Encoder, build_encoder, freeze_batch_norm, freeze_trunk
 from lofi.encoders.base import BatchNorm
 from lofi.encoders.extraction import autocast
 from lofi.fidelity import Fidelity
@@ -116,6 +116,8 @@ class Step:
         if encoder is None and (head is None or micro_batch or self.mode != Mode()):
             found = "features are given, so a step is one graph of the head"
             raise ValueError(f"{found}: leave out mode and micro-batch, and name a head")
+        if self.mode.name == "adapters":
+            freeze_trunk(encoder)
         self.videos_at_once = min(batch, micro_batch or batch)
         self.modules = nn.ModuleDict({"encoder": encoder, "head": head})
         self.static = [*self.modules.parameters(), *self.modules.buffers()]
@@ -185,12 +187,15 @@ class Step:
 def _without_data(amp: str, *modules: nn.Module | str | None) -> Iterator:
     """Yields a function that copies (or builds) a module whose tensors have no data.
 
-    Meta tensors where they suffice. Autocast only knows devices that compute, and modules from
-    elsewhere may name one; for them fake tensors (slower, and not part of torch's public
-    interface) pretend to be there.
+    Meta tensors where they suffice. Autocast and fused attention only know devices that compute,
+    and modules from elsewhere may name one; for them fake tensors (slower, and not part of torch's
+    public interface) pretend to be there.
     """
-    kinds = {type(m) for part in modules if isinstance(part, nn.Module) for m in part.modules()}
-    meta = amp == "fp32" and all(k.__module__.split(".")[0] in ("lofi", "torch") for k in kinds)
+    with torch.device("meta"):
+        shapes = [build_encoder(part) if isinstance(part, str) else part for part in modules]
+    kinds = {type(m) for part in shapes if part is not None for m in part.modules()}
+    ours = all(kind.__module__.split(".")[0] in ("lofi", "torch") for kind in kinds)
+    meta = amp == "fp32" and ours and not any(getattr(kind, "fused", False) for kind in kinds)
     if meta:
         fake, convert = nullcontext(), lambda tensor: tensor.to("meta")
     else:

@@ -8,6 +8,7 @@ from torch import nn
 from lofi.budget.memory import activation_bytes
 from lofi.config import Mode
 from lofi.encoders import Encoder, build_encoder, freeze_batch_norm
+from lofi.encoders.vit import VideoViT
 from lofi.fidelity import LOW_BUDGET, REDUCTIONS, Fidelity
 
 GIB = 2**30
@@ -54,8 +55,10 @@ def plan(
         encoder = build_encoder(encoder)
         freeze_batch_norm(encoder)
     full = full or Fidelity()
-    low = {name.upper(): full.reduced(*by) for name, by in REDUCTIONS.items()}
-    low["low budget"] = full.reduced(*LOW_BUDGET)
+    if modes is MODES and isinstance(encoder, VideoViT):
+        modes = (*MODES, Mode("adapters"))
+    low = {name.upper(): full.reduced(*by, encoder.patch) for name, by in REDUCTIONS.items()}
+    low["low budget"] = full.reduced(*LOW_BUDGET, encoder.patch)
     wanted = [(f"{name} LoFi", fidelity, Mode()) for name, fidelity in low.items()]
     wanted += [("full fidelity", full, mode) for mode in modes]
     if encoder is None:

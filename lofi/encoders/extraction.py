@@ -57,12 +57,14 @@ def full_requests(config: Config, path: str | Path) -> list[ClipRequest]:
     """The clips that make up one video at full fidelity: one, or with windows several.
 
     With `data.window_stride` a snippet stands every so many frames up to the end of the video
-    (VideoError if they cannot be counted); at most `full.snippets` are in memory at a time.
+    (VideoError if they cannot be counted); at most `full.snippets` and half a GiB of frames are in
+    memory at a time.
     """
     data, full = config.data, config.full
     if not data.window_stride:
         return [video_request(data, path, full)]
-    grid, count = video_grid(data, probe(path), full.snippets), full.snippets
+    grid = video_grid(data, probe(path), full)
+    count = max(1, min(full.snippets, 2**29 // (full.frames * 3 * full.pixels**2)))
     firsts = range(0, grid.steps, count)
     pieces = [grid.window(first, min(count, grid.steps - first)) for first in firsts]
     return [video_request(data, path, replace(full, snippets=p.steps), grid=p) for p in pieces]
@@ -106,4 +108,4 @@ def video_features(
     parts = [clip_features(encoder, request.read(), amp=config.amp) for request in requests]
     values = torch.cat(parts, dim=1)
     info = probe(path)
-    return Features(values, video_grid(config.data, info, config.full.snippets)), info
+    return Features(values, video_grid(config.data, info, config.full)), info

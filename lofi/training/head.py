@@ -50,7 +50,7 @@ def extract_features(
     settings = methods.video_settings(config) | {"stage": "features", "encoder_sha256": sha256}
     run = RunFolder(Path(run_dir) / method / "features", settings, resume, reopen=True)
     videos = [*data.train, *data.test]
-    header = methods.feature_header(config, encoder.name, sha256)
+    header = methods.feature_header(config, encoder, sha256)
     mine = [videos[i] for i in share(len(videos))]
     with run.logging(), open_reader(config.data) as reader:
         _extract(config, encoder, header, mine, run, reader, on_step)

@@ -87,7 +87,7 @@ def joint_items(
         if isinstance(info, VideoError):
             skip(video.id, info)
             continue
-        grid = video_grid(config.data, info, config.full.snippets)
+        grid = video_grid(config.data, info, config.full)
         items += training_parts(video, grid, config.full.snippets)
     if not items:
         size = f"{config.full.snippets} snippets, {config.data.window_stride} frames apart"
@@ -117,6 +117,8 @@ class JointTraining:
         self.reader, self.run, self.device = reader, run, device
         lofi = config.lofi
         self.head = ScaledHead(config.head, encoder.channels, classes, config.seed)
+        if lofi.mode.name == "adapters":
+            encoder.add_adapters()
         self.modules = {"encoder": encoder, "head": self.head}
         self.labels = sorted({s.label for video, _ in items for s in video.segments})
         if lofi.class_loss:
@@ -135,7 +137,7 @@ class JointTraining:
         sizes = len(items), lofi.training.batch, lofi.training.epochs
         self.batches = Batches(*sizes, (config.seed, "lofi"))
         periods = {name: getattr(lofi, name) for name in ("period_epochs", "period_iterations")}
-        self.plan = schedule(lofi.schedule, config.full, **periods)
+        self.plan = schedule(lofi.schedule, config.full, **periods, patch=encoder.patch)
         self.verified = not (lofi.verify_exact and lofi.mode.name in ("exact", "sampled"))
 
     def training(self) -> Training:

@@ -45,7 +45,7 @@ SCHEDULES = {
     "s": "s-lofi", "t": "t-lofi", "st": "st-lofi",
     "short": "short-c-lofi", "long": "c-lofi", "low": "low-lofi",
 }  # fmt: skip
-MODES = ("full", "exact", "sampled", "partial", "frozen")
+MODES = ("full", "exact", "sampled", "partial", "adapters", "frozen")
 # Methods of stage 2: name → schedule and mode. At full fidelity a method is named as its mode; at
 # low fidelity "full" and "exact" are the same training, so they share a name.
 JOINT = {mode: ("full", mode) for mode in MODES}
@@ -232,10 +232,12 @@ def start_encoder(config: Config, name: str = "") -> Encoder:
     """
     encoder = build_encoder(name or config.encoder, seed=config.seed)
     encoder.origin = {"weights": "random"}
+    if config.normalisation:
+        encoder.follow("", config.normalisation)
     if config.start_weights:
         packaged = config.weights == "pretrained"
         path = pretrained_file(encoder.name) if packaged else Path(config.weights)
-        report = load_weights(encoder, path)
+        report = load_weights(encoder, path, normalisation=config.normalisation)
         encoder.origin = {
             "weights": path.name,
             "weights_source": encoder.source,
@@ -263,6 +265,8 @@ class Concatenated(Encoder):
         self.encoders = nn.ModuleList([first, second])
         self.name = f"{first.name}+{second.name}" + (" l2" if l2 else "")
         self.mean, self.std, self.l2 = first.mean, first.std, l2
+        if first.convention or second.convention:
+            self.convention = f"{first.convention}+{second.convention}"
         self.channels = first.channels + second.channels
         self.stages = ()  # it never trains
 
@@ -298,6 +302,7 @@ def load_encoder(config: Config, run_dir: str | Path, method: str) -> tuple[Enco
         encoder = start_encoder(config if method == "weights" else replace(config, weights=""))
     else:
         encoder = _trained_encoder(config, run_dir, method)
+    encoder.check_size(config.full.frames, config.full.pixels)
     return encoder, encoder_hash(encoder)
 
 
@@ -313,7 +318,7 @@ def _trained_encoder(config: Config, run_dir: str | Path, method: str) -> Encode
     still = "icp" in (method, joint and config.lofi.start) and not config.icp_shift
     encoder = build_encoder(unshifted(config.encoder) if still else config.encoder, config.seed)
     try:
-        report = load_weights(encoder, path)
+        report = load_weights(encoder, path, normalisation=config.normalisation)
     except ValueError as error:
         cure = command(stage, config, run_dir, method, " --no-resume")
         raise ValueError(f"{error}; to train it anew: {cure}") from None
@@ -334,6 +339,7 @@ def clip_settings(config: Config) -> dict[str, Any]:
     data = config.data
     sampling = {key: getattr(data, key) for key in ("frame_stride", "crop_ratio", "resample_fps")}
     sampling |= {"squeeze": True} if data.squeeze else {}
+    sampling |= {"normalisation": config.normalisation} if config.normalisation else {}
     return {"seed": config.seed, "encoder": config.encoder, "pixels": config.full.pixels} | sampling
 
 
@@ -343,7 +349,7 @@ def video_settings(config: Config) -> dict[str, Any]:
     return clip_settings(config) | where | {"full": asdict(config.full)}
 
 
-def feature_header(config: Config, encoder: str, sha256: str) -> FeatureHeader:
+def feature_header(config: Config, encoder: Encoder, sha256: str) -> FeatureHeader:
     """What features of this encoder and configuration have to have been made of."""
     data, full = config.data, config.full
     names = ("frame_stride", "rule", "crop_ratio", "resample_fps", "window_stride")
@@ -354,7 +360,8 @@ def feature_header(config: Config, encoder: str, sha256: str) -> FeatureHeader:
         found["amp"] = config.amp
     if data.window_stride:  # as many snippets as the video is long
         del found["snippets"]
-    return FeatureHeader(encoder=encoder, encoder_sha256=sha256, **found)
+    name = f"{encoder.name} ({encoder.convention})" if encoder.convention else encoder.name
+    return FeatureHeader(encoder=name, encoder_sha256=sha256, **found)
 
 
 def open_features(config: Config, run_dir: str | Path, method: str, data: Datasets) -> FeatureStore:
@@ -368,7 +375,7 @@ def open_features(config: Config, run_dir: str | Path, method: str, data: Datase
         return FeatureStore.published(config.data.features, [*data.train, *data.test])
     encoder, sha256 = load_encoder(config, run_dir, method)
     cure = f"run: {command('features', config, run_dir, method)}"
-    header = feature_header(config, encoder.name, sha256)
+    header = feature_header(config, encoder, sha256)
     return FeatureStore.extracted(Path(run_dir) / method / "features", header, cure)
 
 

@@ -198,6 +198,7 @@ def pretrain(config: Config, run_dir, task: Task, resume: bool, on_step, device:
     are the clips, a video without a file is.
     """
     stage, encoder = task.stage, task.encoder
+    encoder.check_size(config.acp_frames, config.full.pixels)
     published = {"start": encoder_hash(encoder)} if config.start_weights else {}
     settings = {"stage": stage, **published, **task.settings, **methods.clip_settings(config)}
     settings |= {"training": asdict(task.setting)}
