@@ -456,9 +456,9 @@ Shared = Annotated[Workload, arg(name="")]
 
 def memory(
     work: Shared = Workload(),
-    mode: Literal["full", "exact", "sampled", "partial", "adapters", "frozen"] = "full", chunk: int = 4,
-    ratio: float = 0.3, stage: str = "layer2", recompute: bool = False, fold: bool = False,
-    micro_batch: int = 0, top: int = 8, measure: int = 0, device: str = "cpu",
+    mode: Literal["full", "exact", "sampled", "partial", "adapters", "frozen"] = "full",
+    chunk: int = 4, ratio: float = 0.3, stage: str = "layer2", recompute: bool = False,
+    fold: bool = False, micro_batch: int = 0, top: int = 8, measure: int = 0, device: str = "cpu",
     json: Path | None = None,
 ) -> None:  # fmt: skip
     """Memory of one training step, predicted without allocating it, and what a video costs.

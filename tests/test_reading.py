@@ -11,7 +11,7 @@ import pytest
 import torch
 from numbered_video import numbered_frames, read_numbers, write_numbered
 
-from lofi.data import isolated, reading
+from lofi.data import isolated
 from lofi.data.annotations import TrimmedClip
 from lofi.data.copies import write_video
 from lofi.data.reading import (
@@ -237,7 +237,7 @@ s.ClipRequest.read = read
 
 def test_a_decoder_that_crashes_or_hangs_costs_one_clip(folder, monkeypatch, tmp_path):
     monkeypatch.setattr(isolated, "PROGRAM", BAD + REAL)
-    monkeypatch.setattr(reading, "SHARED_MEMORY", tmp_path)  # others use the real one
+    monkeypatch.setattr(isolated, "SHARED_MEMORY", tmp_path)  # others use the real one
     requests = [
         ClipRequest(folder / name, FIDELITY)
         for name in ("crash.mp4", "0.mp4", "hang.mp4", "1.mp4", "2.mp4")
@@ -269,7 +269,7 @@ def test_a_script_needs_no_guard_around_its_code(tmp_path):
 
 
 def test_full_or_absent_shared_memory_is_replaced_by_a_file(folder, monkeypatch, tmp_path):
-    monkeypatch.setattr(reading, "SHARED_MEMORY", tmp_path / "absent")
+    monkeypatch.setattr(isolated, "SHARED_MEMORY", tmp_path / "absent")
     with ClipReader(1, processes=True) as reader:
         (clip,) = reader.read([ClipRequest(folder / "0.mp4", FIDELITY)])
     assert torch.equal(clip, read_clip(folder / "0.mp4", FIDELITY))

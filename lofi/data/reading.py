@@ -5,9 +5,7 @@ frames in one `FrameCache` and hand clips over without a copy. Child processes c
 no cache; they are for files of unknown quality, where a decoder may hang or crash.
 """
 
-import math
 import os
-import tempfile
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -20,7 +18,7 @@ import numpy as np
 import torch
 
 from lofi.data.annotations import TrimmedClip
-from lofi.data.isolated import Children
+from lofi.data.isolated import Children, mapped, shared_tensor
 from lofi.data.snippets import (
     Augmentation,
     crop_of,
@@ -30,8 +28,6 @@ from lofi.data.snippets import (
 )
 from lofi.data.video import VideoError, VideoInfo, decode_frames, file_identity, probe
 from lofi.fidelity import Fidelity
-
-SHARED_MEMORY = Path("/dev/shm")
 
 # ---------------------------------------------------------------------------- one clip
 
@@ -254,30 +250,3 @@ def _read_into(request: Request, place: str) -> VideoInfo:
     os.unlink(place)  # both sides have it mapped: nothing is left over should the parent be killed
     frames.copy_(request.read())
     return probe(request.path)
-
-
-def shared_tensor(shape: tuple[int, ...]) -> tuple[str, torch.Tensor]:
-    """A file in memory (on disk where memory is short) and the uint8 tensor that is mapped on it.
-
-    Space is reserved first: writing into full shared memory would kill the process, not raise.
-    """
-    size = math.prod(shape)
-    for folder in (SHARED_MEMORY, Path(tempfile.gettempdir())):
-        if not os.access(folder, os.W_OK):
-            continue
-        handle, place = tempfile.mkstemp(prefix="lofi-clip-", dir=folder)
-        try:
-            if hasattr(os, "posix_fallocate"):
-                os.posix_fallocate(handle, 0, size)
-            return place, mapped(place, shape)
-        except OSError:
-            os.unlink(place)
-        finally:
-            os.close(handle)
-    raise OSError(f"no space for a clip of {size:,} bytes in {SHARED_MEMORY} or {folder}")
-
-
-def mapped(place: str, shape: tuple[int, ...]) -> torch.Tensor:
-    """The tensor that lies in a file of `shared_tensor`, in any process."""
-    size = math.prod(shape)
-    return torch.from_file(place, shared=True, size=size, dtype=torch.uint8).view(shape)
