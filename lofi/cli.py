@@ -88,10 +88,10 @@ def _run(name: str, arguments: list[str]) -> None:
 
     import tyro
 
-    from lofi import commands, launch
     from lofi import config as configs
+    from lofi import launch
 
-    command = getattr(commands, _function(name))
+    command = _command(name)
     signature = inspect.signature(command)
     processes, words = _taken(arguments, "--processes", "1")
     several = processes.isdigit() and processes != "1" and not launch.launched()
@@ -114,6 +114,12 @@ def _run(name: str, arguments: list[str]) -> None:
         command.__signature__ = signature.replace(parameters=ordered)
     warnings.filterwarnings("ignore", module="tyro")
     tyro.cli(command, args=arguments, prog=f"lofi {name}", config=(tyro.conf.AvoidSubcommands,))
+
+
+def _command(name: str):
+    from lofi import commands
+
+    return getattr(commands, _function(name))
 
 
 def _function(name: str) -> str:

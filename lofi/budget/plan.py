@@ -57,8 +57,9 @@ def plan(
     full = full or Fidelity()
     if modes is MODES and isinstance(encoder, VideoViT):
         modes = (*MODES, Mode("adapters"))
-    low = {name.upper(): full.reduced(*by, encoder.patch) for name, by in REDUCTIONS.items()}
-    low["low budget"] = full.reduced(*LOW_BUDGET, encoder.patch)
+    patch = encoder.patch if encoder else 1
+    low = {name.upper(): full.reduced(*by, patch) for name, by in REDUCTIONS.items()}
+    low["low budget"] = full.reduced(*LOW_BUDGET, patch)
     wanted = [(f"{name} LoFi", fidelity, Mode()) for name, fidelity in low.items()]
     wanted += [("full fidelity", full, mode) for mode in modes]
     if encoder is None:
