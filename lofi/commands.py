@@ -29,14 +29,17 @@ Variant = Annotated[
 ]
 Protocol = Literal["activitynet", "thumos14"]
 StageName = Literal["acp", "acp+", "icp", "arrow", "speed", "lofi", "features", "head", "classes",
-                    "detect", "evaluate"]  # fmt: skip
+                    "detect", "evaluate", "weak-warm-up", "weak-b", "weak-f",
+                    "weak-detect"]  # fmt: skip
 
 
-def toy(folder: Positional[Path], /, preset: Literal["tiny", "toy"] = "toy", seed: int = 0) -> None:
+def toy(
+    folder: Positional[Path], /, preset: Literal["tiny", "toy", "weak"] = "toy", seed: int = 0
+) -> None:
     """Render the toy world: source clips, untrimmed videos and their annotations."""
-    from lofi.data.toyworld import TINY, TOY, write_world
+    from lofi.data.toyworld import WORLDS, write_world
 
-    paths = write_world(folder, {"tiny": TINY, "toy": TOY}[preset], seed, progress=bar("rendering"))
+    paths = write_world(folder, WORLDS[preset], seed, progress=bar("rendering"))
     print(f"{paths.annotations}\n{paths.video_dir}\n{paths.source_csv}")
 
 
@@ -183,7 +186,8 @@ def train(
 
     Stages: acp, acp+, icp (classification), arrow, speed (without labels), lofi (joint, low
     fidelity), features (frozen encoder), head, classes (video classifier), detect (the test
-    videos), evaluate (mAP). Settings: --preset NAME < --config FILE, whole or partial (such as the
+    videos), evaluate (mAP), weak-warm-up, weak-b, weak-f, weak-detect (two branches from video
+    labels alone). Settings: --preset NAME < --config FILE, whole or partial (such as the
     config.json of another run) < options.
 
     Args:

@@ -99,14 +99,13 @@ def _with_world(data: DataConfig, seed: int, run_dir: Path) -> DataConfig:
     if not data.preset or (own and not data.world):
         found = "data.annotations is not set" + (f", but data.{own[0]} is" if own else "")
         raise ValueError(f"{found}: give the annotation file of your data set")
-    from lofi.data.toyworld import TINY, TOY, write_world
+    from lofi.data.toyworld import WORLDS, write_world
 
     folder = Path(data.world) if data.world else run_dir / "world"
-    worlds = {world.name: world for world in (TINY, TOY)}
-    if data.preset not in worlds:
-        raise ValueError(f"unknown toy world {data.preset!r}; known: {', '.join(worlds)}")
+    if data.preset not in WORLDS:
+        raise ValueError(f"unknown toy world {data.preset!r}; known: {', '.join(WORLDS)}")
     if not (data.world and (folder / "manifest.json").exists()):
-        write_world(folder, worlds[data.preset], seed)
+        write_world(folder, WORLDS[data.preset], seed)
     videos = data.videos or str(folder / "videos")
     source = data.source or str(folder / "source.csv")
     return replace(data, annotations=str(folder / "annotations.json"), videos=videos, source=source)
