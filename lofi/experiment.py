@@ -75,9 +75,10 @@ def weak_detect(
     found = {}
     for video in (video for video in data.test if video.id in pairs):
         pair = pairs[video.id]
-        curves = weak.curves(cbp.to(device), pair, False, device).numpy()
+        curves = weak.curves(cbp.to(device), pair, False, setting.steps, device).numpy()
         if setting.ensemble:
-            curves = (curves + weak.curves(vlp, pair, True, device).numpy()) / 2
+            other = weak.curves(vlp, pair, True, setting.steps, device).numpy()
+            curves = (curves + other) / 2
         found[video.id] = run_detections(
             curves, pair.classification.grid, data.classes, setting, config.detect
         )

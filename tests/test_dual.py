@@ -119,3 +119,17 @@ def test_the_stand_in_learns_captions_and_refuses_unknown_words():
     assert dual.encode_image(torch.zeros(2, 3, 16, 16)).shape == (2, dual.d)
     with pytest.raises(ValueError, match="no word 'left'"):
         dual.tokenize(["ring left"])
+
+
+def test_without_prompts_the_text_path_equals_the_library_s_own():
+    open_clip = pytest.importorskip("open_clip", reason="extra clip (open_clip_torch) is not here")
+    from lofi.encoders.dual import _from_open_clip
+
+    torch.manual_seed(0)
+    theirs = open_clip.create_model("ViT-B-16-quickgelu", pretrained=None).eval()
+    ours = Clip(_from_open_clip(theirs.state_dict()))
+    names = ["clean and jerk", "golf swing", "frisbee catch"]
+    with torch.no_grad():
+        wanted = theirs.encode_text(open_clip.tokenize(names))
+        found = prompted_text(ours, ours.tokenize(names), torch.zeros(0, 512))
+    torch.testing.assert_close(found, wanted, atol=1e-4, rtol=0)

@@ -225,3 +225,38 @@ def test_the_weak_world_has_filler_across_the_axis_and_still_context():
         assert np.ptp(x[4:13]) < 1e-9 < np.ptp(x[15:21])
         assert np.ptp(y[14:21]) < 1e-9  # the first block names the class
         assert (np.ptp(y[21:28]) > 5) == moves
+
+
+def test_thumos14_from_feature_files_alone(shared_data, tmp_path):
+    """Rendered values, real annotations and lists: it trains, evaluates and names its protocol."""
+    from lofi.data import read_annotations
+
+    truth = shared_data / "thumos14" / "thumos_gt.json"
+    videos = read_annotations(truth)
+    names = sorted({s.label for video in videos for s in video.segments})
+    rng = np.random.default_rng(0)
+    for folder in ("i3d", "clip"):
+        (tmp_path / folder).mkdir()
+    for video in videos:
+        steps = int(max(s.end_s for s in video.segments) * 25 / 16) + 4
+        x = rng.normal(size=(steps, 24)).astype(np.float32)
+        for s in video.segments:
+            first, last = int(s.start_s * 25 / 16), int(np.ceil(s.end_s * 25 / 16))
+            x[first:last, names.index(s.label)] += 6
+        np.save(tmp_path / "i3d" / f"{video.id}.npy", x)
+        np.save(tmp_path / "clip" / f"{video.id}.npy", np.repeat(x, 2, 0)[:, :20])
+    rate = {"fps": 25.0, "stride": 16, "window": 16}
+    store = PublishedFeatures(str(tmp_path / "i3d"), width=24, **rate)
+    data = DataConfig(preset="", annotations=str(truth), features=store)
+    data = replace(data, train_subset="train", test_subset="test")
+    frames = PublishedFeatures(str(tmp_path / "clip"), width=20, fps=25.0, stride=8, window=8)
+    training = Optimisation(2, 16, "adam", 3e-3, weight_decay=0.0, decay=1.0)
+    weak = WeakConfig(frames=frames, steps=256, width=16, heads=2, levels=2, prompts=1, layers=1,
+                      warm_up=replace(training, epochs=8), training=training)  # fmt: skip
+    config = Config(data=data, weak=weak, detect=PostProcessing.thumos14())
+    for stage in ("weak-warm-up", "weak-b", "weak-f"):
+        assert STAGES[stage].run(config, tmp_path / "run")["held_out_videos"] == 40
+    found = STAGES["weak-detect"].run(config, tmp_path / "run")
+    assert found["protocol"].startswith("thumos14/test official-210 [")
+    assert "tIoU 0.1:0.7 (7)" in found["protocol"] and found["classes"] == 20
+    assert found["without_features"] == 0 and 0 <= found["map_0.3_0.7"] <= found["map_0.1_0.5"]

@@ -134,6 +134,8 @@ class Clip(nn.Module):
         self.d, self.context = len(state["text_projection.weight"]), places[0]
         self.ends = (vocabulary - 2, vocabulary - 1)
         heads = heads or (width // 64, wide // 64)
+        if not all(heads):
+            raise ValueError(f"{width} and {wide} wide, expected heads of 64")
         above = [f"{side}_model.encoder.layers." for side in ("text", "vision")]
         inner = [len(state[f"{start}0.mlp.fc1.bias"]) for start in above]
         layers = [len({k.split(".")[3] for k in state if k.startswith(start)}) for start in above]

@@ -372,7 +372,8 @@ def _train(config, run_dir, stage: str, resume: bool, on_step, device: str) -> d
             log.warning("weak %s: %s; pseudo-labels collapsed", stage, found)
     if is_first():
         save_tensors(run.folder / "head.safetensors", branch.state_dict(), {"stage": stage})
-    accuracy = _classifies(branch, stage == "b", [pairs[v.id] for v in held_out], device)
+    judges = [pairs[video.id] for video in held_out]
+    accuracy = _classifies(branch, stage == "b", judges, setting.steps, device)
     counts = methods.counts(len(data.train), [])
     found = {"held_out_map": accuracy, "held_out_videos": len(held_out)}
     return run.finish({"head": "head.safetensors", "features": identity} | found | counts)
@@ -393,19 +394,31 @@ def _batch(pairs: Sequence[Pair], steps: int, starts: Sequence[float]):
 
 
 @torch.no_grad()
-def curves(branch: nn.Module, pair: Pair, language: bool, device: str = "cpu") -> Tensor:
-    """(K, T) probabilities of one whole video."""
-    x = (pair.language if language else pair.classification.values)[None].to(device)
-    mask = torch.ones(1, x.shape[2], dtype=torch.bool, device=device)
-    found = branch.eval()(x, mask)[0].cpu()
-    return found if language else found.sigmoid()
+def curves(
+    branch: nn.Module, pair: Pair, language: bool, steps: int, device: str = "cpu"
+) -> Tensor:
+    """(K, T) probabilities of one video; a long one in windows of `steps`, half overlapping.
+
+    Where windows overlap, their mean."""
+    x = (pair.language if language else pair.classification.values).to(device)
+    last, total, seen = max(0, x.shape[1] - steps), 0.0, 0.0
+    for first in sorted({*range(0, last, max(1, steps // 2)), last}):
+        part = x[None, :, first : first + steps]
+        found = branch.eval()(part, torch.ones_like(part[:, 0], dtype=torch.bool))[0]
+        found = found if language else found.sigmoid()
+        around = first, x.shape[1] - first - found.shape[1]
+        total = total + F.pad(found, around)
+        seen = seen + F.pad(torch.ones_like(found), around)
+    return (total / seen).cpu()
 
 
-def _classifies(branch: nn.Module, language: bool, pairs: Sequence[Pair], device: str) -> float:
+def _classifies(
+    branch: nn.Module, language: bool, pairs: Sequence[Pair], steps: int, device: str
+) -> float:
     """Mean average precision of the videos' classes, over classes that occur."""
     scores, truth = [], torch.stack([pair.present for pair in pairs])
     for pair in pairs:
-        found = curves(branch, pair, language, device)
+        found = curves(branch, pair, language, steps, device)
         scores.append(top_mean(found[None], torch.ones(1, found.shape[1], dtype=torch.bool))[0])
     order = torch.stack(scores).argsort(0, descending=True, stable=True)
     hits = truth.gather(0, order).float()
