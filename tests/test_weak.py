@@ -16,6 +16,7 @@ from lofi.config import (
     PublishedFeatures,
     WeakConfig,
 )
+from lofi.data.features import Features
 from lofi.data.snippets import Grid
 from lofi.detection.runs import outer_inner, run_detections, run_proposals, runs
 from lofi.experiment import STAGES
@@ -23,6 +24,7 @@ from lofi.training.weak import (
     CBP,
     contrast,
     distillation,
+    on_axis,
     pseudo_labels,
     stretched,
     top_mean,
@@ -246,10 +248,10 @@ def test_thumos14_from_feature_files_alone(shared_data, tmp_path):
         np.save(tmp_path / "i3d" / f"{video.id}.npy", x)
         np.save(tmp_path / "clip" / f"{video.id}.npy", np.repeat(x, 2, 0)[:, :20])
     rate = {"fps": 25.0, "stride": 16, "window": 16}
-    store = PublishedFeatures(str(tmp_path / "i3d"), width=24, **rate)
+    store = PublishedFeatures(str(tmp_path / "i3d"), **rate)  # rows are steps
     data = DataConfig(preset="", annotations=str(truth), features=store)
     data = replace(data, train_subset="train", test_subset="test")
-    frames = PublishedFeatures(str(tmp_path / "clip"), width=20, fps=25.0, stride=8, window=8)
+    frames = PublishedFeatures(str(tmp_path / "clip"), fps=25.0, stride=8, window=8)
     training = Optimisation(2, 16, "adam", 3e-3, weight_decay=0.0, decay=1.0)
     weak = WeakConfig(frames=frames, steps=256, width=16, heads=2, levels=2, prompts=1, layers=1,
                       warm_up=replace(training, epochs=8), training=training)  # fmt: skip
@@ -260,3 +262,12 @@ def test_thumos14_from_feature_files_alone(shared_data, tmp_path):
     assert found["protocol"].startswith("thumos14/test official-210 [")
     assert "tIoU 0.1:0.7 (7)" in found["protocol"] and found["classes"] == 20
     assert found["without_features"] == 0 and 0 <= found["map_0.3_0.7"] <= found["map_0.1_0.5"]
+
+
+def test_two_stores_on_one_time_axis():
+    ours = Features(torch.zeros(1, 4), Grid.strided(4, 16, 25.0, 64))
+    frames = Features(torch.arange(64.0)[None], Grid.strided(64, 1, 25.0, 64))
+    assert on_axis("v", ours, frames)[0].tolist() == [8, 24, 40, 56]  # the middle frame of each
+    short = Features(torch.zeros(1, 20), Grid.strided(20, 1, 25.0, 20))
+    with pytest.raises(ValueError, match="video v: 4 steps cover 2.6 s .* 20 cover 0.8 s"):
+        on_axis("v", ours, short)

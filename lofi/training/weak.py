@@ -90,7 +90,8 @@ class VLP(nn.Module):
             x = x + F.interpolate(self.places.T[None], size=x.shape[1], mode="linear")[0].T
         for layer in self.layers:
             x = layer(x, src_key_padding_mask=~mask)
-        text = prompted_text(self.frozen[0], self.tokens, self.prompts, self.names)
+        dual = self.frozen[0].to(x.device)
+        text = prompted_text(dual, self.tokens, self.prompts, self.names)
         text = F.normalize(torch.cat([text, self.background[None]]), dim=1)
         near = torch.einsum("btd,kd->bkt", F.normalize(x, dim=2), text) / self.setting.temperature
         near, background = near.split([len(self.names), 1], 1)
@@ -284,7 +285,10 @@ def _train(config, run_dir, stage: str, resume: bool, on_step, device: str) -> d
     usable = [video for video in data.train if video.id in pairs]
     videos = [video for i, video in enumerate(usable) if i % HELD_OUT != HELD_OUT - 1]
     held_out = [video for video in usable if video not in videos] or videos
-    used = {key: value for key, value in asdict(setting).items() if key != "frames"}
+    inference = ("frames", "round", "score", "thresholds", "theta_cls", "theta_loc", "ensemble")
+    used = {key: value for key, value in asdict(setting).items() if key not in inference}
+    if stage == "warm-up":
+        used = {key: used[key] for key in ("steps", "width", "heads", "levels", "warm_up")}
     settings = {"stage": f"weak {stage}", "features": identity, "videos": fingerprint(videos)}
     settings |= {"seed": config.seed, "weak": used, "classes": list(data.classes)}
     teacher = None
@@ -420,7 +424,7 @@ def _classifies(
     for pair in pairs:
         found = curves(branch, pair, language, steps, device)
         scores.append(top_mean(found[None], torch.ones(1, found.shape[1], dtype=torch.bool))[0])
-    order = torch.stack(scores).argsort(0, descending=True, stable=True)
+    order = torch.stack(scores).argsort(dim=0, descending=True, stable=True)
     hits = truth.gather(0, order).float()
     precision = hits.cumsum(0) / torch.arange(1, len(pairs) + 1)[:, None]
     occurs = truth.any(0)
@@ -456,7 +460,7 @@ def load_vlp(config, run_dir, number: int, pairs, classes: Sequence[str]) -> VLP
 def _loaded(config: Config, run_dir: str | Path, stage: str, number: int, branch: nn.Module):
     path = stage_dir(run_dir, stage, number) / "head.safetensors"
     if not path.is_file():
-        more = f" --weak.round {number}" if number > 1 else ""
+        more = f" --weak.round {number}" if number not in (0, config.weak.round) else ""
         cure = methods.command(f"weak-{stage}", config, run_dir, "", more)
         raise FileNotFoundError(f"{path}: not trained yet; run: {cure}")
     branch.load_state_dict(load_tensors(path)[0])
