@@ -202,8 +202,8 @@ def on_axis(video_id: str, features: Features, other: Features) -> Tensor:
         cure = "set stride, window and fps of both, or extract one of them again"
         raise ValueError(f"video {video_id}: {found}; {cure}")
     centres = grid.start_s + (np.arange(grid.steps) + 0.5) * grid.step_s
-    columns = np.clip((centres - more.start_s) / more.step_s, 0, more.steps - 1).astype(int)
-    return other.values[:, columns]
+    columns = np.floor((centres - more.start_s) / more.step_s + 1e-6).astype(int)
+    return other.values[:, np.clip(columns, 0, more.steps - 1)]
 
 
 def paired(config: Config, run_dir: str | Path, data: Datasets) -> tuple[dict[str, Pair], str]:
