@@ -26,8 +26,8 @@ demo: env
 	$(BIN)/lofi course --preset $(PRESET) --run $(RUN) --to 06
 
 test: lint
-	$(BIN)/python -m pytest -q
-	$(BIN)/python -m pytest -q --nbval -x --nbval-cell-timeout 120 notebooks
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -q -x --nbval --nbval-cell-timeout 600 notebooks
 
 lint: env
 	$(BIN)/ruff check .

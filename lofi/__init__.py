@@ -10,6 +10,15 @@ from typing import Any
 __version__ = "0.1.0"
 
 
+def fit(
+    annotations: str | Path, videos: str | Path, out: str | Path, **options: Any
+) -> dict[str, Any]:
+    """A detector from own videos and a list of their events; see `lofi.fit.fit`."""
+    from lofi.fitting import fit as run
+
+    return run(annotations, videos, out, **options)
+
+
 def detect(video_path: str | Path, run_dir: str | Path, **options: Any) -> list[Any]:
     """Detections of one video file; see `lofi.detection.detector.detect`."""
     from lofi.detection.detector import detect as run  # heavy imports only when they are needed

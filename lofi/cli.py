@@ -8,8 +8,9 @@ import os
 import signal
 import sys
 
-NAMES = ("toy", "check", "cache", "train", "features", "detect", "evaluate", "diagnose", "recall",
-         "memory", "plan", "compare", "course", "tables", "import", "export")  # fmt: skip
+NAMES = ("fit", "import", "export", "toy", "check", "cache", "train", "features", "detect",
+         "evaluate", "diagnose", "recall", "memory", "plan", "compare", "course",
+         "tables", "report")  # fmt: skip
 
 
 def main() -> None:
@@ -96,11 +97,15 @@ def _run(name: str, arguments: list[str]) -> None:
         return launch.run([name, *words], int(processes))
     if "config" in signature.parameters:  # preset < file < options; the head's kind decides which
         path, arguments = _taken(arguments, "--config", "")
-        base = configs.layered(_taken(arguments, "--preset", "")[0], path)
+        preset = _taken(arguments, "--preset", "own" if name == "fit" and not path else "")[0]
+        base = configs.layered(preset, path)
+        options = [word[2:].split("=")[0] for word in arguments if word.startswith("--")]
         kind, arguments = _taken(arguments, "--head.kind", base.head.kind)
         base = configs.override(base, {"head.kind": kind})
+        given = tuple(option.replace("-", "_") for option in options)
+        known = {"config": base, "given": given}
         ordered = [
-            p.replace(default=base) if p.name == "config" else p
+            p.replace(default=known[p.name]) if p.name in known else p
             for p in signature.parameters.values()
         ]
         ordered.sort(key=lambda p: (p.kind, p.default is not inspect.Parameter.empty))

@@ -11,12 +11,14 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from datetime import timedelta
+from json import loads
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from tyro.conf import Positional, arg
+from tyro.conf import Positional, Suppress, UseAppendAction, arg
 
-from lofi.config import BMNConfig, Config, GTADConfig, Mode
+from lofi.config import ActionFormerConfig, AMNetConfig, BMNConfig, Config, GTADConfig, Mode
 from lofi.fidelity import Fidelity
 from lofi.files import atomic_path, printable, write_json
 
@@ -27,6 +29,7 @@ Method = Annotated[
 Variant = Annotated[
     str, arg(help="changes for this head alone, kept beside others: lr=0.001,seed=3,kind=bmn")
 ]
+EVERY_S = 60.0  # between two lines of progress in a log
 Protocol = Literal["activitynet", "thumos14"]
 StageName = Literal["acp", "acp+", "icp", "arrow", "speed", "lofi", "features", "head", "classes",
                     "detect", "evaluate", "weak-warm-up", "weak-b", "weak-f",
@@ -34,7 +37,10 @@ StageName = Literal["acp", "acp+", "icp", "arrow", "speed", "lofi", "features", 
 
 
 def toy(
-    folder: Positional[Path], /, preset: Literal["tiny", "toy", "weak"] = "toy", seed: int = 0
+    folder: Positional[Path],
+    /,
+    preset: Literal["tiny", "toy", "long", "weak"] = "toy",
+    seed: int = 0,
 ) -> None:
     """Render the toy world: source clips, untrimmed videos and their annotations."""
     from lofi.data.toyworld import WORLDS, write_world
@@ -149,10 +155,9 @@ def export(
     from lofi.data.annotations import find_in_index, index_videos
     from lofi.data.exporters import HOW, Mark, export_labels
     from lofi.detection.detector import subtitles
-    from lofi.detection.results import read_detections
+    from lofi.detection.results import is_detections, read_detections
 
-    head = labels.read_bytes()[:2000] if labels.is_file() else b""
-    if b'"results"' in head or head.startswith(b"video,start_s,end_s,label,score"):
+    if is_detections(labels):
         marks = {
             key: subtitles(all_) if min_score is None else [d for d in all_ if d.score >= min_score]
             for key, all_ in read_detections(labels).items()
@@ -226,8 +231,41 @@ def one_thread_for_small_work(config: Config) -> None:
     """The toy networks are too small to share: threads that wait for each other cost time."""
     import torch
 
-    if config.preset in ("tiny", "toy") and "OMP_NUM_THREADS" not in os.environ:
+    if config.preset in ("tiny", "toy", "long") and "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(1)
+
+
+def fit(
+    annotations: Positional[Path], /, videos: Path, out: Path, config: Settings,
+    add: UseAppendAction[tuple[Path, ...]] = (), minutes: float = 30.0, device: str = "cpu",
+    given: Suppress[tuple[str, ...]] = (),
+) -> None:  # fmt: skip
+    """Own videos and a list of their events in; a detector, an honest report and how to use it out.
+
+    Every setting is chosen from the data and may be fixed by an option. The same command goes on
+    where it was stopped. OUT/config.json keeps the settings, OUT/annotations.json the split.
+
+    Args:
+        annotations: CSV (video, start_s, end_s, label) or any annotation file lofi reads.
+        videos: folder of the video files.
+        out: run folder.
+        add: a list of corrected and of new videos, such as `lofi import` writes (may be repeated):
+            they replace those of the same name, or train too; what is held out stays the same.
+        minutes: time that it may take.
+        device: cpu, cuda, cuda:1, mps, …
+    """
+    from lofi.fitting import fit as run
+
+    settings = {}
+    for name in given:  # only what was said on the command line is fixed
+        value: Any = config
+        for part in name.split("."):
+            value = getattr(value, part, None)
+        if value is not None and name.split(".")[0] in asdict(config):
+            settings[name] = value
+    options = {"add": add, "minutes": minutes, "device": device}
+    options |= {"settings": settings, "base": config}
+    run(annotations, videos, out, **options, say=lambda line: print(line, flush=True))
 
 
 def features(
@@ -306,10 +344,17 @@ def evaluate(
             rewards some; without it they are refused, or never match.
     """
     from lofi.evaluation import detection_map
+    from lofi.evaluation.bootstrap import interval, video_draws
 
-    choices = {"subset": subset or None, "protocol": protocol, "available": available or None}
-    strict = not replay_toolkit
-    _show(detection_map(ground_truth, detections, **choices, strict=strict), json)
+    choices = {"subset": subset or None, "protocol": protocol, "strict": not replay_toolkit}
+    result = detection_map(ground_truth, detections, **choices, available=available or None)
+    spread = interval(video_draws(ground_truth, detections, **choices))
+    if json:
+        write_json(json, result.to_json() | {"interval": spread.tolist()})
+    print(result)
+    first, mean = (f"{low:.1f} to {high:.1f}" for low, high in 100 * spread[[0, -1]])
+    at = f"at tIoU {result.tious[0]:g}"
+    print(f"  95 % interval over videos: {first} {at}, average {mean} (1,000 draws of the videos)")
 
 
 def diagnose(
@@ -372,7 +417,7 @@ class Workload:
     pixels: int = 224
     frames: int = 8
     batch: int = 16  # videos a step on that device
-    head: Literal["gtad", "bmn", "none"] = "gtad"
+    head: Literal["gtad", "bmn", "actionformer", "amnet", "none"] = "gtad"
     amp: Literal["fp32", "bf16"] = "fp32"
 
     @property
@@ -389,8 +434,9 @@ class Workload:
         freeze_batch_norm(encoder)
         if self.head == "none":
             return encoder, None
-        settings = GTADConfig() if self.head == "gtad" else BMNConfig()
-        return encoder, build_head(settings, encoder.channels)
+        kinds = GTADConfig, BMNConfig, ActionFormerConfig, AMNetConfig
+        known = {kind.kind: kind for kind in kinds}
+        return encoder, build_head(known[self.head](), encoder.channels)
 
 
 Shared = Annotated[Workload, arg(name="")]
@@ -457,8 +503,8 @@ def plan(budget_gib: float, work: Shared = Workload(), json: Path | None = None)
 
 def compare(
     out: Path, config: Settings, seeds: tuple[int, ...] = (0, 1, 2),
-    methods: tuple[str, ...] = ("random", "acp", "acp+", "c-lofi"), device: str = "cpu",
-    processes: int = 1,
+    methods: tuple[str, ...] = ("random", "acp", "acp+", "c-lofi"),
+    variants: tuple[str, ...] = ("",), device: str = "cpu", processes: int = 1,
 ) -> None:  # fmt: skip
     """The whole procedure for several encoders and seeds, without notebooks: mean ± SD.
 
@@ -467,49 +513,91 @@ def compare(
         seeds: each makes a world, initial weights and random draws of its own.
         methods: random, acp, acp+, s-lofi, t-lofi, st-lofi, short-c-lofi, c-lofi, low-lofi, icp,
             arrow, speed, weights (as they are), or two encoders side by side, such as acp+arrow.
+        variants: of the head, each for every method: "" hidden=128 mask=none,attention=none …
     """
     from lofi.experiment import compare_seeds
-    from lofi.figures.tables import summary_table
+    from lofi.figures.tables import amnet_table, summary_table
     from lofi.training.distributed import is_first, joined
     from lofi.training.methods import told
 
     one_thread_for_small_work(config)
     with joined(device) as device:
-        results = compare_seeds(config, out, seeds, methods, progress_lines("training"), device)
+        lines = progress_lines("training")
+        results = compare_seeds(config, out, seeds, methods, lines, device, variants)
         if is_first():
             print(summary_table(results).text())
+            if config.head.kind == "amnet" and results["protocol"] == "thumos14":
+                print(amnet_table(results).text())
             print(printable(told(results)))
 
 
 def course(
-    preset: str = "tiny", run: Path = Path("runs/course"), seed: int = 0,
+    preset: str = "", run: Path = Path("runs/course"), seed: int = 0,
+    file: Annotated[Path | None, arg(name="config")] = None,
     first: Annotated[str, arg(name="from")] = "00", last: Annotated[str, arg(name="to")] = "99",
+    device: str = "cpu", workers: Annotated[int, arg(name="processes")] = 1,
+    parameters: Annotated[
+        UseAppendAction[tuple[str, ...]], arg(name="parameter", aliases=["-p"])
+    ] = (),
 ) -> None:  # fmt: skip
     """Run the ordered notebooks as one batch; ends in results.json, a table and report.html.
 
     Args:
+        preset: "" = the one that the configuration names, else tiny.
+        seed: 0 = the configuration's own.
+        file: JSON configuration over its preset, for data of your own and full scale.
         first: number of the first notebook.
         last: number of the last notebook.
+        device: of every stage: cpu, cuda, cuda:1, mps, …
+        workers: processes that train each stage together.
+        parameters: name=value of further notebook parameters.
     """
     from lofi.course import run_course
 
-    began = time.perf_counter()
-    print(run_course(preset, run, seed=seed, first=first, last=last))
+    began, given = time.perf_counter(), {}
+    for text in parameters:
+        name, _, value = text.partition("=")
+        try:
+            given[name] = loads(value)
+        except ValueError:
+            given[name] = value
+    where = {"config": file or "", "seed": seed, "first": first, "last": last}
+    how = {"device": device, "processes": workers, "parameters": given}
+    print(run_course(preset or ("" if file else "tiny"), run, **where, **how))
     print(f"report: {run / 'report.html'}   seconds: {time.perf_counter() - began:.0f}")
 
 
-def tables(run: Path = Path("runs/demo")) -> None:
-    """Print the results of a finished run, beside the paper's numbers."""
+def report(run: Positional[Path], /) -> None:
+    """A run as one page that opens anywhere, finished or not: report.html in it.
+
+    Of a finished procedure results, timelines and maps; of any other how far each stage is, its
+    losses, how long it waited for data, and what has been evaluated.
+    """
+    from lofi.report import write_any_report
+
+    print(printable(str(write_any_report(run))))
+
+
+def tables(run: Path | None = None) -> None:
+    """The results of a finished run beside the paper's numbers; without a run, the paper's tables.
+
+    Args:
+        run: run folder with results.json, as `lofi course` and `lofi compare` leave them.
+    """
     from lofi import figures
     from lofi.experiment import read_results
 
+    if run is None:
+        print("\n\n".join(figures.paper_table(name).text() for name in "1234567ABCD"))
+        return
     results = read_results(run)
     print(figures.results_table(results).text())
-    if results["preset"] in ("tiny", "toy"):
+    sets = {"activitynet": "ActivityNet-1.3", "hacs": "HACS-1.1"}
+    if dataset := sets.get(results["preset"].partition("-")[0]):
+        print(f"\n{figures.paper_vs_ours(results, dataset).text()}")
+    else:
         print("\nThe paper's own numbers are for another data set: compare orders, not levels.")
         print(figures.paper_table("1").text())
-    else:
-        print(f"\n{figures.paper_vs_ours(results).text()}")
 
 
 def bar(what: str) -> Callable[..., None]:
@@ -526,25 +614,52 @@ def bar(what: str) -> Callable[..., None]:
     return update
 
 
-def progress_lines(what: str, scalars: Path | None = None) -> Callable[[int, int, dict], None]:
-    """An `on_step`: a bar on a terminal, about ten plain lines elsewhere.
+def progress_lines(
+    what: str, scalars: Path | None = None, clock: Callable[[], float] = time.perf_counter
+) -> Callable[[int, int, dict], None]:
+    """An `on_step`: a bar on a terminal; elsewhere a line at first, each minute and at last.
 
-    With `scalars`, every number of the record goes to TensorBoard files in that folder as well.
+    It shows what the record holds and, of the last minute, items a second, the share of the time
+    that was spent on waiting for data, and the time left. With `scalars`, every number of the
+    record goes to TensorBoard files in that folder as well.
     """
     show, writer = bar(what), None
     if scalars:
         from torch.utils.tensorboard import SummaryWriter
 
         writer = SummaryWriter(scalars)
+    last = total = -1  # of the step before
+    first, start, items, waited = 0, 0.0, 0.0, 0.0  # of this minute
 
-    def on_step(step: int, steps: int, record: dict[str, float]) -> None:
+    def on_step(step: int, steps: int, record: dict[str, Any]) -> None:
+        nonlocal first, start, items, waited, last, total
+        now, begins = clock(), step <= last or steps != total
+        if begins:  # a stage, perhaps behind another one
+            took = record.get("seconds", 0.0) + record.get("waited", 0.0)
+            first, start, items, waited = step, now - took, 0.0, 0.0
+        last, total = step, steps
+        items, waited = items + record.get("items", 1), waited + record.get("waited", 0.0)
+        spent = max(now - start, 1e-6)
+        left = timedelta(seconds=round(spent / (step + 1 - first) * (steps - step - 1)))
+        named = ("epoch", "loss", "accuracy", "lr", "fidelity")
+        parts = [f"{k} {_short(record[k])}" for k in named if k in record]
+        parts.append(f"{items / spent:.3g} items/s")
+        if "waited" in record:
+            parts.append(f"waiting {waited / spent:.0%}")
+        text = " ".join([*parts, f"left {left}"])
         if sys.stderr.isatty():
-            show(step + 1, steps)
-        elif step + 1 == steps or step % max(1, steps // 10) == 0:
-            shown = "".join(f" {k} {record[k]:.3f}" for k in ("loss", "accuracy") if k in record)
-            print(f"{what} {step + 1}/{steps}{shown}", file=sys.stderr)
+            show(step + 1, steps, text)
+        elif begins or step + 1 == steps or spent >= EVERY_S:
+            print(printable(f"{what} {step + 1}/{steps} {text}"), file=sys.stderr, flush=True)
+        if spent >= EVERY_S:
+            first, start, items, waited = step + 1, now, 0.0, 0.0
         if writer:
             for name, value in record.items():
-                writer.add_scalar(name, value, step)
+                if isinstance(value, int | float):
+                    writer.add_scalar(name, value, step)
 
     return on_step
+
+
+def _short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

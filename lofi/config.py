@@ -36,7 +36,7 @@ class DataConfig:
     preset: str = "toy"  # which toy world is rendered when no annotations are given; "" = none
     annotations: str = ""  # ActivityNet, HACS, THUMOS14 or CSV file; wins over the toy world
     videos: str = ""  # folder with the untrimmed videos
-    source: str = ""  # list of trimmed clips for ACP; "segments" = those of the training videos
+    source: str = ""  # trimmed clips for ACP: a list, "segments" (training), "segments+background"
     train_subset: str = "training"
     test_subset: str = "validation"
     frame_stride: int = 8  # frames between two frames of a snippet [paper]
@@ -46,8 +46,12 @@ class DataConfig:
     resample_fps: float = 0.0  # cut snippets as if videos had this rate; 0 = as decoded [ours]
     jitter: bool = False  # training: each snippet's middle anywhere in its interval [ours]
     crop_ratio: float = 0.875  # crop side / short side, 224/256 [spec]
+    squeeze: bool = (
+        False  # the whole frame into the square, instead of cutting its sides off [ours]
+    )
     cache_gib: float = 0.0  # memory for decoded frames; 0 = decode every time
     workers: int = 2  # decoding threads or processes
+    prefetch: int = 2  # batches prepared ahead, at most as many as workers
     decode_limit_s: float = 0.0  # > 0: child processes, killed after so long; 0 = threads
 
 
@@ -75,7 +79,62 @@ class BMNConfig:
     best_anchor: bool = False  # as in `GTADConfig`
 
 
-HeadConfig = GTADConfig | BMNConfig  # a head is chosen by its kind
+@dataclass(frozen=True)
+class ActionFormerConfig:
+    """ActionFormer; the defaults are those released for THUMOS14 [spec]."""
+
+    kind: Literal["actionformer"] = "actionformer"
+    hidden: int = 512
+    heads: int = 4
+    window: tuple[int, int, int, int, int, int] = (19, 19, 19, 19, 19, 19)  # a level; 0 = all of it
+    max_steps: int = 2304  # of a training crop
+    positions: bool = False  # sinusoids
+    relative: bool = False  # learned bias inside a window
+    neck: Literal["identity", "fpn"] = "identity"
+    one_class: bool = False  # "an action": the classes come from elsewhere
+    drop_path: float = 0.1
+    first_count: float = 100.0  # positive points of a batch, where the running mean begins
+    regression_weight: float = 1.0
+    smoothing: float = 0.0
+
+
+@dataclass(frozen=True)
+class AMNetConfig:
+    """AMNet as reconstructed: sizes and the two parts [supplement, figure 2], the rest [ours]."""
+
+    kind: Literal["amnet"] = "amnet"
+    hidden: int = 512
+    heads: int = 4
+    layers: int = 2  # of group attention
+    levels: int = 6
+    max_steps: int = 2304  # of a training crop
+    # What joins the features: an attention that learns from a triplet loss, a probability of
+    # "action" a step, or nothing.
+    mask: Literal["triplet", "binary", "none"] = "triplet"
+    join: Literal["add", "multiply"] = "add"
+    # Which way the triplet loss pulls: every step to the actions, or background to background.
+    rule: Literal["aware", "positive"] = "aware"
+    margin: float = 0.5
+    mask_weight: float = 1.0
+    mask_first: int = 0  # steps that train the mask alone, which then stays as it is; 0 = together
+    bias_keys: bool = False  # steps that a "binary" mask doubts count less in group attention
+    attention: Literal["full", "self", "none"] = "full"  # "self": without exchange
+    # The groups: fine and coarse levels; or of every level a copy (a half of the channels), short
+    # sees a window and long everything.
+    groups: Literal["level", "range", "channel"] = "level"
+    window: int = 19
+    matching: Literal["train_only", "score", "none"] = "train_only"  # "score": detections use it
+    matching_weight: float = 1.0
+    drop_path: float = 0.1
+    one_class: bool = False  # as in `ActionFormerConfig`
+    first_count: float = 100.0
+
+    def __post_init__(self) -> None:
+        _check_choices(self)
+
+
+# A head is chosen by its kind.
+HeadConfig = GTADConfig | BMNConfig | ActionFormerConfig | AMNetConfig
 
 
 @dataclass(frozen=True)
@@ -89,12 +148,22 @@ class Optimisation:
     momentum: float = 0.0
     nesterov: bool = False
     weight_decay: float = 1e-4
+    decay_on: Literal["all", "weights"] = "all"  # "weights": of convolutions and linear layers
     schedule: Literal["step", "cosine"] = "step"
     decay_every: int = 5  # epochs, "step" only
     decay: float = 0.5  # factor, "step" only
     warmup: int = 0  # iterations of linear warm-up
+    warmup_epochs: int = 0  # added to them
+    ema: float = 0.0  # > 0: the stage ends with this moving average of the weights
     clip: float = 0.0  # largest gradient norm; 0 = no clipping
-    augment: Literal["none", "geometric", "colour"] = "geometric"  # "colour" adds to "geometric"
+    # "geometric" moves and mirrors, "colour" adds other colours; "varied" (stage 1) keeps left and
+    # right and colours apart, but zooms, tints, adds noise and another clip's picture [ours].
+    # "multiscale": crops of several sizes and shapes, as TSM trains [spec].
+    augment: Literal["none", "geometric", "colour", "varied", "multiscale"] = "geometric"
+    # Classification (stage 1) alone:
+    dropout: float = 0.0  # before the classifier, which then begins near zero [spec]
+    bias_lr: float = 1.0  # factor on the rate of the biases of convolutions and linear layers
+    classifier_lr: float = 1.0  # factor on the classifier's rate
 
 
 @dataclass(frozen=True)
@@ -144,7 +213,7 @@ class LoFiConfig:
     frozen_bn: bool = True  # statistics and affine stay as ACP left them [ours]
     mode: Mode = field(default_factory=Mode)
     micro_batch: int = 0  # videos whose graph is held at once; 0 = all. Changes memory only
-    amp: Literal["fp32", "bf16"] = "fp32"  # bf16: autocast [paper: fp32]
+    amp: Literal["fp32", "bf16", "fp16"] = "fp32"  # else autocast [paper: fp32]
     verify_exact: bool = True  # check the chunked modes on the first videos against one graph
     class_loss: float = 0.0  # weight of a video-class loss against class forgetting [ours]
     encoder_lr: float = 1.0  # factor on the encoder's learning rate [paper: one rate]
@@ -161,13 +230,22 @@ class PostProcessing:
 
     rule: Literal["gtad", "thumos", "bmn"] = "gtad"  # which cells of a map are proposals
     score: str = "cls*reg"  # product of cls, reg, start, end: released score fusion [spec]
-    suppression: Literal["gaussian", "bmn"] = "gaussian"  # soft-NMS
+    # Soft-NMS; of heads of points "per-class", or "joint" over all classes, then averaged.
+    suppression: Literal["gaussian", "bmn", "per-class", "joint"] = "gaussian"
     sigma: float = 0.84  # of the Gaussian [paper]; alpha of the bmn form
     top_k: int = 100  # proposals a video that survive [paper]
-    class_rule: Literal["anet", "hacs", "thumos"] = "anet"  # how class scores join
+    class_rule: Literal["anet", "hacs", "thumos", "sqrt"] = "anet"  # how class scores join
     classes_per_video: int = 2  # [spec]
     include_video_end: bool = False  # released code cannot propose up to the last snippet [spec]
-    shared_classes: str = ""  # external score file, or the method whose features give the classes
+    min_score: float = 0.001  # points below are no candidates, also after soft-NMS [spec]
+    candidates: int = 2000  # points of a level [spec]
+    shortest: float = 0.05  # steps that a segment of a point has to exceed [spec]
+    voting: float = 0.7  # "joint": tIoU from which candidates move a chosen segment; 0 = off [spec]
+    # Who names the class: a classifier of whole videos (and, beside it, shared and true classes),
+    # one of each proposal, a score file, the head itself, or the truth.
+    classes: Literal["external", "video", "segment", "own", "oracle"] = "video"
+    # External score file, or the method whose features give the classes; "" = each its own.
+    shared_classes: str = ""
 
     def __post_init__(self) -> None:
         _check_choices(self)
@@ -191,13 +269,18 @@ class PostProcessing:
 
     def to_json(self) -> dict[str, Any]:
         """What changes a number, for files and reports."""
-        return {k: v for k, v in dataclasses.asdict(self).items() if k != "shared_classes"}
+        where = ("classes", "shared_classes")  # their source is said beside them
+        return {k: v for k, v in dataclasses.asdict(self).items() if k not in where}
 
     def __str__(self) -> str:
         end = ", video end allowed" if self.include_video_end else ""
         count = 1 if self.class_rule == "hacs" else self.classes_per_video
         nms = f"{self.suppression} soft-NMS {self.sigma:g}, top {self.top_k}"
         proposals = f"{self.rule} proposals scored {self.score}{end}"
+        if self.suppression in ("per-class", "joint"):
+            proposals = f"points of {self.min_score:g} or more, longer than {self.shortest:g} steps"
+        if self.classes == "own":
+            return f"{proposals}; {nms}; classes of the head"
         return f"{proposals}; {nms}; classes {self.class_rule} x {count}"
 
 
@@ -253,11 +336,15 @@ class Config:
     encoder: str = "tsm-r18"
     full: Fidelity = field(default_factory=Fidelity)
     data: DataConfig = field(default_factory=DataConfig)
-    weights: str = ""  # file of published encoder weights, or "pretrained" (a package); "" = random
+    # File of published encoder weights, "pretrained" (a package), "none" = random, or "", which is
+    # random too, but stage acp refuses it on real data where the encoder has ImageNet weights.
+    weights: str = ""
     acp: Optimisation = field(default_factory=Optimisation)
     acp_plus: Optimisation = field(default_factory=Optimisation)
     acp_plus_start: str = "acp"  # method whose encoder ACP+ continues; "weights" = the file above
     acp_frames: int = 8  # frames of one training clip
+    # Stage 1: clips whose graph is held at once, 0 = all. Live batch norm sees only them.
+    acp_micro_batch: int = 0
     icp: Optimisation = field(default_factory=Optimisation)  # toy world only; else `weights`
     arrow: Optimisation = field(default_factory=Optimisation)  # a clip counts once, forward + back
     speed: Optimisation = field(default_factory=Optimisation)  # a clip counts once, slow + fast
@@ -269,7 +356,15 @@ class Config:
     standardise: bool = False  # per-channel input of the head, statistics of the training set
     detect: PostProcessing = field(default_factory=PostProcessing)
     weak: WeakConfig = field(default_factory=WeakConfig)
+    amp: Literal["fp32", "bf16", "fp16"] = "fp32"  # stages 1 and 3, features; stage 2: lofi.amp
+    channels_last: bool = False  # memory order of the encoder's weights and maps, for GPUs
     checkpoint_every: int = 100  # iterations
+    keep_every: int = 0  # epochs between weights that are kept for study; 0 = none
+
+    @property
+    def start_weights(self) -> str:
+        """`weights`, "" where they are random."""
+        return "" if self.weights == "none" else self.weights
 
 
 def to_dict(config: Any) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,7 @@ def run_notebook(notebook: Path, output: Path, parameters: dict[str, Any]) -> No
     """
     import papermill
 
-    known = papermill.inspect_notebook(str(notebook))
+    known = _parameters(notebook)
     unknown = sorted(set(parameters) - set(known))
     if unknown:
         raise ValueError(f"{notebook.name}: no parameter {unknown[0]!r}; known: {', '.join(known)}")
@@ -56,38 +56,69 @@ def run_notebook(notebook: Path, output: Path, parameters: dict[str, Any]) -> No
 
 
 def run_course(
-    preset: str, run_dir: str | Path, *, seed: int = 0, first: str = "00", last: str = "99"
-) -> str:
+    preset: str, run_dir: str | Path, *, config: str | Path = "", seed: int = 0,
+    first: str = "00", last: str = "99", device: str = "cpu", processes: int = 1,
+    parameters: Mapping[str, Any] | None = None,
+) -> str:  # fmt: skip
     """Run the notebooks in order, then evaluate, print and report; returns the results table.
 
-    A run that was interrupted goes on: finished stages are loaded, not computed again.
+    A run that was interrupted goes on: finished stages are loaded, not computed again. A notebook
+    that fails stops no other; RuntimeError at the end names the cell of each.
+
+    Args:
+        config: JSON file laid over `preset` ("" = over the preset that it names).
+        parameters: further ones, for the notebooks that know them; ValueError where none does.
     """
-    config = configs.override(configs.preset(preset), {"seed": seed})
+    chosen = configs.override(configs.layered(preset, config), {"seed": seed} if seed else {})
     run_dir = Path(run_dir).resolve()
     run_dir.mkdir(parents=True, exist_ok=True)
     os.environ["LOFI_STATIC"] = "1"  # a batch has no sliders, even when a notebook started it
-    parameters = {"preset": preset, "seed": seed, "out_dir": str(run_dir), "resume": True}
+    given = {"preset": preset or chosen.preset, "seed": chosen.seed, "out_dir": str(run_dir)}
+    given |= {"resume": True} | ({"config": str(Path(config).resolve())} if config else {})
+    books = {book: _parameters(book) for book in ordered_notebooks(first, last)}
+    wanted = {"device": device, "processes": processes} | dict(parameters or {})
+    if unknown := sorted(set(parameters or {}) - set().union(*books.values())):
+        known = ", ".join(sorted(set().union(*books.values())))
+        raise ValueError(f"no notebook has a parameter {unknown[0]!r}; known: {known}")
     code = b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.rglob("*.py")))
     record = run_dir / "course.json"
     done: dict[str, Any] = read_json(record, "notebooks that ran") if record.exists() else {}
-    for notebook in ordered_notebooks(first, last):
-        output = run_dir / "notebooks" / notebook.name
-        before = done.get(notebook.name, {"seconds": 0.0, "made_from": ""})
-        # An output belongs to its notebook, its parameters and the package's code.
-        sources = notebook.read_bytes() + json.dumps(parameters).encode() + code
+    failures, began = [], time.perf_counter()
+    for number, (book, known) in enumerate(books.items(), 1):
+        output = run_dir / "notebooks" / book.name
+        own = given | {key: value for key, value in wanted.items() if key in known}
+        before = done.get(book.name, {"seconds": 0.0, "made_from": ""})
+        # An output belongs to its notebook, its parameters, its configuration and this code.
+        sources = book.read_bytes() + json.dumps(own).encode() + repr(chosen).encode() + code
         made_from = hashlib.sha256(sources).hexdigest()[:16]
         if before["made_from"] == made_from and output.exists():
-            print(f"{notebook.name} is done", file=sys.stderr)
+            print(f"{book.name} is done", file=sys.stderr)
             continue
-        began = time.perf_counter()
-        print(f"{notebook.name} …", file=sys.stderr, flush=True)
-        run_notebook(notebook, output, parameters)
-        took = round(time.perf_counter() - began, 1)
+        so_far, started = time.perf_counter() - began, time.perf_counter()
+        about = f"{so_far:.0f} s so far"
+        if number > 1:
+            about += f", about {so_far / (number - 1) * (len(books) - number + 1):.0f} s left"
+        print(f"{number} of {len(books)}: {book.name} … ({about})", file=sys.stderr, flush=True)
+        try:
+            run_notebook(book, output, own)
+        except RuntimeError as error:
+            failures.append(str(error))
+            print(error, file=sys.stderr, flush=True)
+            continue
+        took = round(time.perf_counter() - started, 1)
         # A resumed notebook only loads what took long the first time: the longest time counts.
-        done[notebook.name] = {"seconds": max(took, before["seconds"]), "made_from": made_from}
+        done[book.name] = {"seconds": max(took, before["seconds"]), "made_from": made_from}
         write_json(record, done)
+    if failures:
+        raise RuntimeError(f"{len(failures)} of {len(books)} failed: {'; '.join(failures)}")
     seconds = sum(entry["seconds"] for entry in done.values())
-    return report(config, run_dir, METHODS, seconds)
+    return report(chosen, run_dir, METHODS, seconds)
+
+
+def _parameters(notebook: Path) -> dict[str, Any]:
+    import papermill
+
+    return papermill.inspect_notebook(str(notebook))
 
 
 def report(config: configs.Config, run_dir: Path, methods: Sequence[str], seconds: float) -> str:

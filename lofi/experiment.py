@@ -3,9 +3,11 @@
 results.json: {"rows": [{"method", "classes", "average_map", "map", …}], "seconds", "protocol", …}
 """
 
+import inspect
 import json
 import logging
 import shlex
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
@@ -14,10 +16,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from lofi.config import Config
+from lofi import launch
+from lofi.config import Config, save
 from lofi.data.datasets import Datasets
 from lofi.detection.classes import is_class_file
-from lofi.detection.detector import CLASSES, detect_stage, detections_dir, train_classifier
+from lofi.detection.detector import CLASSES, SOURCES, detect_stage, detections_dir, train_classifier
 from lofi.detection.results import read_detections, write_detections
 from lofi.detection.runs import run_detections
 from lofi.evaluation import detection_map
@@ -130,8 +133,34 @@ STAGES = {
 }
 
 
+def run_stage(
+    name: str, config: Config, run_dir: str | Path, method: str = "", *, processes: int = 1,
+    **options: Any,
+) -> dict[str, Any]:  # fmt: skip
+    """One stage of the table, trained in this process or in several of this machine; its result.
+
+    `options` are those of `lofi train`: variant, resume, device, on_step; what a stage does not
+    take is left out. Errors as of the stage, and LaunchError.
+    """
+    run, options = STAGES[name].run, {"method": method} | options
+    known = inspect.signature(run).parameters
+    if processes > 1 and "resume" in known:
+        with tempfile.TemporaryDirectory() as folder:
+            save(config, Path(folder) / "config.json")
+            words = ["train", name, "--config", f"{folder}/config.json", "--out", str(run_dir)]
+            for key in ("method", "variant", "device"):
+                words += [f"--{key}", options[key]] if options.get(key) and key in known else []
+            words += ["--no-resume"] * (not options.get("resume", True))
+            launch.run(words, processes)
+        options["resume"] = True  # it is finished: only its result is read here
+    return run(config, run_dir, **{key: options[key] for key in known if key in options})
+
+
 def train_encoder(config: Config, run_dir: str | Path, method: str, **options: Any) -> None:
-    """Stages 1 and 2 of one method, and what it starts from; finished stages return at once."""
+    """Stages 1 and 2 of one method, and what it starts from; finished stages return at once.
+
+    `options` as of `run_stage`.
+    """
     parts = components(method)
     if len(parts) > 1:  # "acp+arrow": two encoders side by side
         for part in parts:
@@ -139,21 +168,24 @@ def train_encoder(config: Config, run_dir: str | Path, method: str, **options: A
     elif method in STAGES and method not in ("lofi", "features", "head"):
         if method == "acp+":
             train_encoder(config, run_dir, config.acp_plus_start, **options)
-        STAGES[method].run(config, run_dir, **options)
+        run_stage(method, config, run_dir, **options)
     elif method not in UNTRAINED:
         config = method_config(config, method)
         train_encoder(config, run_dir, config.lofi.start, **options)
-        train_lofi(config, run_dir, **options)
+        run_stage("lofi", config, run_dir, **options)
 
 
 def localize(
-    config: Config, run_dir: str | Path, method: str, *, resume: bool = True,
-    on_step: OnStep | None = None, device: str = "cpu",
+    config: Config, run_dir: str | Path, method: str, *, variants: Sequence[str] = ("",),
+    **options: Any,
 ) -> None:  # fmt: skip
-    """Features and stage 3 of one method whose encoder is trained."""
+    """Features and stage 3, in all its variants, of one method whose encoder is trained.
+
+    `options` as of `run_stage`; `on_step` sees the steps of the head."""
     if method != "published":
-        extract_features(config, run_dir, method, resume=resume, device=device)
-    train_head(config, run_dir, method, resume=resume, on_step=on_step, device=device)
+        run_stage("features", config, run_dir, method, **(options | {"on_step": None}))
+    for variant in variants:
+        run_stage("head", config, run_dir, method, variant=variant, **options)
     write_run_config(config, run_dir)
 
 
@@ -176,7 +208,8 @@ def evaluate_method(
         report = detection_map(data.annotations, found, subset=subset, protocol=protocol).to_json()
         if is_first():
             write_json(Path(run_dir) / method / "metrics" / variant / f"{kind}.json", report)
-        row = {"method": method, "classes": kind, "seed": config.seed, "report": report}
+        name = f"{method} {variant}".strip()
+        row = {"method": name, "classes": kind, "seed": config.seed, "report": report}
         rows.append(row | {key: report[key] for key in ("average_map", "map")})
     if not rows:
         more = f" --variant {shlex.quote(variant)}" if variant else ""
@@ -205,23 +238,24 @@ def _known_classes(path: Path, data: Datasets):
 
 def run_procedure(
     config: Config, run_dir: str | Path, methods: Sequence[str] = METHODS,
-    on_step: OnStep | None = None, device: str = "cpu",
+    on_step: OnStep | None = None, device: str = "cpu", variants: Sequence[str] = ("",),
 ) -> dict[str, Any]:  # fmt: skip
-    """Everything for every method; writes and returns results.json."""
-    began = time.perf_counter()
+    """Everything for every method and variant of stage 3; writes and returns results.json."""
+    began, how = time.perf_counter(), {"on_step": on_step, "device": device}
     for method in methods:
-        train_encoder(config, run_dir, method, on_step=on_step, device=device)
-        localize(config, run_dir, method, on_step=on_step, device=device)
+        train_encoder(config, run_dir, method, **how)
+        localize(config, run_dir, method, variants=variants, **how)
     source = config.detect.shared_classes
     if source and source not in methods and not is_class_file(source):  # it names the classes
         train_encoder(config, run_dir, source, on_step=on_step, device=device)
         extract_features(config, run_dir, source, device=device)
-    return write_results(config, run_dir, methods, time.perf_counter() - began, device)
+    seconds = time.perf_counter() - began
+    return write_results(config, run_dir, methods, seconds, device, variants)
 
 
 def compare_seeds(
     config: Config, out: str | Path, seeds: Sequence[int], methods: Sequence[str] = METHODS,
-    on_step: OnStep | None = None, device: str = "cpu",
+    on_step: OnStep | None = None, device: str = "cpu", variants: Sequence[str] = ("",),
 ) -> dict[str, Any]:  # fmt: skip
     """`run_procedure` for every seed in <out>/seed-N; results.json in `out` holds all rows.
 
@@ -230,7 +264,7 @@ def compare_seeds(
     parts = []
     for seed in seeds:
         own, folder = replace(config, seed=seed), Path(out) / f"seed-{seed}"
-        parts.append(run_procedure(own, folder, methods, on_step, device))
+        parts.append(run_procedure(own, folder, methods, on_step, device, variants))
     results = parts[0] | {
         "rows": [row for part in parts for row in part["rows"]],
         "seconds": sum(part["seconds"] for part in parts),
@@ -243,19 +277,24 @@ def compare_seeds(
 
 
 def write_results(
-    config: Config, run_dir: str | Path, methods: Sequence[str], seconds: float, device: str = "cpu"
-) -> dict[str, Any]:
-    """Detect with and evaluate the methods of a finished run; writes results.json."""
+    config: Config, run_dir: str | Path, methods: Sequence[str], seconds: float,
+    device: str = "cpu", variants: Sequence[str] = ("",),
+) -> dict[str, Any]:  # fmt: skip
+    """Detect with and evaluate the methods of a finished run; writes results.json.
+
+    The "method" of a row is followed by its variant, where that has a name."""
     rows = []
     for method in methods:
-        detect_stage(config, run_dir, method, device=device)
-        rows += evaluate_method(config, run_dir, method)
+        for variant in variants:
+            detect_stage(config, run_dir, method, variant=variant, device=device)
+            rows += evaluate_method(config, run_dir, method, variant)
     barrier()
     reports = [row.pop("report") for row in rows]
     about = ("protocol", "subset", "tious", "videos", "instances")
     results = {"rows": rows, "seconds": round(seconds, 1), "preset": config.preset}
+    results |= {"encoder": config.encoder, "head": config.head.kind}
     results |= {"seeds": [config.seed], **{key: reports[0][key] for key in about}}
-    results["classes"] = list(CLASSES)
+    results["classes"] = list(SOURCES[config.detect.classes])
     results |= left_out(Path(run_dir))
     results = json.loads(json.dumps(results))  # in memory as in the file: lists, no tuples
     if is_first():

@@ -30,7 +30,8 @@ CHECKSUM = "checksum"  # of a whole safetensors file or JSON object, kept inside
 ZEROS = b"0" * 64  # stand in its place while it is computed
 # Controls of terminals (but line ends and tabs), of the direction of writing, and half characters.
 UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
-FORMULA = re.compile("'*[=+\\-@＝＋－＠\t\r\n]")  # how cells begin that spreadsheets would run
+# How cells begin that spreadsheets would run; and cells of several lines, marked as meant.
+FORMULA = re.compile("'*[=+\\-@＝＋－＠\t]|(?s:.*)[\r\n]")
 
 
 @contextmanager
@@ -232,7 +233,7 @@ def printable(text: str) -> str:
 
 
 def to_cell(value: Any) -> Any:
-    """A value for a CSV: text that a spreadsheet would take for a formula gets a `'` in front."""
+    """A value for a CSV: text that a spreadsheet would run, or of two lines, begins with a `'`."""
     return f"'{value}" if isinstance(value, str) and FORMULA.match(value) else value
 
 

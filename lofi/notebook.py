@@ -11,6 +11,7 @@ import random
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,6 +19,9 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 
+from lofi import config as configs
+from lofi.config import Config
+from lofi.detection.classes import is_class_file
 from lofi.files import write_json
 
 PER_ROW = 4  # small multiples beside each other before a new row begins
@@ -28,14 +32,32 @@ class Setup(NamedTuple):
 
     out_dir: Path  # exists
     generator: torch.Generator  # on the CPU, seeded
+    config: Config
+    how: dict[str, Any]  # for every stage call: resume, device, processes
+    toy: bool  # the data are the rendered world, whose hidden truth is known
+    known: bool  # a toy preset, but for the notebook's own changes: what must be learned is known
 
 
-def setup(seed: int, out_dir: str | Path, preset: str = "tiny") -> Setup:
-    """Make a notebook repeatable and say on stderr what it runs on.
+def setup(
+    seed: int = 0, out_dir: str | Path = "", preset: str = "tiny", config: str | Path | Config = "",
+    device: str = "cpu", processes: int = 1, resume: bool = False,
+    changes: Mapping[str, Any] | None = None,
+) -> Setup:  # fmt: skip
+    """Make a notebook repeatable, say on stderr what it runs on, and read its configuration.
 
     Seeds Python, NumPy and torch, asks for deterministic algorithms (a warning where an accelerator
-    has none), prints three decimals, and sends the kit's log to stderr. A relative `out_dir` counts
-    from the repository's root wherever the notebook was started; "" is `runs/<preset>`.
+    has none), prints three decimals, and sends the kit's log to stderr. Relative paths, also those
+    inside a configuration, count from the repository's root wherever the notebook was started.
+
+    Args:
+        seed: 0 keeps the configuration's own.
+        out_dir: run folder; "" is `runs/<preset>`. A run that is named is read or continued, never
+            trained anew.
+        preset: "tiny", the notebooks' default, gives way to the preset that `config` names.
+        config: JSON file over its preset, or a `Config` as it is (when a cell runs again); "" takes
+            the config.json of a run that `out_dir` names.
+        device, processes, resume: of every stage.
+        changes: settings by dotted name, see `lofi.config.override`.
     """
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
     random.seed(seed)
@@ -43,7 +65,7 @@ def setup(seed: int, out_dir: str | Path, preset: str = "tiny") -> Setup:
     torch.manual_seed(seed)
     # As use_deterministic_algorithms(True, warn_only=True), which imports a compiler (seconds).
     torch.set_deterministic_debug_mode("warn")
-    if preset in ("tiny", "toy") and "OMP_NUM_THREADS" not in os.environ:
+    if preset in ("tiny", "toy", "long") and "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(1)  # layers this small; beside other work two took 20 × as long
     torch.set_printoptions(precision=3, sci_mode=False)
     np.set_printoptions(precision=3, suppress=True)
@@ -57,16 +79,38 @@ def setup(seed: int, out_dir: str | Path, preset: str = "tiny") -> Setup:
     others = [h for h in logger.handlers if h.get_name() != handler.get_name()]
     logger.handlers[:] = [*others, handler]  # a second call must not print every line twice
     logger.setLevel(logging.INFO)
-    device = "mps" if torch.backends.mps.is_available() else "cpu"
-    device = torch.cuda.get_device_name(0) if torch.cuda.is_available() else device
+    card = "mps" if torch.backends.mps.is_available() else "cpu"
+    card = torch.cuda.get_device_name(0) if torch.cuda.is_available() else card
     versions = f"Python {sys.version.split()[0]}, torch {torch.__version__}, numpy {np.__version__}"
-    print(f"{versions}, {device}, {torch.get_num_threads()} threads", file=sys.stderr)
+    print(f"{versions}, {card}, {torch.get_num_threads()} threads", file=sys.stderr)
     root = repository_root()
     if str(root / "notebooks") not in sys.path:  # for lectures.py, wherever this was started
         sys.path.append(str(root / "notebooks"))
     folder = root / (out_dir or f"runs/{preset}")
     folder.mkdir(parents=True, exist_ok=True)
-    return Setup(folder, torch.Generator().manual_seed(seed))
+    of_run = folder / "config.json" if out_dir else folder / "nothing"
+    path = config or (of_run if of_run.is_file() else "")
+    if not isinstance(chosen := path, Config):
+        preset = "" if path and preset == "tiny" else preset
+        chosen = configs.layered(preset, root / path if path else "")
+    own = {name: str(root / value) for name, value in _paths(chosen).items() if value}
+    seeds = {"seed": seed} if seed else {}
+    chosen = configs.override(chosen, own | seeds)
+    toy = not (chosen.data.annotations or chosen.data.features.folder)
+    how = {"resume": resume or bool(out_dir), "device": device, "processes": processes}
+    known = toy and chosen == replace(configs.preset(chosen.preset), seed=chosen.seed)
+    chosen = configs.override(chosen, changes or {})
+    return Setup(folder, torch.Generator().manual_seed(chosen.seed), chosen, how, toy, known)
+
+
+def _paths(config: Config) -> dict[str, str]:
+    """The settings that name files and folders."""
+    data, classes = config.data, config.detect.shared_classes
+    found = {f"data.{key}": getattr(data, key) for key in ("world", "annotations", "videos")}
+    found["data.source"] = "" if data.source.startswith("segments") else data.source
+    found["detect.shared_classes"] = classes if is_class_file(classes) else ""
+    found["weights"] = "" if config.weights in ("pretrained", "none") else config.weights
+    return found | {"data.features.folder": data.features.folder}
 
 
 def repository_root() -> Path:

@@ -5,6 +5,8 @@ from dataclasses import replace
 from typing import Any
 
 from lofi.config import (
+    ActionFormerConfig,
+    AMNetConfig,
     Config,
     DataConfig,
     GTADConfig,
@@ -17,8 +19,9 @@ from lofi.fidelity import Fidelity
 
 # The paper's own setting: everything is the dataclasses' default except what is listed.
 _KINETICS = Optimisation(  # TSM on Kinetics-400 [spec]
-    epochs=50, batch=128, lr=0.02, momentum=0.9, decay_every=20, decay=0.1, clip=20.0
-)
+    epochs=50, batch=128, lr=0.02, momentum=0.9, decay_every=20, decay=0.1, clip=20.0,
+    augment="multiscale", dropout=0.5, decay_on="weights", bias_lr=2.0, classifier_lr=5.0,
+)  # fmt: skip
 _PRETEXT = Optimisation(  # the same, scaled: 128 clips are 64 pairs; warm-up 2 epochs
     epochs=50, batch=64, lr=0.02, momentum=0.9, schedule="cosine", warmup=7500, clip=20.0,
     augment="colour",
@@ -27,9 +30,10 @@ _PAPER = Config(
     preset="activitynet",
     encoder="tsm-r18",
     full=Fidelity(100, 8, 224),
-    data=DataConfig(preset="", workers=8),
+    data=DataConfig(preset="", workers=8, prefetch=4),
     acp=_KINETICS,
-    acp_plus=replace(_KINETICS, epochs=25, lr=0.001, decay_every=10),  # TSM's fine-tuning [spec]
+    # TSM's fine-tuning [spec]
+    acp_plus=replace(_KINETICS, epochs=25, lr=0.001, decay_every=10, dropout=0.8),
     arrow=_PRETEXT,
     speed=_PRETEXT,
     # joint training: SGD without momentum, 0.1, halved every 5 epochs [paper]; 15 epochs [ours]
@@ -80,6 +84,39 @@ _TINY = replace(
     detect=PostProcessing(shared_classes="acp"),
 )
 
+_OWN = replace(  # what `lofi fit` starts from; it chooses the rest from the data [ours]
+    _TOY,
+    preset="own",
+    encoder="motion-toy",
+    full=Fidelity(64, 8, 64),
+    data=DataConfig(
+        preset="", source="segments+background", squeeze=True, crop_ratio=0.9, cache_gib=1.0,
+        workers=1,
+    ),
+    acp=Optimisation(
+        epochs=40, batch=16, optimizer="adamw", lr=0.002, weight_decay=0.05, schedule="cosine",
+        warmup=40, augment="varied",
+    ),
+    head_training=replace(_TOY.head_training, epochs=30, batch=8, decay_every=20),
+    detect=PostProcessing(
+        score="cls*reg*start*end", sigma=0.2, include_video_end=True, classes="segment"
+    ),
+)  # fmt: skip
+
+_PYRAMID = replace(  # videos twice as long, long enough for heads whose levels matter [ours]
+    _TOY,
+    preset="long",
+    full=Fidelity(64, 4, 48),
+    data=replace(_TOY.data, preset="long"),
+    # without matching scores, of which a prototype saw no effect: a third less to compute
+    head=AMNetConfig(hidden=64, layers=1, levels=4, max_steps=64, matching="none"),
+    head_training=Optimisation(
+        epochs=30, batch=16, optimizer="adamw", lr=1e-3, weight_decay=0.05, decay_on="weights",
+        schedule="cosine", warmup_epochs=2, clip=1.0, augment="none",
+    ),
+    detect=PostProcessing(suppression="per-class", sigma=0.5, classes="own"),
+)  # fmt: skip
+
 _THUMOS14 = replace(  # G-TAD as released for THUMOS14 [spec]
     _PAPER,
     preset="thumos14",
@@ -91,12 +128,39 @@ _THUMOS14 = replace(  # G-TAD as released for THUMOS14 [spec]
 )
 
 
+# ActionFormer on features that others published, as released [spec].
+_LONG = replace(  # THUMOS14: features at their own length
+    _THUMOS14,
+    full=Fidelity(2304, 8, 224),
+    head=ActionFormerConfig(),
+    head_training=Optimisation(
+        epochs=35, batch=2, optimizer="adamw", lr=1e-4, weight_decay=0.05, decay_on="weights",
+        schedule="cosine", warmup_epochs=5, clip=1.0, ema=0.999, augment="none",
+    ),
+    detect=PostProcessing(
+        suppression="per-class", sigma=0.5, top_k=200, class_rule="thumos", classes="own"
+    ),
+)  # fmt: skip
+_RESIZED = replace(  # ActivityNet: features resized to 192 steps, classes from elsewhere
+    _PAPER,
+    full=Fidelity(192, 8, 224),
+    head=ActionFormerConfig(
+        window=(7, 7, 7, 7, 7, 0), max_steps=192, positions=True, one_class=True,
+        first_count=200.0, regression_weight=2.0, smoothing=0.1,
+    ),
+    head_training=replace(_LONG.head_training, epochs=15, batch=16, lr=1e-3),
+    detect=PostProcessing(
+        suppression="joint", sigma=0.75, class_rule="sqrt", shortest=0.001, voting=0.9
+    ),
+)  # fmt: skip
+
+
 def _published(base: Config, preset: str, stride: int, fps: float, **features: Any) -> Config:
     """`base` on features that others published; data.features.folder is left to the user."""
-    published = PublishedFeatures(stride=stride, window=16, fps=fps, **features)
+    published = PublishedFeatures(**{"stride": stride, "window": 16, "fps": fps} | features)
     window_stride = stride if base.data.window_stride else 0
     data = replace(base.data, features=published, window_stride=window_stride)
-    return replace(base, preset=preset, data=data, detect=replace(base.detect, shared_classes=""))
+    return replace(base, preset=preset, data=data)
 
 
 _LOW = replace(_PAPER.lofi, schedule="low")
@@ -114,9 +178,13 @@ _ALL = (
         detect=replace(_PAPER.detect, class_rule="hacs"),
     ),
     _THUMOS14,
-    _published(_THUMOS14, "thumos14-i3d", 4, 30.0, width=2048),
-    _published(_THUMOS14, "thumos14-videomae", 4, 0.0, width=1408),
-    _published(_PAPER, "activitynet-tsp", 16, 15.0, width=512, prefix="v_"),
-    _published(_PAPER, "activitynet-i3d", 16, 25.0, width=2048, prefix="v_"),
+    _PYRAMID,
+    _published(_LONG, "thumos14-i3d", 4, 30.0, width=2048),
+    _published(replace(_LONG, head=AMNetConfig()), "thumos14-amnet", 4, 30.0, width=2048),
+    _published(_LONG, "thumos14-videomae", 4, 0.0, width=1408),
+    _published(_RESIZED, "activitynet-tsp", 16, 15.0, width=512, prefix="v_"),
+    _published(_RESIZED, "activitynet-i3d", 16, 25.0, width=2048, prefix="v_"),
+    _published(_LONG, "epic-slowfast", 16, 30.0, width=2304, window=32, kind="npz"),
+    _OWN,
 )
 PRESETS = types.MappingProxyType({config.preset: config for config in _ALL})

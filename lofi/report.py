@@ -21,7 +21,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import nn
 
-from lofi.config import Config
+from lofi.config import Config, load
 from lofi.data import Video, VideoError, decode_frames, probe, read_features
 from lofi.data.datasets import Datasets, open_datasets
 from lofi.data.features import Features, head_inputs
@@ -29,7 +29,7 @@ from lofi.detection import Detection, read_detections
 from lofi.encoders.extraction import video_features
 from lofi.figures import curves, maps, tables, timelines
 from lofi.figures.tables import NAMES
-from lofi.files import write_text
+from lofi.files import read_json, write_text
 from lofi.heads.maps import MapHead
 from lofi.heads.scaled import Standardise
 from lofi.training.methods import (
@@ -234,6 +234,76 @@ def write_run_report(config: Config, run_dir: str | Path, results: dict[str, Any
     return path
 
 
+def write_any_report(run_dir: str | Path) -> Path:
+    """report.html of a run: `write_run_report` where there are results, else how far it is.
+
+    The page of `lofi fit` stays; how far it is then goes to training.html.
+    FileNotFoundError: no stage has begun there.
+    """
+    run_dir = Path(run_dir)
+    results = run_dir / "results.json"
+    if results.is_file() and (run_dir / "config.json").is_file():
+        found = read_json(results, "the results of a run")
+        return write_run_report(load(run_dir / "config.json"), run_dir, found)
+    folders = sorted({path.parent for path in run_dir.rglob("metrics.jsonl")})
+    folders += sorted({path.parent for path in run_dir.rglob("result.json")} - {*folders})
+    if not folders:
+        cure = "give the folder of --out that lofi train, compare, fit or course wrote to"
+        raise FileNotFoundError(f"{run_dir}: no stage of a run in it; {cure}")
+    logs = {folder.relative_to(run_dir).as_posix(): read_metrics(folder) for folder in folders}
+    header = ("stage", "state", "steps", "epochs", "loss", "fidelity", "seconds a step",
+              "waiting for data", "left out")  # fmt: skip
+    rows = tuple((name, *_stage_row(run_dir / name, log)) for name, log in logs.items())
+    notes = (
+        "loss: mean of the last 20 steps; time: median; - where a stage writes no such number",
+    )
+    parts = {"": [], "Stages": [tables.Table(header, rows, f"Stages of {run_dir.name}", notes)]}
+    shown = {name: log for name, log in logs.items() if any(_finite(log, "loss"))}
+    parts["Training"] = [
+        Picture(curves.loss_curves({name: log}), f"Loss of {name}; thick: running mean.")
+        for name, log in shown.items()
+    ]
+    scores = []
+    for path in sorted(run_dir.glob("*/metrics/**/*.json")):
+        found = read_json(path, "what an evaluation found")
+        name = path.relative_to(run_dir).as_posix().replace("/metrics", "").removesuffix(".json")
+        scores.append((name, f"{100 * found['average_map']:.2f}", str(found["protocol"])))
+    if scores:
+        header = ("method and classes", "average mAP (%)", "protocol")
+        parts["Results"] = [tables.Table(header, tuple(scores))]
+    if (run_dir / "config.json").is_file():
+        text = (run_dir / "config.json").read_text(encoding="utf-8")
+        parts["Settings"] = [Details("Settings of this run", text)]
+    fitted = (run_dir / "plan.json").is_file()
+    name = "training.html" if fitted else "report.html"
+    path = write_report(run_dir / name, f"Run {run_dir.name}", parts)
+    plt.close("all")
+    return path
+
+
+def _stage_row(folder: Path, log: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
+    """The numbers of one stage as text."""
+    done = folder / "result.json"
+    result = read_json(done, "the result of a stage") if done.is_file() else None
+    losses, took, waited = (_finite(log, key) for key in ("loss", "seconds", "waited"))
+    sizes = list(dict.fromkeys(row["fidelity"] for row in log if "fidelity" in row))
+    share = sum(waited) / max(sum(waited) + sum(took), 1e-9)
+    return (
+        "unfinished" if result is None else "finished",
+        f"{log[-1]['step'] + 1:,}" if log else "-",
+        str(log[-1]["epoch"] + 1) if log and "epoch" in log[-1] else "-",
+        f"{np.mean(losses[-20:]):.4g}" if losses else "-",
+        ", ".join(sizes[:4]) + " …" * (len(sizes) > 4) or "-",
+        f"{np.median(took):.3g}" if took else "-",
+        f"{share:.0%}" if waited else "-",
+        str(len((result or {}).get("skipped", ()))) if result else "-",
+    )
+
+
+def _finite(log: Sequence[Mapping[str, Any]], key: str) -> list[float]:
+    return [row[key] for row in log if key in row and np.isfinite(row[key])]
+
+
 WHAT = (
     "Temporal action localization: find when each action starts and ends, and which it is. Every "
     "row uses the same head, trained from scratch on frozen full-fidelity features; the rows "
@@ -290,7 +360,7 @@ def _timeline_parts(run_dir: Path, data: Datasets, methods: Sequence[str]) -> li
         rows: dict[str, Any] = {"ground truth": video.segments}
         for method in [m for m in ("acp", "acp+", "c-lofi") if m in methods] or methods:
             folder = run_dir / method / "detections"
-            kinds = ("shared", "own")  # there are shared classes only where a method or file is set
+            kinds = ("shared", "own", "segment", "head", "oracle")  # the first that was asked for
             path = next(p for kind in kinds if (p := folder / f"{kind}.json").is_file())
             rows[NAMES.get(method, method)] = read_detections(path).get(video.id, [])
         try:

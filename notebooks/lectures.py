@@ -1,4 +1,4 @@
-"""What only the course draws and measures: pictures of memory, labels and graphs, and a dial.
+"""What only the course draws and measures: memory, labels, graphs, a dial, a yard with a camera.
 
 Notebooks import it after `lofi.notebook.setup`, which knows where it lies, as tests do; the
 package does without.
@@ -6,6 +6,7 @@ package does without.
 
 import copy
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import matplotlib.pyplot as plt
@@ -17,6 +18,7 @@ from torch import nn
 
 from lofi.budget.memory import MemoryReport, Step
 from lofi.config import Mode
+from lofi.data import write_video
 from lofi.data.toyworld import ToyWorld, plan_clips, render_clip
 from lofi.encoders import Encoder
 from lofi.fidelity import Fidelity
@@ -24,6 +26,7 @@ from lofi.figures import confidence_map, style
 from lofi.figures.maps import Seconds, shaded, time_axis
 from lofi.figures.style import Canvas, Segments, as_array, axes_for, fill, stroke
 from lofi.figures.timelines import pictures
+from lofi.files import write_text
 from lofi.training.end_to_end import Watch
 
 Sizes = Mapping[str, float]  # name → bytes
@@ -37,6 +40,54 @@ ENDS_IN_ACTIONS = (  # how a semantic edge looks with 0, 1 or 2 ends in actions,
     {"color": style.FALSE_ALARM, "linestyle": "--", "linewidth": 1.2, "label": "action – other"},
     {"color": style.FOUND, "linestyle": "-", "linewidth": 1.8, "label": "action – action"},
 )
+
+
+# ------------------------------------------------------------------------------- own videos
+
+
+def film_yard(
+    folder: Path, videos: int, seed: int = 0, seconds: tuple[float, float] = (7.0, 9.0),
+    fps: float = 10.0, size: tuple[int, int] = (48, 64), events: int = 3,
+    lengths: tuple[float, float] = (1.0, 2.2),
+) -> Path:  # fmt: skip
+    """Videos of a yard as somebody might bring them, and a spreadsheet's list of what happens.
+
+    A ball may pass, a lamp may blink, up to `events` times a video, with pauses; texture, drifting
+    light and noise do not matter. Writes <folder>/videos and <folder>/events.csv: semicolons,
+    decimal commas, file names, no subsets.
+    """
+    height, width = size
+    rows = ["video;start_s;end_s;label"]
+    for number in range(1, videos + 1):
+        rng = np.random.default_rng((seed, number))
+        count, now, happens = int(rng.uniform(*seconds) * fps), rng.uniform(0.4, 1.5), []
+        while len(happens) < events and now + lengths[1] < count / fps - 0.2:
+            end = now + rng.uniform(*lengths)
+            happens.append((round(now, 1), round(end, 1), str(rng.choice(["pass", "blink"]))))
+            now = end + rng.uniform(0.6, 2.0)
+        coarse = rng.integers(70, 150, (height // 8 + 1, width // 8 + 1, 3))
+        wall = coarse.repeat(8, 0).repeat(8, 1)[:height, :width]
+        light = 1 + 0.1 * np.sin(np.arange(count) / fps * 0.4 + rng.uniform(0, 6))
+        noise = rng.integers(-9, 10, (16, height, width, 1), dtype=np.int16)
+        ball, lamp = rng.integers(120, 256, 3), (rng.integers(4, 10), rng.integers(6, width - 12))
+        frames = np.empty((count, height, width, 3), np.uint8)
+        for t in range(count):
+            frame = (wall * light[t]).astype(np.int16)
+            frame[lamp[0] - 3 : lamp[0] + 4, lamp[1] - 3 : lamp[1] + 4] = 60
+            for start, end, label in happens:
+                since = t / fps - start
+                if 0 <= since < end - start and label == "blink" and int(4 * since) % 2 == 0:
+                    frame[lamp[0] - 3 : lamp[0] + 4, lamp[1] - 3 : lamp[1] + 4] = 250, 230, 140
+                elif 0 <= since < end - start and label == "pass":
+                    x = int((width - 10) * since / (end - start))
+                    frame[height - 20 : height - 8, x : x + 12] = ball
+            frames[t] = (frame + noise[t % 16]).clip(0, 255)
+        name = f"cam_{number:02d}.mp4"
+        write_video(folder / "videos" / name, frames, fps, preset="ultrafast")
+        rows += [f"{name};{a:.1f};{b:.1f};{label}".replace(".", ",").replace(",mp4", ".mp4")
+                 for a, b, label in happens]  # fmt: skip
+    write_text(folder / "events.csv", "\n".join(rows) + "\n")
+    return folder / "events.csv"
 
 
 # ---------------------------------------------------------------------------------- one video

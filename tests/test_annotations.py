@@ -17,6 +17,7 @@ from lofi.data.annotations import (
     segments_as_clips,
 )
 from lofi.data.clips import read_clip_list
+from lofi.training.pretraining import split_clips
 
 
 @pytest.fixture(scope="module")
@@ -267,6 +268,27 @@ def test_clip_lists(tmp_path):
         TrimmedClip(folder / "run" / "1.mp4", "run"),
         TrimmedClip(folder / "run" / "2.mp4", "run", 0.5, 1.5),
     ]
+
+
+def test_train_and_val_are_subsets_never_classes(tmp_path):
+    for name in ("train/run/1.mp4", "train/jump/2.mp4", "val/run/3.mp4"):
+        (tmp_path / "kinetics" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "kinetics" / name).touch()
+    clips = read_clip_list(tmp_path / "kinetics")
+    found = [(c.path.name, c.label, c.subset) for c in clips]
+    assert found == [("2.mp4", "jump", "train"), ("1.mp4", "run", "train"), ("3.mp4", "run", "val")]
+    kept, held = split_clips(clips)
+    assert [c.path.name for c in held] == ["3.mp4"] and len(kept) == 2
+    text = "label,youtube_id,time_start,time_end,split\nrun,a,1,11,train\n"
+    (tmp_path / "kinetics" / "train" / "run" / "a_000001_000011.mp4").touch()
+    (clip,) = read_clip_list(_write(tmp_path / "kinetics" / "train.csv", text))
+    assert split_clips([clip] * 20) == ([clip] * 20, []), "an official training list stays whole"
+
+    for name in ("train/1.mp4", "val/2.mp4"):
+        (tmp_path / "flat" / name).parent.mkdir(parents=True)
+        (tmp_path / "flat" / name).touch()
+    with pytest.raises(ValueError, match="train, val hold videos and no class folders"):
+        read_clip_list(tmp_path / "flat")
 
 
 def test_kinetics_list_beside_the_folders_of_the_crawler(tmp_path):

@@ -17,12 +17,13 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 from safetensors.torch import load_file
 
 from lofi import config as configs
 from lofi import launch
 from lofi.data.toyworld import TINY, write_world
-from lofi.training.distributed import sum_gradients
+from lofi.training.distributed import GradientSum
 from lofi.training.head import extract_features, train_head
 from lofi.training.joint import train_lofi
 from lofi.training.pretraining import train_acp
@@ -245,5 +246,110 @@ def test_bad_input_of_launched_processes_is_one_clear_error(world, tmp_path):
 def test_gradients_without_a_process_group_stay_as_they_are():
     weight = torch.nn.Parameter(torch.ones(3))
     weight.grad = torch.tensor([1.0, 2.0, 3.0])
-    sum_gradients([weight])
+    with GradientSum([weight]) as sums:
+        sums.finish()
     assert weight.grad.tolist() == [1.0, 2.0, 3.0]
+
+
+def _two_sums(rank: int, folder: str, overlaps: bool, size: int) -> None:
+    """A process of two: its gradients are rank + 1 times known ones; the last layer is unused."""
+    store = dist.FileStore(f"{folder}/meeting", 2)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=2)
+    torch.manual_seed(0)
+    layers = torch.nn.Sequential(*(torch.nn.Linear(5, 5) for _ in range(3)), torch.nn.Linear(5, 1))
+    unused, once = torch.nn.Linear(2, 2), torch.nn.Linear(5, 1)  # on no process; on the first
+    x = torch.arange(10.0).view(2, 5) * (rank + 1)
+
+    def loss_of(x, first: bool):
+        return layers(x).sum() + (once(x).sum() if first else 0)
+
+    expected = []
+    used = [*layers.parameters(), *once.parameters()]
+    for first, scale in ((True, 1), (False, 2)):
+        loss = loss_of(torch.arange(10.0).view(2, 5) * scale, first)
+        expected.append(torch.autograd.grad(loss, used, allow_unused=True))
+    wanted = [sum(g for g in pair if g is not None) for pair in zip(*expected)]
+    parameters = [*unused.parameters(), *once.parameters(), *layers.parameters()]
+    with GradientSum(parameters, lambda: overlaps and rank == 0, size) as sums:
+        for step in range(2):  # the second begins afresh
+            for parameter in parameters:
+                parameter.grad = None
+            if not (step and rank):  # an empty share makes no backward pass
+                loss_of(x, rank == 0).backward()
+            early = len(sums.sent)
+            sums.finish()
+            if rank == 0 and size == 1:  # a bucket each: all but those of the unused layer
+                assert early == (len(parameters) - 2 if overlaps else 0), early
+    assert all(parameter.grad is None for parameter in unused.parameters())
+    step_1 = [g if g is not None else None for g in expected[0]]
+    for found, value in zip(used, step_1):
+        assert torch.equal(found.grad, value)
+    with GradientSum(parameters, lambda: overlaps, size) as sums:
+        for parameter in parameters:
+            parameter.grad = None
+        loss_of(x, rank == 0).backward()
+        sums.finish()
+    for found, value in zip(used, wanted):
+        assert torch.allclose(found.grad, value, rtol=1e-6)
+    assert not any(parameter._post_accumulate_grad_hooks for parameter in parameters)
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize(("overlaps", "size"), [(True, 1), (True, 100), (False, 1)])
+def test_gradients_are_summed_while_the_backward_pass_goes_on(tmp_path, overlaps, size):
+    torch.multiprocessing.spawn(_two_sums, (str(tmp_path), overlaps, size), nprocs=2)
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="NCCL needs two GPUs")
+def test_two_gpus_over_nccl_train_as_one_does(world, new_run):
+    runs = {n: new_run(f"nccl-{n}") for n in (1, 2)}
+    for n, run in runs.items():
+        launch.run([*words("lofi", world, run), "--device", "cuda"], n, echo=lambda line: None)
+    assert torch.distributed.is_nccl_available()
+    assert largest_difference(runs[1], runs[2]) < 1e-4
+
+
+FAKES = {  # what Slurm does with a job of two nodes, on one machine
+    "scontrol": "echo 127.0.0.1",
+    "srun": """
+        "$@" & first=$!
+        "$@" & second=$!
+        wait $first && wait $second""",
+    "torchrun": f"""
+        exec {sys.executable} -m torch.distributed.run --local-addr=127.0.0.1 "$@" """,
+}
+
+
+@pytest.mark.parametrize("recipe", ["slurm", "one machine"])
+def test_recipes_of_the_readme_train_as_one_process(recipe, world, new_run, tmp_path):
+    """The README's own words, with two processes a machine on the CPU instead of four GPUs."""
+    text = (Path(__file__).parent.parent / "README.md").read_text()
+    slurm = re.search(r"```bash\n(#!/bin/bash\n#SBATCH.*?)```", text, re.S).group(1)
+    single = re.search(r"^(lofi train lofi .*--processes 4)  +# one machine$", text, re.M).group(1)
+    run = new_run("recipe")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    options = words("lofi", world, run, **{"lofi.training.epochs": 1})[2:]
+    script = slurm if recipe == "slurm" else single
+    changes = {
+        r"--preset activitynet --out \S+ …": " ".join(options), "--device cuda": "--device cpu",
+        "--nproc-per-node=4": "--nproc-per-node=2", "--processes 4": "--processes 2",
+        "29500": port,
+    }  # fmt: skip
+    for old, new in changes.items():
+        script = re.sub(old, new, script)
+    for name, body in {**FAKES, "lofi": f'exec {sys.executable} -m lofi "$@"'}.items():
+        (tmp_path / name).write_text(f"#!/bin/bash\n{body}\n")
+        (tmp_path / name).chmod(0o755)
+    job = {"SLURM_JOB_NODELIST": "n", "SLURM_NNODES": "2", "SLURM_JOB_ID": "7"}
+    environment = {**ENVIRONMENT, **job, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    done = subprocess.run(
+        ["bash", "-c", script], env=environment, capture_output=True, text=True, timeout=280
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    alone = new_run("recipe-alone")
+    values = {**SMALL, "lofi.training.epochs": 1, "data.world": str(world)}
+    train_lofi(configs.override(configs.preset("tiny"), values), alone)
+    assert steps_done(run) == steps_done(alone) == 2
+    assert largest_difference(run, alone) < 1e-6

@@ -190,6 +190,15 @@ def test_boundary_curves_are_drawn_at_snippet_centres():
     assert ax.get_xlim() == (0, 8)
 
 
+def test_salience_scales_the_mean_of_the_channels_and_frames_actions():
+    features = np.array([[0.0, 2.0, 4.0], [0.0, 0.0, 4.0]])
+    ax = figures.salience({"before": features, "mask": [5, 5, 5]}, [(1, 3)], duration_s=6.0)
+    drawn = [image.get_array()[0].tolist() for image in ax.images]
+    assert drawn == [[0, 0.25, 1], [0, 0, 0]]
+    (box,) = ax.patches
+    assert (box.get_x(), box.get_width(), ax.get_xlim()) == (1, 2, (0, 6))
+
+
 @pytest.mark.parametrize("form", [np.array, torch.tensor])
 def test_neighbour_graph_draws_each_edge_once_and_never_self(form):
     edges = form([[0, 2], [1, 2], [2, 0]])  # 0-2 (twice) and 1-2
@@ -340,10 +349,18 @@ def test_rows_printed_twice_agree_except_where_noted():
 
 
 def test_paper_and_ours_meet_in_one_row():
-    rows = {row[0]: row[1:] for row in figures.paper_vs_ours(RESULTS).rows}
+    of_paper = {"encoder": "tsm-r18", "head": "gtad", "protocol": "activitynet", "videos": 4728}
+    results = RESULTS | of_paper | {"subset": "validation"}
+    rows = {row[0]: row[1:] for row in figures.paper_vs_ours(results).rows}
     assert rows["ACP"] == ("49.64", "34.16", "7.68", "33.59", "50.0", "25.0", "5.0", "30.0", "-3.6")
     assert rows["Long C-LoFi"][-2:] == ("40.0", "+5.5")  # "c-lofi" is the paper's long cycle
     assert rows["T-LoFi"][-1] == "–"
+    for other in ({"head": "bmn"}, {"encoder": "tsm-r50"}, {"videos": 20}):
+        table = figures.paper_vs_ours(results | other)
+        assert {row[-1] for row in table.rows} == {"–"} and len(table.notes) == 1
+        assert table.notes[0].startswith(f"{next(iter(other))}: ")
+    hacs = figures.paper_vs_ours(results | {"videos": 5981}, "HACS-1.1")
+    assert hacs.rows[0][4] == "23.00" and hacs.rows[0][-1] == "+7.0"
     assert figures.paper_table("D").rows[1][3] == "50.68 ± 0.12"
     assert "should be +0.42 and +0.68" in figures.paper_table("A").notes[0]
 
@@ -397,6 +414,7 @@ BROKEN = {**result("acp", "own", 0.2), "map": [0.5, 0.4, 0.3]}
         (lambda: figures.thumbnails(np.zeros((2, 3, 4, 4)), [0, 1], 3.0), "n, H, W, 3"),
         (lambda: figures.confidence_map(np.ones((2, 4, 4))), r"\(2, 4, 4\)"),
         (lambda: figures.boundary_curves([0, 1], [1]), "both be"),
+        (lambda: figures.salience({"a": np.zeros((1, 2, 3))}), r"a must be \(channels, steps\)"),
         (lambda: lectures.neighbour_graph([[0, 3], [1, 1], [2, 2]]), "0 … 2"),
         (lambda: figures.loss_curves({"T": [{"step": 0, "loss": 1.0}]}, key="acc"),
          r"'T' has no finite 'acc'.*\['loss', 'step'\]"),
@@ -424,6 +442,7 @@ def every_figure():
     yield lectures.label_map(square, truth=TRUTH_LANE, **known)
     yield figures.similarity(square, TRUTH_LANE, **known)
     yield figures.boundary_curves(*ends, TRUTH_LANE, **known)
+    yield figures.salience({"before": square, "mask": square[0]}, TRUTH_LANE, **known)
     yield lectures.neighbour_graph(knn, TRUTH_LANE, **known)
     yield figures.loss_curves({"a": log, "b": log})
     yield lectures.precision_recall({"a": ([0.5, 1.0], [1.0, 0.7])})

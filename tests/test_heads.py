@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from lofi.config import BMNConfig, GTADConfig, PostProcessing
+from lofi.config import ActionFormerConfig, AMNetConfig, BMNConfig, GTADConfig, PostProcessing
 from lofi.data import Segment, Video
 from lofi.data.snippets import Grid
-from lofi.heads import BMN, GTAD, Head, Proposals, build_head, part_of, to_device
+from lofi.heads import BMN, GTAD, Head, PointHead, Proposals, build_head, part_of, to_device
 
 GUIDE = Path(__file__).resolve().parent.parent / "CONTRIBUTING.md"
 
@@ -124,3 +124,43 @@ def test_a_configuration_builds_a_head_of_its_kind_from_the_seed(config, kind, r
     maps = first(features, torch.ones(1, 10, dtype=torch.bool))  # as released: no use of a mask
     assert maps.confidence.shape == (1, 2, 6, 10)
     assert all(torch.equal(a, b) for a, b in zip(maps, first(features)))
+
+
+@pytest.mark.parametrize(
+    "config, classes",
+    [
+        (SMALL, ("jump", "run")),
+        (BMNConfig(durations=6), ("jump", "run")),
+        (ActionFormerConfig(hidden=16, heads=2, max_steps=64, drop_path=0.5), ("jump", "run")),
+        (ActionFormerConfig(hidden=16, heads=2, max_steps=64, one_class=True), ("jump", "run")),
+        (AMNetConfig(hidden=16, heads=2, max_steps=64, drop_path=0.5), ("jump", "run")),
+        (AMNetConfig(hidden=16, heads=2, mask="binary", one_class=True), ("jump", "run")),
+    ],
+)
+def test_every_head_trains_on_parts_and_decodes(config, classes):
+    """The whole contract of `lofi/heads/base.py`, whatever the head."""
+    head, grid = build_head(config, 8, classes), Grid.whole(10, 10.0)
+    targets = [head.targets(video((1, 4)), grid), head.targets(video(), grid)]
+    targets.append(head.targets(video((2, 9), (0, 3)), grid))
+    batch, features = head.collate(targets), torch.randn(3, 8, 10)
+    draws = head.draws(3, batch, torch.Generator().manual_seed(0))
+    statistics = head.statistics(batch, draws, lambda counts: counts)
+    given = [(features, None, draws)] if head.draws_in_forward else [(features,)]
+    whole = head.losses(head(*given[0]), to_device(batch, "cpu"), statistics, draws)
+    total = {name: 0.0 for name in whole}
+    for part in (slice(0, 1), slice(1, 3)):
+        more = (None, draws[part]) if head.draws_in_forward else ()
+        outputs = head(features[part], *more)
+        for name, value in head.losses(
+            outputs, part_of(batch, part), statistics, draws[part]
+        ).items():
+            total[name] += value
+    for name, value in whole.items():
+        assert total[name].item() == pytest.approx(value.item(), rel=1e-5), name
+    whole["loss"].backward()
+    assert sum(p.grad.abs().sum() for p in head.parameters() if p.grad is not None) > 0
+    with torch.no_grad():
+        found = head.decode(head(features[:1]), grid, PostProcessing())
+    assert found.segments_s.shape == (len(found.scores), 2) and len(found.scores)
+    if isinstance(head, PointHead):
+        assert found.labels.max() < (len(head.names) or 1)

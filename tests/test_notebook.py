@@ -90,6 +90,45 @@ def test_relative_folders_count_from_the_repository(tmp_path, monkeypatch):
     assert (tmp_path / "runs" / "toy").is_dir()
 
 
+def test_a_configuration_wins_over_the_notebooks_defaults(tmp_path):
+    save = {"preset": "activitynet", "seed": 4, "data": {"annotations": "data/own.json"}}
+    (tmp_path / "own.json").write_text(json.dumps(save))
+    nb = notebook.setup(0, tmp_path / "run", "tiny", tmp_path / "own.json", "cuda", 2)
+    root = notebook.repository_root()
+    assert (nb.config.preset, nb.config.seed) == ("activitynet", 4)
+    assert nb.config.data.annotations == str(root / "data" / "own.json")  # not from here
+    assert nb.how == {"resume": True, "device": "cuda", "processes": 2}  # a named run is read
+    assert not nb.toy and not nb.known
+    again = notebook.setup(0, tmp_path / "run", "tiny", nb.config)  # a cell that runs twice
+    assert again.config == nb.config
+    with pytest.raises(ValueError, match="configuration of preset 'activitynet', but .* toy"):
+        notebook.setup(0, tmp_path / "run", "toy", tmp_path / "own.json")
+
+
+@pytest.mark.parametrize(
+    ("weights", "source"),
+    [("none", "segments"), ("pretrained", "segments+background"), ("a.pth", "clips.csv")],
+)
+def test_words_are_no_paths(tmp_path, weights, source):
+    data = {"annotations": "/own.json", "source": source}
+    save = {"preset": "activitynet", "weights": weights, "data": data}
+    (tmp_path / "own.json").write_text(json.dumps(save))
+    found = notebook.setup(0, tmp_path / "run", "tiny", tmp_path / "own.json").config
+    root = notebook.repository_root()
+    named = (found.weights, found.data.source)
+    assert named == (
+        (str(root / weights), str(root / source)) if "." in weights else (weights, source)
+    )
+
+
+def test_a_finished_run_gives_its_own_configuration(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"preset": "toy", "seed": 7}))
+    nb = notebook.setup(out_dir=tmp_path)
+    assert (nb.config.preset, nb.config.seed, nb.toy, nb.known) == ("toy", 7, True, True)
+    changed = notebook.setup(out_dir=tmp_path, changes={"lofi.training.epochs": 2})
+    assert changed.config.lofi.training.epochs == 2
+
+
 def test_an_installed_package_finds_the_repository_from_the_working_directory(
     tmp_path, monkeypatch
 ):

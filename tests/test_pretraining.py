@@ -19,6 +19,7 @@ from lofi.experiment import train_encoder
 from lofi.files import sha256
 from lofi.training import pretraining
 from lofi.training.augmentation import colour, draw_colour, recolour
+from lofi.training.loop import Batches, Training
 from lofi.training.methods import encoder_path, load_encoder
 from lofi.training.pretraining import train_acp, train_acp_plus, train_icp
 
@@ -192,3 +193,60 @@ def test_colour_draws_are_the_same_one_by_one():
     draws = [torch.Generator().manual_seed(5) for _ in range(2)]
     one_by_one = [recolour(clip, draw_colour(draws[0])) for clip in clips]
     assert torch.equal(colour(clips, draws[1]), torch.stack(one_by_one))
+
+
+# The recipe of TSM on Kinetics-400, written down by hand from its released code.
+
+
+def test_rates_and_decay_of_the_paper_presets_are_tsms():
+    setting = configs.preset("activitynet").acp
+    modules = {"encoder": build_encoder("tsm-r18"), "classifier": torch.nn.Linear(512, 400)}
+    rates = {"classifier": setting.classifier_lr}
+    training = Training(modules, setting, Batches(1, 1, 1, ()), None, None, rates=rates)
+    found = {
+        id(p): (group["factor"], group["weight_decay"])
+        for group in training.optimizer().param_groups
+        for p in group["params"]
+    }
+    encoder, classifier = modules.values()
+    assert found[id(encoder.layer1[0].conv1.weight)] == (1, 1e-4)
+    assert found[id(encoder.bn1.weight)] == found[id(encoder.bn1.bias)] == (1, 0)
+    assert found[id(classifier.weight)] == (5, 1e-4) and found[id(classifier.bias)] == (10, 0)
+    assert (setting.lr, setting.batch, setting.epochs, setting.clip) == (0.02, 128, 50, 20)
+    assert setting.dropout == 0.5 and setting.augment == "multiscale"
+
+
+def test_dropout_thins_out_frames_and_the_classifier_begins_near_zero(config, world, tmp_path):
+    setting = replace(config.acp, dropout=0.5)
+    clips = pretraining.source_clips(config, tmp_path, "acp")
+    encoder = build_encoder("tsm-toy").eval()
+    task = pretraining._classification(config, "acp", encoder, clips, (clips, []), setting)
+    assert 0.0005 < task.classifier.weight.std() < 0.002 and not task.classifier.bias.any()
+    frames = torch.rand(3, 4, 3, 40, 40)
+    task.classifier.eval()
+    expected = task.classifier(encoder(frames))
+    assert torch.allclose(task.logits(frames), expected, atol=1e-6)
+    task.classifier.train()
+    torch.manual_seed(1)
+    drawn = torch.stack([task.logits(frames) for _ in range(400)])
+    assert drawn.std(0).min() > 0  # random
+    spread = 4 * drawn.std(0) / 20
+    assert ((drawn.mean(0) - expected).abs() < spread).all()  # and right on average
+    # A mask for each of 4 frames: half as much noise as one for their mean.
+    weight, means = task.classifier.weight, encoder.frame_features(frames)
+    variance = ((means[:, :, None] * weight) ** 2).sum((1, 3)) / 16
+    assert torch.allclose(drawn.var(0), variance, rtol=0.4)
+
+
+@pytest.mark.parametrize("name", ["activitynet", "thumos14", "hacs"])
+def test_a_random_start_on_real_data_has_to_be_said(config, world, tmp_path, caplog, name):
+    paper = configs.preset(name)
+    mine = configs.override(real(config, world, f"{world}/source.csv"), {"encoder": "tsm-r18"})
+    mine = replace(mine, preset=name, acp=replace(paper.acp, epochs=1, batch=24))
+    with pytest.raises(ValueError, match="tsm-r18 begins with random weights; give --weights"):
+        train_acp(mine, tmp_path)
+    assert not (tmp_path / "acp").exists()
+    if name == "activitynet":
+        train_acp(replace(mine, weights="none"), tmp_path)
+        assert "expect less" in caplog.text
+        assert json.loads((tmp_path / "acp/encoder/result.json").read_text())["weights"] == "random"

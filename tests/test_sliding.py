@@ -27,7 +27,7 @@ from lofi.heads import Maps, build_head, valid_mask
 from lofi.heads.maps import MapHead
 from lofi.heads.scaled import ScaledHead, Standardise
 from lofi.training import head as stage_three
-from lofi.training import joint as stage_two
+from lofi.training import methods
 from lofi.training.joint import JointTraining, joint_items
 from lofi.training.methods import load_encoder, open_features, video_settings
 from lofi.training.run_folder import RunFolder, read_metrics
@@ -62,7 +62,7 @@ def test_training_windows_and_labels_are_the_released_ones(golden, shared_data, 
             if row["video"] in rows:
                 times = (float(row[x]) / 30 for x in ("startFrame", "endFrame"))
                 segments[row["video"]].append(Segment(*times, row["type"]))
-    monkeypatch.setattr(stage_two, "probe", lambda path: VideoInfo(rows[path.name], 30.0, 320, 180))
+    monkeypatch.setattr(methods, "probe", lambda path: VideoInfo(rows[path.name], 30.0, 320, 180))
     videos = [Video(v, Path(v), None, None, "train", tuple(segments[v])) for v in rows]
     changes = {"full.snippets": snippets, "head.durations": durations}
     config = configs.override(configs.preset("thumos14"), changes)

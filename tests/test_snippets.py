@@ -19,6 +19,7 @@ from lofi.data.snippets import (
     window_indices,
 )
 from lofi.fidelity import Fidelity
+from lofi.training.augmentation import draw_geometry
 
 
 def test_dense_snippets_tile_the_video():
@@ -187,3 +188,25 @@ def test_windows_of_trimmed_clips():
     assert window(4, 1, of=TrimmedClip(Path("a.mp4"), "x", 3.0, 3.01)) == [30] * 4
     assert window(2, 64, of=TrimmedClip(Path("a.mp4"), "x")) == [32, 96]
     assert window(8, 1, 1.0, of=TrimmedClip(Path("a.mp4"), "x", 12.0, 99.0)) == [*range(120, 128)]
+
+
+def test_multi_scale_crops_have_tsms_sizes_shapes_and_places():
+    """A crop of (h, w) pixels of the source becomes a square: its scale says which h and w."""
+    height, width, pixels = 256, 340, 224
+    generator, sizes, places = torch.Generator().manual_seed(0), set(), set()
+    for _ in range(2000):
+        view = draw_geometry("multiscale", generator)
+        crop = crop_of(height, width, pixels, augmentation=view)
+        seen = round(pixels * height / crop.height), round(pixels * width / crop.width)
+        sizes.add(seen)
+        room = crop.height - pixels, crop.width - pixels
+        assert 0 <= crop.top <= room[0] and 0 <= crop.left <= room[1]
+        places.add((view.top, view.left))
+    sides = [256, 224, 192, 169]  # 1, 0.875, 0.75 and 0.66 of the short side
+    allowed = {(a, b) for i, a in enumerate(sides) for j, b in enumerate(sides) if abs(i - j) < 2}
+    assert sizes == allowed and len(allowed) == 10
+    quarters = {(a / 4, b / 4) for a in range(5) for b in range(5)}
+    assert len(places) == 13 and places < quarters
+    assert {(0, 0), (0, 1), (1, 0), (1, 1), (0.5, 0.5), (0.25, 0.75)} < places
+    snapped = crop_of(226, 226, 224, augmentation=Augmentation(scale=(1.0, 1.0)))
+    assert snapped[:4] == (226, 226, 1, 1)  # within 3 pixels of the target: not resized

@@ -164,6 +164,21 @@ def test_published_features_reach_map_by_commands_alone(kind, world, tmp_path):
     works("train", "detect", *options, "--data.features.allow-missing")
 
 
+def test_classes_of_segments_serve_any_run(world, tmp_path):
+    run = world.copy(tmp_path / "run")
+    options = [*world.options(run), "--detect.classes", "segment"]
+    assert "head gtad names none" in refused("train", "detect", *options[:-1], "own")
+    for stage in ("classes", "detect", "evaluate"):
+        printed = works("train", stage, *options)
+    assert printed.startswith("segment=0.")
+    found = read_detections(run / "c-lofi" / "detections" / "segment.json")
+    assert all(len({d.label for d in mine}) > 1 for mine in found.values())  # of any video
+    video = next((world.folder / "videos").glob("*.mp4"))
+    works("detect", video, "--model", run, "--out", tmp_path / "found")
+    rows = read_detections(tmp_path / "found" / f"{video.stem}.csv")[video.stem]
+    assert rows == sorted(rows, key=lambda d: -d.score) and rows
+
+
 # --------------------------------------------------------------------- runs that outlive their data
 
 

@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # A module may import from its own layer and from those before it, never from a later one.
 LAYERS = [
-    ["files", "config", "presets", "fidelity"],
+    ["files", "config", "presets", "fidelity", "launch"],
     ["data"],
     ["encoders"],
     ["heads"],
@@ -22,8 +22,9 @@ LAYERS = [
     ["detection"],
     ["evaluation"],
     ["figures"],
-    ["experiment", "report", "viewer"],
-    ["notebook", "launch"],
+    ["experiment", "report", "viewer", "rivals"],
+    ["fitting_report", "fitting"],
+    ["notebook"],
     ["course"],
     ["commands"],
     ["cli", "__main__"],
@@ -40,7 +41,8 @@ SPINE = [
     *("evaluation.columns", "evaluation.matching", "evaluation.detection"),
 ]
 PLUMBING = [
-    *("files", "data", "data.datasets", "data.isolated", "encoders", "encoders.extraction"),
+    *("files", "data", "data.datasets", "data.isolated", "data.tables", "detection.nms_points"),
+    *("encoders", "encoders.extraction"),
     *("heads", "heads.scaled", "training.augmentation", "training.distributed"),
     *("training.end_to_end", "training.methods", "training.run_folder"),
 ]
@@ -126,7 +128,7 @@ def test_the_spine_is_closed_and_readable_in_an_afternoon():
         outside = {other for other in outside if other != module.split(".")[0]}  # its package
         assert not outside, f"{module} imports {outside}, which are not in the spine"
     lines = sum(file_of(module).read_text().count("\n") for module in SPINE)
-    assert lines <= 5400, f"the spine has {lines} lines"
+    assert lines <= 5550, f"the spine has {lines} lines"
     readme = (ROOT / "README.md").read_text()
     names = [f"{m.split('.')[-1]}.py" for m in SPINE]
     missing = [name for name in names if name not in readme]

@@ -3,24 +3,20 @@
 import logging
 from pathlib import Path
 
-from lofi.data.annotations import (
-    EXTENSIONS,
-    TrimmedClip,
-    check_video_id,
-    nfc,
-    read_text,
-    table_rows,
-)
+from lofi.data.annotations import EXTENSIONS, TrimmedClip, check_video_id, nfc
+from lofi.data.tables import read_text, table_rows
 
 logger = logging.getLogger(__name__)
+SPLITS = ("train", "training", "val", "validation", "test")  # folders above the class folders
 
 
 def read_clip_list(path: str | Path) -> list[TrimmedClip]:
     """Trimmed clips for action classification (ACP).
 
-    From a folder with one sub-folder of videos a class; or a CSV with the columns clip and label
-    (optional start_s, end_s, subset), clips relative to its folder; or a Kinetics CSV (label,
-    youtube_id, time_start, time_end, split) beside class folders; clips without file are left out.
+    From a folder with one sub-folder of videos a class, these perhaps in train/, val/ and test/,
+    which are then the subsets; or a CSV with the columns clip and label (optional start_s, end_s,
+    subset), clips relative to its folder; or a Kinetics CSV (label, youtube_id, time_start,
+    time_end, split) beside such folders; clips without file are left out.
 
     FileNotFoundError: no such file or folder; ValueError: nothing in it, or a row is unusable.
     """
@@ -28,7 +24,11 @@ def read_clip_list(path: str | Path) -> list[TrimmedClip]:
     if path.is_dir():
         if not (files := _in_folders(path)):
             raise ValueError(f"{path}: no videos in sub-folders (expected one folder a class)")
-        return [TrimmedClip(file, file.parent.name) for file in files]
+        classes = {file.parent.name for file in files}
+        if len(classes) > 1 and {name.lower() for name in classes} <= {*SPLITS}:
+            found = f"{path}: {', '.join(sorted(classes))} hold videos and no class folders"
+            raise ValueError(f"{found}; make them in each, or give a CSV: clip,label,subset")
+        return [TrimmedClip(file, file.parent.name, subset=files[file]) for file in files]
     text = read_text(path)
     if "youtube_id" in text.lstrip().split("\n")[0]:
         return _kinetics_clips(path, text)
@@ -49,9 +49,12 @@ def read_clip_list(path: str | Path) -> list[TrimmedClip]:
     return clips
 
 
-def _in_folders(folder: Path) -> list[Path]:
-    """Media files of the sub-folders, in order."""
-    return sorted(file for file in folder.glob("*/*") if file.suffix.lower() in EXTENSIONS)
+def _in_folders(folder: Path) -> dict[Path, str | None]:
+    """Media files of the class folders, in order, with the subset whose folder these lie in."""
+    found = {file: None for file in folder.glob("*/*")}
+    for split in SPLITS:
+        found |= {file: split for file in folder.glob(f"{split}/*/*")}
+    return {file: found[file] for file in sorted(found) if file.suffix.lower() in EXTENSIONS}
 
 
 def _on_disk(path: Path) -> Path:
@@ -67,7 +70,7 @@ def _kinetics_clips(path: Path, text: str) -> list[TrimmedClip]:
     Crawler: `<label>/<id>_<start, 6 digits>_<end, 6 digits>`. TSM: `<id>_<start>` in a folder with
     underscores for spaces and neither quotes nor parentheses.
     """
-    found = reversed(_in_folders(path.parent))
+    found = reversed([*_in_folders(path.parent)])
     files = {(nfc(file.parent.name), nfc(file.stem)): file for file in found}
     rows = table_rows(path, text, ("label", "youtube_id", "time_start", "time_end"))
     clips = []

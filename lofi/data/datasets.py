@@ -5,8 +5,10 @@ import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import cycle
+from itertools import cycle, pairwise
 from pathlib import Path
+
+import numpy as np
 
 from lofi.config import DataConfig
 from lofi.data.annotations import (
@@ -23,6 +25,9 @@ from lofi.data.video import VideoInfo
 from lofi.fidelity import Fidelity
 
 log = logging.getLogger(__name__)
+BACKGROUND = "(background)"  # label of what lies between the segments
+MOST_BACKGROUND = 3
+SHORTEST = 0.2  # of the median segment: shorter gaps show too little to be called background
 HELD_OUT = 5  # annotations without subsets: every fifth video, by id, is a test video
 
 
@@ -79,12 +84,43 @@ def open_datasets(data: DataConfig, seed: int, run_dir: str | Path) -> Datasets:
     train = tuple(v for v in used if v.subset == data.train_subset and v.segments)
     if data.source == "segments":
         clips = segments_as_clips(train)
+    elif data.source == "segments+background":
+        clips = with_background(train)
     else:
         clips = read_clip_list(data.source) if data.source else []
     test = tuple(v for v in used if v.subset == data.test_subset)
     missing = tuple(v.id for v in used if v.path is None)
     paths = {"annotations": Path(data.annotations), "videos": data.videos}
     return Datasets(train, test, missing, tuple(clips), classes=tuple(class_names(used)), **paths)
+
+
+def with_background(videos: Sequence[Video]) -> list[TrimmedClip]:
+    """The segments of the videos and the gaps between them (`BACKGROUND`) as trimmed clips.
+
+    Both are cut into pieces of about the median segment's length, so that an epoch sees every part
+    of a video about equally often; of background there are at most `MOST_BACKGROUND` times as many,
+    spread evenly. Videos without file or duration are left out.
+    """
+    shown = [video for video in videos if video.path is not None and video.duration_s]
+    found = segments_as_clips(shown)
+    lengths = sorted(clip.end_s - clip.start_s for clip in found)
+    piece = lengths[len(lengths) // 2] if lengths else 0.0
+    for video in shown:
+        now = 0.0
+        for clip in [*sorted(segments_as_clips([video]), key=lambda c: c.start_s), None]:
+            start = video.duration_s if clip is None else clip.start_s
+            if start - now > SHORTEST * piece:
+                found.append(TrimmedClip(video.path, BACKGROUND, now, start))
+            now = max(now, start if clip is None else clip.end_s)
+    pieces = []
+    for clip in found:
+        count = max(1, round((clip.end_s - clip.start_s) / piece))
+        lines = np.linspace(clip.start_s, clip.end_s, count + 1).tolist()
+        pieces += [replace(clip, start_s=a, end_s=b) for a, b in pairwise(lines)]
+    empty = [piece for piece in pieces if piece.label == BACKGROUND]
+    pieces = [piece for piece in pieces if piece.label != BACKGROUND]
+    count = min(len(empty), MOST_BACKGROUND * len(pieces))
+    return pieces + [empty[i] for i in np.linspace(0, len(empty) - 1, count).astype(int)]
 
 
 def _with_world(data: DataConfig, seed: int, run_dir: Path) -> DataConfig:
@@ -137,7 +173,7 @@ def video_request(
     if grid is not None and grid.stride:
         span = grid.first_frame, grid.first_frame + round(grid.length_s * grid.fps)
     cut = data.frame_stride, data.rule, data.crop_ratio
-    return ClipRequest(path, fidelity, *cut, augmentation, data.resample_fps, span)
+    return ClipRequest(path, fidelity, *cut, augmentation, data.resample_fps, span, data.squeeze)
 
 
 def fingerprint(items: Sequence[Video | TrimmedClip]) -> str:

@@ -25,12 +25,13 @@ from lofi.files import load_tensors, read_record, save_tensors
 
 log = logging.getLogger(__name__)
 FORMAT = "lofi-features-1"
+UNSAID = ("squeeze", "amp")  # of a header: absent means the default
 AGAIN = "extract the features again"
 
 
 @dataclass(frozen=True)
 class FeatureHeader:
-    """What features were made of; None in an expected header means "any"."""
+    """What features were made of; None in an expected header means "any", but for `UNSAID`."""
 
     encoder_sha256: str | None = None  # see `lofi.encoders.encoder_hash`
     snippets: int | None = None  # T of this file
@@ -40,6 +41,8 @@ class FeatureHeader:
     rule: str | None = None
     encoder: str | None = None  # name of the architecture
     crop_ratio: float | None = None  # see `lofi.data.snippets.crop_of`
+    squeeze: int | None = None  # 1 = whole frames, see `crop_of`
+    amp: str | None = None  # precision, fp32 where nothing is said
     num_frames: int | None = None  # decoded frames of this video
     fps: float | None = None  # of this video
     resample_fps: float | None = None  # see `lofi.data.snippets.resampled_frames`
@@ -89,7 +92,8 @@ def read_features(
     differing = [
         f"{name} is {value}, expected {wanted}"
         for name, value in vars(header).items()
-        if (wanted := getattr(expect, name, None)) not in (None, value)
+        if (wanted := getattr(expect, name, None)) != value
+        and (wanted is not None or (expect and name in UNSAID))
     ]
     if differing:
         if again.startswith("run:") and differing[0].startswith("encoder_sha256"):
@@ -222,9 +226,12 @@ def _hash(values: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def head_inputs(features: Features, steps: int, stride: int) -> list[Features]:
+def head_inputs(
+    features: Features, steps: int, stride: int, resizes: bool = True
+) -> list[Features]:
     """What a head sees of one video: windows of it, or (`stride` 0) the whole, resized to `steps`.
 
+    Heads that do not resize (see `lofi.heads.Head`) see the whole as it is instead of windows.
     ValueError when `stride` is not the distance of these features' steps.
     """
     values, grid = features
@@ -236,6 +243,8 @@ def head_inputs(features: Features, steps: int, stride: int) -> list[Features]:
         found = f"features stand {grid.stride or 'no fixed number of'} frames apart"
         cure = "set it to that, or to 0 for whole videos"
         raise ValueError(f"data.window_stride is {stride}, but {found}; {cure}")
+    if not resizes:
+        return [features]
     parts = windows(values.shape[1] * stride, steps, stride)
     return [windowed(features, window.first_frame // stride, steps) for window in parts]
 

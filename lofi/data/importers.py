@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import unquote
 
-from lofi.data.annotations import EXTENSIONS, index_videos, table_rows
+from lofi.data.annotations import EXTENSIONS, index_videos
+from lofi.data.tables import table_rows
 from lofi.data.video import probe, start_s
 from lofi.files import write_csv
 

@@ -78,6 +78,7 @@ class ClipRequest(NamedTuple):
     augmentation: Augmentation | None = None  # None = centre crop, no jitter
     resample_fps: float = 0.0  # as if the video had this frame rate; see `resampled_frames`
     span: tuple[int, int] | None = None  # a window, in frames (of that rate); see `frame_indices`
+    squeeze: bool = False  # see `crop_of`
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -109,6 +110,7 @@ class TrimmedRequest(NamedTuple):
     crop_ratio: float = 0.875
     augmentation: Augmentation | None = None
     resample_fps: float = 0.0  # the stride counts frames of this rate; see `resampled_frames`
+    squeeze: bool = False  # see `crop_of`
 
     @property
     def path(self) -> Path:
@@ -153,7 +155,7 @@ def _read_frames(
     """Decode (or look up), crop and mirror: uint8 (n, 3, S, S), never a view of the cache."""
     cache = FrameCache(0) if cache is None else cache
     path, view = request.path, (request.shape[-1], request.crop_ratio, request.augmentation)
-    crop = crop_of(info.height, info.width, *view)
+    crop = crop_of(info.height, info.width, *view, request.squeeze)
     size = crop.height, crop.width
     key = (*file_identity(path), *size)
     if info.num_frames * crop.height * crop.width * 3 <= cache.max_video_bytes:

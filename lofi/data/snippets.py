@@ -116,6 +116,7 @@ class Augmentation:
     flip: bool = False  # mirror left and right
     time: float = 0.5  # of the window in a trimmed clip, 0 = earliest, 1 = latest
     jitter: tuple[float, ...] | None = None  # see `frame_indices`
+    scale: tuple[float, float] | None = None  # height and width of the crop over the short side
 
     @classmethod
     def draw(cls, generator: torch.Generator | None = None, snippets: int = 0) -> "Augmentation":
@@ -141,11 +142,13 @@ class Crop(NamedTuple):
 
 def crop_of(
     height: int, width: int, pixels: int, crop_ratio: float = 0.875,
-    augmentation: Augmentation | None = None,
+    augmentation: Augmentation | None = None, squeeze: bool = False,
 ) -> Crop:  # fmt: skip
     """Scale and crop that show the same field of view at every S.
 
-    The video is scaled to a short side of S / crop_ratio, which lies in (0, 1] (paper: 224 / 256).
+    The video is scaled to a short side of S / crop_ratio, which lies in (0, 1] (paper: 224 / 256);
+    with `squeeze` the long side becomes as short, so that nothing beside the square is lost. Where
+    the augmentation has a scale, it says how large the crop is, and `crop_ratio` does not.
     """
     if not 0 < crop_ratio <= 1:
         raise ValueError(f"crop_ratio must be in (0, 1], got {crop_ratio}")
@@ -153,6 +156,15 @@ def crop_of(
     short = max(pixels, math.floor(pixels / crop_ratio + 0.5))
     scale = short / min(height, width)
     new_height, new_width = (max(short, math.floor(s * scale + 0.5)) for s in (height, width))
+    if squeeze:
+        new_height = new_width = short
+    if view.scale:
+        sides = (height, width) if squeeze else [min(height, width)] * 2
+        cuts = [round(side * ratio) for side, ratio in zip(sides, view.scale)]
+        cuts = [pixels if abs(cut - pixels) < 3 else max(1, cut) for cut in cuts]  # as TSM snaps
+        new_height, new_width = (
+            max(pixels, round(whole * pixels / cut)) for whole, cut in zip((height, width), cuts)
+        )
     top = math.floor(view.top * (new_height - pixels) + 0.5)
     left = math.floor(view.left * (new_width - pixels) + 0.5)
     return Crop(new_height, new_width, top, left, pixels, view.flip)
@@ -265,6 +277,14 @@ class Grid:
     def step_s(self) -> float:
         """Seconds a step."""
         return self.length_s / self.steps
+
+    def seconds(self, position: Time) -> Time:
+        """Seconds of the video at a position in steps that is 0 in the middle of step 0."""
+        return self.start_s + (position + 0.5) * self.step_s
+
+    def position(self, seconds: Time) -> Time:
+        """The inverse of `seconds`."""
+        return (seconds - self.start_s) / self.step_s - 0.5
 
     @property
     def covered_s(self) -> float:

@@ -76,11 +76,16 @@ TINY = replace(
     instances=(0.6, 0.4), instance_frames=(10, 28), context_frames=(5, 10),
 )  # fmt: skip
 
+# For heads of a pyramid: the longest instances are twelve times as long as the shortest. Not tuned.
+LONG = replace(
+    TOY,
+    name="long", video_frames=256, instances=(0, 0.4, 0.4, 0.2), instance_frames=(8, 96),
+)  # fmt: skip
 # For weak supervision: nobody moves outside the action, and half of every action is motion that
 # names no class. So language, which sees what is there, fires too often, and classification, which
 # sees what it does, misses frames. In the other worlds that claim does not hold.
 WEAK = replace(TOY, name="weak", videos=(80, 50), context_swing=(0.0, 0.03), filler=7)
-WORLDS = {world.name: world for world in (TINY, TOY, WEAK)}
+WORLDS = {world.name: world for world in (TINY, TOY, LONG, WEAK)}
 
 
 class ClipPlan(NamedTuple):

@@ -13,19 +13,18 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
 
 from lofi.config import PostProcessing
-from lofi.data.annotations import label_of, number
+from lofi.data.tables import label_of, number
 from lofi.detection.results import Detection
 from lofi.files import load_tensors, read_json, save_tensors
 from lofi.heads.base import Proposals
 
-CLASS_RULES = ("anet", "hacs", "thumos")
-FORMAT = "lofi-classifier-1"
+CLASS_RULES = ("anet", "hacs", "thumos", "sqrt")
 TENSORS = ("weight", "bias", "mean", "std")  # of a classifier's file
 THUMOS14_CLASSES = {  # name -> class number in THUMOS14's list of 101
     "BaseballPitch": 7, "BasketballDunk": 9, "Billiards": 12, "CleanAndJerk": 21,
@@ -208,6 +207,28 @@ def detections(
     return add_classes(segments, kept.scores, class_scores, names, *rule)
 
 
+def own_detections(
+    kept: Proposals, duration_s: float, names: Sequence[str], post: PostProcessing
+) -> list[Detection]:
+    """Detections of a head that tells classes apart, in the order of its `names`.
+
+    Rows with a score for each class, (N, K), give one detection a class; the best `top_k` stay.
+    ValueError: the head has no classes, or suppression has lost them.
+    """
+    labels, scores, spans = kept.labels, kept.scores, kept.segments_s
+    if scores.ndim == 2:
+        labels = np.tile(np.arange(scores.shape[1]), len(scores))
+        spans, scores = np.repeat(spans, scores.shape[1], 0), scores.ravel()
+    if labels is None or (len(labels) and labels.max() >= len(names)):
+        found = "detect.classes is own, but these proposals have no classes of the head"
+        raise ValueError(
+            f"{found}; set detect.suppression to per-class, or detect.classes to video"
+        )
+    best = np.argsort(-scores, kind="stable")[: post.top_k]
+    rows = zip(spans[best].clip(0, duration_s).tolist(), labels[best], scores[best].tolist())
+    return [Detection(*span, names[label], score) for span, label, score in rows]
+
+
 def add_classes(
     segments: np.ndarray, scores: np.ndarray, class_scores: np.ndarray, names: Sequence[str],
     rule: str = "anet", count: int = 2,
@@ -217,7 +238,8 @@ def add_classes(
     Rules: `anet` lists all proposals with the best class, then all with the next (`count` classes),
     score x class score; `hacs` uses the best class only, weighted by best / (best + second);
     `thumos` lists both classes of a proposal side by side, rounds scores to 6 digits and times to
-    0.1 s. Equal class scores: the earlier name first. A class whose score is 0 is left out.
+    0.1 s; `sqrt` is `anet` with the root of the product, as ActionFormer. Equal class scores: the
+    earlier name first. A class whose score is 0 is left out.
     Segments (K, 2) in seconds, scores (K,), class scores (C,) in the order of `names`.
     """
     if rule not in CLASS_RULES:
@@ -237,8 +259,9 @@ def add_classes(
             for (start, end), value in zip(spans, values)
             for name, weight in chosen
         ]
+    root = 0.5 if rule == "sqrt" else 1
     return [
-        Detection(start, end, name, value * weight)
+        Detection(start, end, name, (value * weight) ** root)
         for name, weight in chosen
         for (start, end), value in zip(spans, values)
     ]
@@ -253,6 +276,7 @@ class VideoClassifier:
     bias: torch.Tensor  # (classes,)
     mean: torch.Tensor  # (2C,) of the training summaries
     std: torch.Tensor  # (2C,)
+    what, format = "video classifier", "lofi-classifier-1"
 
     def predict(self, features: torch.Tensor) -> np.ndarray:
         """Probabilities (classes,) of one video from its (C, L) snippet features."""
@@ -271,19 +295,18 @@ class VideoClassifier:
     def save(self, path: str | Path) -> None:
         """Write safetensors with the names in its header."""
         tensors = {k: getattr(self, k) for k in TENSORS}
-        save_tensors(path, tensors, {"format": FORMAT, "names": json.dumps(self.names)})
+        save_tensors(path, tensors, {"format": self.format, "names": json.dumps(self.names)})
 
-    @staticmethod
-    def load(path: str | Path, cure: str = "train it again") -> "VideoClassifier":
+    @classmethod
+    def load(cls, path: str | Path, cure: str = "train it again") -> Self:
         """Read what `save` wrote; ValueError, ending with `cure`: damaged, or something else."""
         if not Path(path).is_file():
-            raise FileNotFoundError(f"{path}: no such file (expected a video classifier)")
+            raise FileNotFoundError(f"{path}: no {cls.what}; {cure}")
         tensors, metadata = load_tensors(path, cure)
-        if metadata.get("format") != FORMAT:
-            found = f"format {metadata.get('format')!r} (expected {FORMAT!r})"
-            raise ValueError(f"{path}: not a video classifier, {found}; {cure}")
-        names = tuple(json.loads(metadata["names"]))
-        return VideoClassifier(names, *(tensors[name] for name in TENSORS))
+        if metadata.get("format") != cls.format:
+            found = f"format {metadata.get('format')!r} (expected {cls.format!r})"
+            raise ValueError(f"{path}: not a {cls.what}, {found}; {cure}")
+        return cls(tuple(json.loads(metadata["names"])), *(tensors[name] for name in TENSORS))
 
 
 def video_summary(features: torch.Tensor) -> torch.Tensor:
@@ -317,8 +340,18 @@ def train_video_classifier(
     mean, std = x.mean(0), x.std(0, correction=0).clamp_min(1e-6)
     x = (x - mean) / std
     y = torch.tensor([names.index(labels[video]) for video in videos])
-    weight = torch.zeros(len(names), x.shape[1], requires_grad=True)
-    bias = torch.zeros(len(names), requires_grad=True)
+    return VideoClassifier(names, *softmax_regression(x, y, len(names), weight_decay), mean, std)
+
+
+def softmax_regression(
+    x: torch.Tensor, y: torch.Tensor, classes: int, weight_decay: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Weight (classes, P) and bias that L-BFGS finds from zero for x (N, P).
+
+    y: class numbers (N,), or shares of the classes (N, classes).
+    """
+    weight = torch.zeros(classes, x.shape[1], dtype=x.dtype, requires_grad=True)
+    bias = torch.zeros(classes, dtype=x.dtype, requires_grad=True)
     optimizer = torch.optim.LBFGS([weight, bias], max_iter=200, line_search_fn="strong_wolfe")
 
     def closure() -> torch.Tensor:
@@ -330,4 +363,4 @@ def train_video_classifier(
 
     with torch.enable_grad():
         optimizer.step(closure)
-    return VideoClassifier(names, weight.detach(), bias.detach(), mean, std)
+    return weight.detach(), bias.detach()

@@ -3,12 +3,13 @@
 import hashlib
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from lofi import config as configs
@@ -21,12 +22,18 @@ from lofi.detection.classes import (
     detections,
     is_class_file,
     main_labels,
+    own_detections,
     read_video_classes,
     train_video_classifier,
     true_classes,
 )
 from lofi.detection.proposals import suppress
 from lofi.detection.results import Detection, write_csv, write_detections, write_srt
+from lofi.detection.segment_classes import (
+    SegmentClassifier,
+    segment_detections,
+    train_segment_classifier,
+)
 from lofi.encoders import Encoder
 from lofi.encoders.extraction import video_features
 from lofi.files import write_json
@@ -37,31 +44,60 @@ from lofi.training.distributed import barrier, check_device, gather, is_first, s
 from lofi.training.loop import OnStep
 
 log = logging.getLogger(__name__)
-CLASSES = ("shared", "own", "oracle")
-SUFFIXES = (".json", ".csv", ".srt", ".png")  # of the results of one video
+CLASSES = ("shared", "own", "oracle", "segment", "head")  # sources, as detection files are named
+SOURCES = {"video": CLASSES[:3], "external": ("shared",), "oracle": ("oracle",),
+           "segment": ("segment",), "own": ("head",)}  # fmt: skip
+SUFFIXES = (".json", ".csv", ".srt", ".png", ".html")  # of the results of one video
 BEST_FIRST = ("c-lofi", "short-c-lofi", "st-lofi", "t-lofi", "s-lofi", "low-lofi", "acp+", "acp")
 
 
-@torch.no_grad()
+def decoded(config: Config, head: ScaledHead, features: Features) -> Iterator[Proposals]:
+    """The proposals of one video, or of one window of it after the other, before suppression."""
+    device = head.standardise.mean.device
+    sizes = config.full.snippets, config.data.window_stride
+    for part in head_inputs(features, *sizes, head.head.resizes):
+        with torch.no_grad():
+            outputs = head(part.values[None].to(device))
+        yield head.head.decode(outputs, part.grid, config.detect)
+
+
+def in_stretches(table: Proposals, seconds: float) -> Iterator[Proposals]:
+    """The proposals of a whole video by where their middles lie; every stretch keeps its best."""
+    number = table.segments_s.mean(1) // seconds
+    for one in np.unique(number):
+        yield Proposals(table.segments_s[number == one], table.scores[number == one])
+
+
 def propose(config: Config, head: ScaledHead, features: Features) -> Proposals:
     """The proposals of one video after suppression, windows of it joined."""
-    device = head.standardise.mean.device
-    windows = [
-        head.head.decode(head(part.values[None].to(device)), part.grid, config.detect)
-        for part in head_inputs(features, config.full.snippets, config.data.window_stride)
-    ]
-    return suppress(windows, config.detect, joined=config.data.window_stride > 0)
+    joined = config.data.window_stride > 0 and head.head.resizes
+    return suppress(list(decoded(config, head, features)), config.detect, joined=joined)
+
+
+def classified(
+    config: Config, head: ScaledHead, classifier: SegmentClassifier | None, features: Features
+) -> list[Detection]:
+    """Detections of one video whose proposals get their classes one by one; None = by the head."""
+    if classifier is not None:
+        windows = decoded(config, head, features)
+        if not head.head.resizes and config.data.window_stride:
+            stretch_s = config.full.snippets * features.grid.step_s
+            windows = in_stretches(next(windows), stretch_s)
+        return segment_detections(windows, features, classifier, config.detect)
+    kept, names = propose(config, head, features), getattr(head.head, "names", ())
+    return own_detections(kept, features.grid.duration_s, names, config.detect)
 
 
 @dataclass
 class Detector:
-    """Encoder, head and video classifier of one method of a run."""
+    """Encoder, head and classifier of one method of a run."""
 
     config: Config
     method: str
     encoder: Encoder
     head: ScaledHead  # with its input statistics
-    classifier: VideoClassifier  # gives the classes; trained on this encoder's features
+    # Gives the classes, trained on this encoder's features; None: the head does.
+    classifier: VideoClassifier | SegmentClassifier | None
 
     @staticmethod
     def load(
@@ -95,16 +131,19 @@ class Detector:
             raise ValueError(f"{run_dir}: {found}. Detect in its test videos with: {cure}")
         encoder, _ = methods.load_encoder(config, run_dir, method)
         head = methods.load_head(config, run_dir, method, variant)
-        path = classifier_path(run_dir, method)
-        cure = f"run: {methods.command('classes', config, run_dir, method)}"
-        if not path.is_file():
-            raise FileNotFoundError(f"{path}: no video classifier; {cure}")
-        classifier = VideoClassifier.load(path, cure)
+        classifier = None  # where the head itself tells classes
+        if config.detect.classes != "own":
+            by_segment = config.detect.classes == "segment"
+            path = classifier_path(run_dir, method, by_segment)
+            cure = f"run: {methods.command('classes', config, run_dir, method)}"
+            classifier = (SegmentClassifier if by_segment else VideoClassifier).load(path, cure)
         return Detector(config, method, encoder.to(device).eval(), head.to(device), classifier)
 
     def detect(self, path: str | Path) -> list[Detection]:
         """All detections of one video file, best first; errors as in `video_features`."""
         features, info = video_features(self.config, self.encoder, path)
+        if self.config.detect.classes in ("segment", "own"):
+            return classified(self.config, self.head, self.classifier, features)
         classes = self.classifier.predict(features.values), self.classifier.names
         kept = propose(self.config, self.head, features)
         found = detections(kept, info.duration_s, self.config.detect, *classes)
@@ -169,7 +208,8 @@ def write_results(
     `name` of the files: "" is the video's own; inside them it is called by its own in any case."""
     video, out_dir = Path(path).stem, Path(out_dir)
     files = [out_dir / f"{name or video}{suffix}" for suffix in SUFFIXES[:3]]
-    source = _source(detector.config, detector.method, "own")
+    kind = {"own": "head", "segment": "segment"}.get(detector.config.detect.classes, "own")
+    source = _source(detector.config, detector.method, kind)
     source |= {"video": Path(path).name, "video_key": _video_key(Path(path))}
     write_detections(files[0], {video: list(found)}, detector.config.detect, source=source)
     write_csv(files[1], {video: list(found)})
@@ -188,21 +228,28 @@ def subtitles(found: Sequence[Detection], share: float = 0.5) -> list[Detection]
     return sorted(chosen, key=lambda d: d.start_s)
 
 
-def classifier_path(run_dir: str | Path, method: str) -> Path:
-    """Where a method's video classifier lies."""
-    return Path(run_dir) / method / "classifier.safetensors"
+def classifier_path(run_dir: str | Path, method: str, by_segment: bool = False) -> Path:
+    """Where a method's classifier lies, of videos or of segments."""
+    name = "segment_classifier.safetensors" if by_segment else "classifier.safetensors"
+    return Path(run_dir) / method / name
 
 
 def train_classifier(config: Config, run_dir: str | Path, method: str = "") -> dict[str, Any]:
-    """Stage `classes`: a video classifier on a method's features of the training videos.
+    """Stage `classes`: a classifier on a method's features of the training videos.
 
-    Convex and without randomness, so it is simply fitted again whenever it is asked for."""
+    Of videos, or of segments under `detect.classes` "segment". Convex and without randomness, so it
+    is simply fitted again whenever it is asked for."""
     method = method or methods.default_method(config)
     data = methods.run_data(config, run_dir)
     store = methods.open_features(config, run_dir, method, data)
-    features = {video.id: store[video.id].values for video in store.require(data.train)}
-    classifier = train_video_classifier(features, main_labels(data.train))
-    path = classifier_path(run_dir, method)
+    features = {video.id: store[video.id] for video in store.require(data.train)}
+    by_segment = config.detect.classes == "segment"
+    if by_segment:
+        classifier = train_segment_classifier(features, data.train)
+    else:
+        values = {key: found.values for key, found in features.items()}
+        classifier = train_video_classifier(values, main_labels(data.train))
+    path = classifier_path(run_dir, method, by_segment)
     if is_first():
         classifier.save(path)
     barrier()
@@ -222,7 +269,7 @@ def video_classes(
     """
     if kind == "oracle":
         return true_classes(data.test)
-    source = config.detect.shared_classes if kind == "shared" else method
+    source = (kind == "shared" and config.detect.shared_classes) or method
     if kind == "shared" and is_class_file(source):
         return read_video_classes(source)
     train_classifier(config, run_dir, source)
@@ -240,34 +287,47 @@ def detect_stage(
     config: Config, run_dir: str | Path, method: str = "", *, variant: str = "",
     on_step: OnStep | None = None, device: str = "cpu",
 ) -> dict[str, Any]:  # fmt: skip
-    """Stage `detect`: detections of all test videos under each source of classes.
+    """Stage `detect`: detections of all test videos under each source of `detect.classes`.
 
-    Writes <run>/<method>/detections/{shared,own,oracle}.{json,csv}, srt/<video>.srt and what it
-    returns, result.json; several processes share the videos. Shared classes need the features of
-    another method, or a score file: where neither is there they are left out, with a warning that
-    says how to get them.
+    Writes <run>/<method>/detections/{shared,own,oracle,segment,head}.{json,csv}, srt/<video>.srt
+    and what it returns, result.json; several processes share the videos. Shared classes need the
+    features of another method, or a score file: where neither is there they are left out, with a
+    warning that says how to get them.
     """
     method = method or methods.default_method(config)
     data = methods.run_data(config, run_dir)
     store = methods.open_features(config, run_dir, method, data)
     head = methods.load_head(config, run_dir, method, variant).to(device)
     keys = [video.id for video in store.require(data.test)]
+    kinds, classifier = SOURCES[config.detect.classes], None
+    if kinds == ("head",) and not getattr(head.head, "names", ()):
+        found = f"detect.classes is own, but head {config.head.kind} names none"
+        raise ValueError(f"{found}; choose segment (each proposal by itself) or video")
+    if kinds == ("segment",):
+        path = Path(train_classifier(config, run_dir, method)["classifier"])
+        classifier = SegmentClassifier.load(path)
+    itself = kinds in (("segment",), ("head",))  # each proposal has its own class
     kept, seconds = {}, {}
     for done, i in enumerate(mine := share(len(keys))):
         features = store[keys[i]]
-        kept[keys[i]] = propose(config, head, features)
+        if itself:
+            kept[keys[i]] = classified(config, head, classifier, features)
+        else:
+            kept[keys[i]] = propose(config, head, features)
         seconds[keys[i]] = features.grid.duration_s
         if on_step and is_first():
             on_step(done, len(mine), {})
     folder, written = detections_dir(run_dir, method, variant), {}
-    classes = {kind: video_classes(config, run_dir, method, kind, data) for kind in CLASSES[1:]}
-    try:
-        classes["shared"] = video_classes(config, run_dir, method, "shared", data)
-    except FileNotFoundError as error:
-        log.warning("no detections with shared classes (detect.shared_classes): %s", error)
-    for kind in (kind for kind in CLASSES if kind in classes):
-        found, filled = {}, 0
-        for key, proposals in kept.items():
+    needed = ("own", "oracle") if "shared" in kinds else set(kinds) & {"oracle"}
+    classes = {kind: video_classes(config, run_dir, method, kind, data) for kind in needed}
+    if "shared" in kinds:
+        try:
+            classes["shared"] = video_classes(config, run_dir, method, "shared", data)
+        except FileNotFoundError as error:
+            log.warning("no detections with shared classes (detect.shared_classes): %s", error)
+    for kind in (kind for kind in kinds if itself or kind in classes):
+        found, filled = dict(kept) if itself else {}, 0
+        for key, proposals in () if itself else kept.items():
             source = classes[kind]
             if key not in source.scores:  # an external file may lack videos
                 source, filled = classes["own"], filled + 1

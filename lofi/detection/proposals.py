@@ -10,6 +10,7 @@ import numpy as np
 
 from lofi.config import PostProcessing
 from lofi.detection.nms import GridSoftNMS, soft_nms, soft_nms_bmn
+from lofi.detection.nms_points import suppress_points
 from lofi.heads.base import Proposals
 
 
@@ -28,7 +29,11 @@ def suppress(windows: Sequence[Proposals], post: PostProcessing, joined: bool = 
         tables = [(window.segments_s, window.scores) for window in windows]
         return Proposals(*join_windows(tables, post.sigma, post.top_k))
     (table,) = windows
+    if post.suppression in ("per-class", "joint"):
+        return suppress_points(table, post)
     if not len(table.scores):
+        if table.grid is not None:  # no point is sure enough: nothing is found
+            return table
         raise ValueError("no cell of the maps is a proposal; use more snippets")
     if post.suppression == "bmn":  # its limits count in shares of the video
         shares = table.cells / table.steps

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
-from lofi.data.annotations import label_of, number, read_text, table_lines
+from lofi.data.tables import label_of, number, read_text, table_lines
 from lofi.files import from_cell, printable, read_json, to_cell, write_text
 
 CSV_HEADER = ["video", "start_s", "end_s", "label", "score"]
@@ -71,6 +71,12 @@ def read_detections(path: str | Path, strict: bool = True) -> dict[str, list[Det
     if Path(path).suffix.lower() == ".csv":
         return _read_csv(Path(path), strict)
     return check_detections(read_results(path)["results"], str(path), strict=strict)
+
+
+def is_detections(path: str | Path) -> bool:
+    """Whether a file looks like what `read_detections` reads, rather than like annotations."""
+    head = Path(path).read_bytes()[:2000] if Path(path).is_file() else b""
+    return b'"results"' in head or head.startswith(b"video,start_s,end_s,label,score")
 
 
 def read_results(path: str | Path) -> dict[str, Any]:

@@ -23,7 +23,8 @@ from lofi.encoders.weights import LoadReport, encoder_hash, load_weights, save_e
 # tsm-*: shift of 1/8 + 1/8 of the channels (toy: 1/4 + 1/4); resnet-*: the same without shift,
 # which is what image pre-training (ICP) trains.
 ENCODERS = ("tsm-r18", "tsm-r34", "tsm-r50", "r2plus1d-18", "resnet-18", "resnet-34", "resnet-50")
-ENCODERS += ("efficientnet-lite0", "tsm-toy", "resnet-toy")
+# motion-*: tsm-* that sees changes as well.
+ENCODERS += ("efficientnet-lite0", "tsm-toy", "resnet-toy", "motion-toy")
 _BLOCKS = {"18": (2, 2, 2, 2), "34": (3, 4, 6, 3), "50": (3, 4, 6, 3), "toy": (1, 1, 1)}
 
 
@@ -40,14 +41,15 @@ def build_encoder(
     if seed is not None:
         generator = torch.Generator().manual_seed(seed)
     family, size = name.split("-")
-    size, fold = size.removeprefix("r"), 8 if family == "tsm" else 0
+    size, fold = size.removeprefix("r"), 0 if family == "resnet" else 8
     with torch.random.fork_rng(devices=[]):  # torch's own initialisation draws numbers for nothing
         if family == "r2plus1d":
             encoder = R2Plus1D(name)
         elif family == "efficientnet":
             encoder = EfficientNetLite(name)
         elif size == "toy":
-            encoder = ResNet(name, _BLOCKS[size], 16, fold=fold // 2, toy_stem=True)
+            motion = family == "motion"
+            encoder = ResNet(name, _BLOCKS[size], 16, fold=fold // 2, toy_stem=True, motion=motion)
         else:
             encoder = ResNet(name, _BLOCKS[size], bottleneck=size == "50", fold=fold)
     for module in encoder.modules():

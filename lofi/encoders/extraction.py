@@ -3,17 +3,44 @@
 L snippets of F frames, S pixels a side, C channels; T snippets where videos are cut into windows.
 """
 
+import contextlib
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.amp import GradScaler
 
 from lofi.config import Config
-from lofi.data import ClipRequest, VideoInfo, probe
+from lofi.data import ClipRequest, VideoError, VideoInfo, probe
 from lofi.data.datasets import video_grid, video_request
 from lofi.data.features import Features
 from lofi.encoders.base import normalise
+
+
+def placed(config: Config, encoder: nn.Module, device: str) -> nn.Module:
+    """The encoder on a device, in the memory order of `config.channels_last`."""
+    if not config.channels_last:
+        return encoder.to(device)
+    deep = any(parameter.dim() == 5 for parameter in encoder.parameters())
+    order = torch.channels_last_3d if deep else torch.channels_last
+    return encoder.to(device, memory_format=order)
+
+
+def autocast(amp: str, device: torch.device | str) -> contextlib.AbstractContextManager:
+    """Where operations that allow it compute in "bf16" or "fp16"; nothing for "fp32"."""
+    if amp == "fp32":
+        return contextlib.nullcontext()
+    kind = {"bf16": torch.bfloat16, "fp16": torch.float16}[amp]
+    return torch.autocast(torch.device(device).type, kind)
+
+
+def grad_scaler(amp: str, device: torch.device | str) -> GradScaler:
+    """What keeps small gradients from becoming 0 in "fp16"; it does nothing for the others."""
+    on = amp == "fp16"
+    return GradScaler(torch.device(device).type if on else "cpu", enabled=on)
 
 
 def encode(encoder: nn.Module, clips: Tensor) -> Tensor:
@@ -41,15 +68,31 @@ def full_requests(config: Config, path: str | Path) -> list[ClipRequest]:
     return [video_request(data, path, replace(full, snippets=p.steps), grid=p) for p in pieces]
 
 
+def all_requests(
+    config: Config, paths: Sequence[str | Path]
+) -> Iterator[list[ClipRequest] | VideoError]:
+    """`full_requests` of many videos, which are looked into side by side; errors are returned."""
+
+    def of(path: str | Path) -> list[ClipRequest] | VideoError:
+        try:
+            return full_requests(config, path)
+        except VideoError as error:
+            return error
+
+    with ThreadPoolExecutor(max(1, config.data.workers)) as pool:
+        yield from pool.map(of, paths)
+
+
 @torch.no_grad()
-def clip_features(encoder: nn.Module, clip: Tensor, chunk: int = 16) -> Tensor:
+def clip_features(encoder: nn.Module, clip: Tensor, chunk: int = 16, amp: str = "fp32") -> Tensor:
     """(C, L) features of the snippets (L, F, 3, S, S) uint8 of one video, on the CPU.
 
     `chunk` snippets pass the (eval mode) encoder at a time; the result does not depend on it.
     """
     device = next(encoder.parameters()).device
-    parts = [encode(encoder, part[None].to(device))[0].cpu() for part in clip.split(chunk)]
-    return torch.cat(parts, dim=1)
+    with autocast(amp, device):
+        parts = [encode(encoder, part[None].to(device))[0].cpu() for part in clip.split(chunk)]
+    return torch.cat(parts, dim=1) if amp == "fp32" else torch.cat(parts, dim=1).float()
 
 
 def video_features(
@@ -57,6 +100,7 @@ def video_features(
 ) -> tuple[Features, VideoInfo]:
     """Features of one video file at full fidelity, and what was found in the file."""
     requests = full_requests(config, path)
-    values = torch.cat([clip_features(encoder, request.read()) for request in requests], dim=1)
+    parts = [clip_features(encoder, request.read(), amp=config.amp) for request in requests]
+    values = torch.cat(parts, dim=1)
     info = probe(path)
     return Features(values, video_grid(config.data, info, config.full.snippets)), info

@@ -21,6 +21,8 @@ class ResNet(Encoder):
         bottleneck: three convolutions a block instead of two, see `Block`.
         fold: 1/fold of the channels look one frame ahead and as many one frame back; 0 = no shift.
         toy_stem: 5×5 convolution with stride 2 and no pooling, for frames of about 48 pixels.
+        motion: beside a frame its difference from the snippet's mean frame is seen, so that little
+            data teach what moves [ours].
     """
 
     def __init__(
@@ -32,13 +34,16 @@ class ResNet(Encoder):
         bottleneck: bool = False,
         fold: int = 8,
         toy_stem: bool = False,
+        motion: bool = False,
     ) -> None:
         super().__init__()
         kernel = 5 if toy_stem else 7
         self.name = name
         if not toy_stem:
             self.source, self.licence = "torchvision (ImageNet-1k)", "BSD-3-Clause"
-        self.conv1 = nn.Conv2d(3, width, kernel, stride=2, padding=kernel // 2, bias=False)
+        self.motion = motion
+        seen, padding = 6 if motion else 3, kernel // 2
+        self.conv1 = nn.Conv2d(seen, width, kernel, stride=2, padding=padding, bias=False)
         self.bn1 = BatchNorm(width)
         self.relu = nn.ReLU(inplace=True)
         self.maxpool = nn.Identity() if toy_stem else nn.MaxPool2d(3, stride=2, padding=1)
@@ -61,6 +66,8 @@ class ResNet(Encoder):
         if frames.dim() != 5 or frames.shape[2] != 3:
             raise ValueError(f"expected frames (N, F, 3, S, S), got {tuple(frames.shape)}")
         num_frames = frames.shape[1]
+        if self.motion:
+            frames = torch.cat([frames, frames - frames.mean(1, keepdim=True)], 2)
         x = self.run(self._stem, frames.flatten(0, 1))  # (N·F, 3, S, S') in
         for stage in self.stages[1:]:
             for block in getattr(self, stage):

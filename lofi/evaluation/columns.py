@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from lofi.data.annotations import read_annotations, read_entries, read_text, video_key
+from lofi.data.annotations import read_annotations, read_entries, video_key
+from lofi.data.tables import read_text
 from lofi.files import read_json
 
 

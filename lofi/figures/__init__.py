@@ -4,9 +4,10 @@
 """
 
 from lofi.figures.curves import diagnosis_figure, error_profile, loss_curves, sensitivity_bars
-from lofi.figures.maps import boundary_curves, confidence_map, similarity
+from lofi.figures.maps import boundary_curves, confidence_map, salience, similarity
 from lofi.figures.tables import (
     Table,
+    amnet_table,
     paper_numbers,
     paper_table,
     paper_vs_ours,

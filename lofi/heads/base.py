@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 from lofi.config import PostProcessing
 from lofi.data.annotations import Video
@@ -30,6 +31,7 @@ class Proposals(NamedTuple):
     cells: np.ndarray | None = None  # (N, 2) int64 grid lines, 0 <= start < end <= steps
     steps: int = 0
     parts: dict[str, np.ndarray] | None = None  # (N,) float32 factors of the score, by name
+    grid: Grid | None = None  # of heads of points: suppression counts in its steps, in float32
 
 
 class Head(nn.Module):
@@ -41,7 +43,8 @@ class Head(nn.Module):
     """
 
     channels: int  # C
-    resizes: bool = True  # whole videos, to a fixed number of steps; else any length, masked
+    resizes: bool = True  # long videos are cut into windows; else taken whole, at any length
+    draws_in_forward: bool = False  # `forward` takes the draws too, as a third argument
 
     def forward(self, features: Tensor, mask: Tensor | None = None) -> tuple:
         """(B, C, T) features, (B, T) bool mask of real steps (None: all) → outputs."""
@@ -109,24 +112,27 @@ def collate_targets(batch: Sequence[tuple]) -> tuple:
 
 def part_of(batch: tuple, part: Any) -> tuple:
     """The videos `part` (a slice or a list of rows) of collated targets or outputs."""
-    return type(batch)(*(tensor[part] for tensor in batch))
+    return tree_map(lambda tensor: tensor[part], batch)
 
 
 def to_device(batch: tuple, device: torch.device | str) -> tuple:
     """Collated targets or statistics on a device."""
-    return type(batch)(*(tensor.to(device) for tensor in batch))
+    return tree_map(lambda tensor: tensor.to(device), batch)
 
 
 def load_published(head: Head, state_dict: Mapping[str, Any]) -> None:
     """Load a released checkpoint into a head of the same sizes.
 
-    Names may have the data-parallel prefix "module."; {"epoch", "state_dict"} is accepted too.
+    Names may have the data-parallel prefix "module."; {"epoch", "state_dict"} is accepted too, and
+    of one that also holds "state_dict_ema", these averaged weights are taken.
 
     Raises:
         ValueError: names are missing or unexpected, or shapes differ; the head is left unchanged.
     """
-    if isinstance(state_dict.get("state_dict"), Mapping):
-        state_dict = state_dict["state_dict"]
+    for key in ("state_dict_ema", "state_dict"):
+        if isinstance(state_dict.get(key), Mapping):
+            state_dict = state_dict[key]
+            break
     given = {name.removeprefix("module."): tensor for name, tensor in state_dict.items()}
     given, own, wanted = head.published(given), head.state_dict(), head.to_published()
     wrong = [

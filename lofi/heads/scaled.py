@@ -37,19 +37,27 @@ class Standardise(nn.Module):
 class ScaledHead(nn.Module):
     """Input statistics and the head behind them, as stages 2 and 3 train them."""
 
-    def __init__(self, config: HeadConfig, channels: int, classes: int = 0, seed: int = 0):
+    def __init__(
+        self, config: HeadConfig, channels: int, classes: int | Sequence[str] = 0, seed: int = 0
+    ):  # fmt: skip
         super().__init__()
-        self.config, self.classes = config, classes
+        self.config, self.classes = config, classes  # see `build_head`
         self.standardise = Standardise(channels)
         self.head = build_head(config, channels, classes, seed)
 
-    def forward(self, features: Tensor, mask: Tensor | None = None) -> tuple:
-        """(B, C, T) features of the encoder, (B, T) mask → outputs of the head."""
-        return self.head(self.standardise(features), mask)
+    def forward(
+        self, features: Tensor, mask: Tensor | None = None, draws: Tensor | None = None
+    ) -> tuple:
+        """(B, C, T) features of the encoder, (B, T) mask → outputs of the head.
+
+        `draws` are those of `Head.draws` in training, for heads that use them here.
+        """
+        more = (draws,) if self.head.draws_in_forward else ()
+        return self.head(self.standardise(features), mask, *more)
 
     def save(self, path: Path) -> None:
         """One safetensors file, with the head's settings in its header."""
-        sizes = {"channels": str(self.head.channels), "classes": str(self.classes)}
+        sizes = {"channels": str(self.head.channels), "classes": json.dumps(self.classes)}
         metadata = {"format": FORMAT, "head": json.dumps(asdict(self.config)), **sizes}
         save_tensors(path, self.state_dict(), metadata)
 
@@ -66,7 +74,8 @@ class ScaledHead(nn.Module):
                 raise ValueError(f"format {metadata.get('format')!r}, expected {FORMAT!r}")
             if (found := json.loads(metadata["head"])) != json.loads(json.dumps(asdict(config))):
                 raise ValueError(f"trained as {found}, expected {asdict(config)}")
-            scaled = ScaledHead(config, int(metadata["channels"]), int(metadata["classes"]))
+            classes = json.loads(metadata["classes"])
+            scaled = ScaledHead(config, int(metadata["channels"]), classes)
             scaled.load_state_dict(tensors)
         except (ValueError, KeyError, RuntimeError) as error:
             reason = str(error).splitlines()[-1].strip()

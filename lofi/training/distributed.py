@@ -1,16 +1,16 @@
 """Several processes that train as one: who is who, sums over all of them, a share of the work.
 
 Every rank computes the gradient of its share of a logical batch, normalised by the whole batch, so
-that the ranks' gradients add up to those of one process. They are summed once a step, after the
-backward pass: one flat tensor works for every encoder mode, where hooks in the backward pass would
-need special care as soon as a step has several of them. Without torchrun everything here is the
-identity.
+that the ranks' gradients add up to those of one process. They are summed in buckets: during the
+backward pass where a step has only one, behind it otherwise. Without torchrun everything here is
+the identity.
 """
 
 import contextlib
 import datetime
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 MEETING = "LOFI_MEETING"  # file that `lofi.launch` gives its processes to find each other by
 CONNECT = datetime.timedelta(minutes=3)  # to find each other
+BUCKET = 16 * 2**20  # bytes of gradients that are summed together
 TIMEOUT = datetime.timedelta(hours=6)  # one may render, read or write while the others wait
 
 
@@ -134,22 +135,74 @@ def gather(item: Any) -> list[Any]:
     return items
 
 
-@torch.no_grad()
-def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
-    """Replace every gradient by its sum over all processes.
+class GradientSum:
+    """Replaces every gradient by its sum over all processes, in buckets.
 
-    A parameter without gradient counts as zero; without one on any process it stays without.
+    While the block runs, a bucket is sent as soon as all its gradients are there, so that the sum
+    overlaps with the backward pass; `finish` sends the others and waits. A parameter without
+    gradient counts as zero; without one on any process it stays without.
+
+    Args:
+        parameters: in forward order; the last ones are sent first, in the same order everywhere.
+        overlaps: whether the step that runs has one backward pass only; otherwise a gradient that
+            is there may still grow.
+        size: bytes of a bucket.
     """
-    if not _active():
-        return
-    parameters = list(parameters)
-    present = torch.tensor([p.grad is not None for p in parameters]).to(parameters[0])
-    parts = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
-    vector = reduce_sum(torch.cat([present, *(part.reshape(-1) for part in parts)]))
-    present, values = vector[: len(parameters)].tolist(), vector[len(parameters) :]
-    sizes = [parameter.numel() for parameter in parameters]
-    for parameter, found, part in zip(parameters, present, values.split(sizes)):
-        parameter.grad = part.view_as(parameter).clone() if found else None
+
+    def __init__(
+        self, parameters: Iterable[nn.Parameter], overlaps: Callable[[], bool] = lambda: False,
+        size: int = BUCKET,
+    ):  # fmt: skip
+        self.overlaps, self.buckets = overlaps, []
+        self.sent: list[tuple[Tensor, Any]] = []
+        room = 0
+        for parameter in reversed(list(parameters)) if _active() else ():
+            if room <= 0:
+                self.buckets.append([])
+                room = size
+            self.buckets[-1].append(parameter)
+            room -= parameter.numel() * parameter.element_size()
+        self.arrived = [0] * len(self.buckets)
+
+    def __enter__(self) -> "GradientSum":
+        self.hooks = [
+            parameter.register_post_accumulate_grad_hook(partial(self._arrive, i))
+            for i, bucket in enumerate(self.buckets)
+            for parameter in bucket
+        ]
+        return self
+
+    def __exit__(self, *error) -> None:
+        for hook in self.hooks:
+            hook.remove()
+
+    def _arrive(self, bucket: int, _: nn.Parameter) -> None:
+        if not self.overlaps():
+            return
+        self.arrived[bucket] += 1
+        for i in range(len(self.sent), len(self.buckets)):
+            if self.arrived[i] < len(self.buckets[i]):
+                break
+            self._send(self.buckets[i])
+
+    @torch.no_grad()
+    def _send(self, bucket: list[nn.Parameter]) -> None:
+        present = torch.tensor([p.grad is not None for p in bucket]).to(bucket[0])
+        parts = [torch.zeros_like(p) if p.grad is None else p.grad for p in bucket]
+        vector = torch.cat([present, *(part.reshape(-1) for part in parts)])
+        self.sent.append((vector, dist.all_reduce(vector, async_op=True)))
+
+    def finish(self) -> None:
+        """Behind the backward pass, on every process: the gradients are the sums afterwards."""
+        for bucket in self.buckets[len(self.sent) :]:
+            self._send(bucket)
+        for bucket, (vector, work) in zip(self.buckets, self.sent):
+            work.wait()
+            present, values = vector[: len(bucket)].tolist(), vector[len(bucket) :]
+            parts = values.split([parameter.numel() for parameter in bucket])
+            for parameter, found, part in zip(bucket, present, parts):
+                parameter.grad = part.view_as(parameter) if found else None
+        self.sent, self.arrived = [], [0] * len(self.buckets)
 
 
 def _active() -> bool:

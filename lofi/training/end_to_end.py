@@ -22,6 +22,7 @@ from torch.nn.modules.dropout import _DropoutNd
 
 from lofi.config import Mode
 from lofi.encoders import Encoder, freeze_until, normalise
+from lofi.encoders.extraction import autocast, grad_scaler
 
 log = logging.getLogger(__name__)
 TOLERANCE = 1e-3  # of verify_exact; float32 rounding is about 1e-6, a broken set-up above 0.1
@@ -53,7 +54,7 @@ class EndToEnd:
         mode: see `lofi.config.Mode`; "partial" and "frozen" freeze the encoder here. ValueError
             where live batch statistics would make it inexact.
         parameters: everything that is trained; their gradients are accumulated.
-        amp: "fp32", or "bf16" for autocast (both passes of the chunked modes alike).
+        amp: "fp32", or "bf16", "fp16" for autocast (both passes of the chunked modes alike).
         micro_batch: videos whose graph is held at once; 0 = the whole share.
     """
 
@@ -61,12 +62,13 @@ class EndToEnd:
         self, encoder: Encoder, mode: Mode, parameters: Sequence[nn.Parameter] = (), *,
         amp: str = "fp32", micro_batch: int = 0, watch: Watch | None = None,
     ):  # fmt: skip
-        if amp not in ("fp32", "bf16"):
-            raise ValueError(f"unknown precision {amp!r}; known: fp32, bf16")
+        if amp not in ("fp32", "bf16", "fp16"):
+            raise ValueError(f"unknown precision {amp!r}; known: fp32, bf16, fp16")
         self.encoder, self.mode, self.amp = encoder, mode, amp
         self.chunk, self.micro_batch = mode.chunk, micro_batch
         self.parameters = list(parameters)
         self.watch = watch or Watch()
+        self.scaler = grad_scaler(amp, next(encoder.parameters()).device)
         encoder.recompute = mode.recompute
         if mode.name in ("partial", "frozen"):
             freeze_until(encoder, mode.stage if mode.name == "partial" else encoder.stages[-1])
@@ -81,6 +83,10 @@ class EndToEnd:
                 "statistics of each chunk, which is another function; set lofi.frozen_bn or use "
                 "mode full without micro-batches"
             )
+
+    def one_backward(self) -> bool:
+        """Whether a step is one backward pass, so that gradients can be sent while it goes on."""
+        return not (self.mode.chunked or self.micro_batch)
 
     def backpropagate(
         self, clips: Tensor, losses_of: LossesOf, sampled: Tensor | None = None
@@ -120,7 +126,7 @@ class EndToEnd:
             features = _at_least_float32(self.encoder(frames))
             losses = losses_of(_by_video(features, len(clips)), part)
         self.watch.end()
-        losses["loss"].backward()
+        self.scaler.scale(losses["loss"]).backward()
         return losses
 
     def _in_chunks(self, clips, losses_of, part, sampled) -> dict[str, Tensor]:
@@ -133,7 +139,7 @@ class EndToEnd:
             losses = losses_of(_by_video(features, len(clips)), part)
         self.watch.end()
         if losses["loss"].requires_grad:
-            losses["loss"].backward()
+            self.scaler.scale(losses["loss"]).backward()
         if self.mode.name == "frozen":
             return losses
         gradient = features.grad
@@ -178,9 +184,7 @@ class EndToEnd:
         return normalise(snippets.to(device, non_blocking=True), self.encoder)
 
     def _autocast(self):
-        if self.amp == "fp32":
-            return contextlib.nullcontext()
-        return torch.autocast(next(self.encoder.parameters()).device.type, torch.bfloat16)
+        return autocast(self.amp, next(self.encoder.parameters()).device)
 
     def _halve(self, videos: int, error: RuntimeError) -> None:
         first_line = str(error).splitlines()[0]

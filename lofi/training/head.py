@@ -12,16 +12,18 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from lofi.config import Config
 from lofi.data import ClipReader, ClipRequest, Video, VideoError
 from lofi.data.datasets import fingerprint, open_reader
 from lofi.data.features import Features, head_inputs, read_features, windowed, write_features
 from lofi.data.snippets import training_parts
-from lofi.encoders.extraction import clip_features, full_requests
+from lofi.encoders.extraction import all_requests, autocast, clip_features, grad_scaler, placed
 from lofi.heads import part_of, to_device
 from lofi.heads.scaled import ScaledHead
 from lofi.training import methods
+from lofi.training.augmentation import crop_steps
 from lofi.training.distributed import barrier, is_first, reduce_sum, share
 from lofi.training.loop import Batches, OnStep, Training, backward, fit, generator_for, prefetched
 from lofi.training.run_folder import RunFolder
@@ -44,7 +46,7 @@ def extract_features(
         raise ValueError("published features (data.features.folder) need no extraction")
     data = methods.run_data(config, run_dir)
     encoder, sha256 = methods.load_encoder(config, run_dir, method)
-    encoder.to(device).eval()
+    placed(config, encoder, device).eval()
     settings = methods.video_settings(config) | {"stage": "features", "encoder_sha256": sha256}
     run = RunFolder(Path(run_dir) / method / "features", settings, resume, reopen=True)
     videos = [*data.train, *data.test]
@@ -66,6 +68,7 @@ def _extract(config, encoder, header, videos, run: RunFolder, reader: ClipReader
     """Features of this process's videos; the next ones are decoded while the encoder works."""
     paths = [run.folder / f"{video.id}.safetensors" for video in videos]
     jobs: list[tuple[int, ClipRequest, bool]] = []  # video, piece, is it the video's last one
+    wanted: list[int] = []
     for i, path in enumerate(paths):
         if path.exists():
             try:
@@ -76,10 +79,10 @@ def _extract(config, encoder, header, videos, run: RunFolder, reader: ClipReader
         if videos[i].path is None:
             run.skip(videos[i].id, FileNotFoundError(methods.NO_FILE))
             continue
-        try:
-            pieces = full_requests(config, videos[i].path)
-        except VideoError as error:
-            run.skip(videos[i].id, error)
+        wanted.append(i)
+    for i, pieces in zip(wanted, all_requests(config, [videos[i].path for i in wanted])):
+        if isinstance(pieces, VideoError):
+            run.skip(videos[i].id, pieces)
             continue
         jobs += [(i, piece, piece is pieces[-1]) for piece in pieces]
 
@@ -92,7 +95,7 @@ def _extract(config, encoder, header, videos, run: RunFolder, reader: ClipReader
     for (i, _, last), (clip, info) in zip(jobs, loaded):
         if info is None:
             run.skip(videos[i].id, clip)
-        parts.append(None if info is None else clip_features(encoder, clip))
+        parts.append(None if info is None else clip_features(encoder, clip, amp=config.amp))
         if not last:
             continue
         if all(part is not None for part in parts):
@@ -115,30 +118,43 @@ def train_head(
     config = methods.head_variant(config, variant)
     setting = config.head_training
     features = {video.id: store[video.id] for video in store.require(data.train)}
-    items = _training_items(config, data.train, features)
+    channels = next(iter(features.values())).values.shape[0]
+    scaled = ScaledHead(config.head, channels, data.classes, config.seed)
+    resizes = scaled.head.resizes or not config.data.window_stride
+    items = _training_items(config, data.train, features, resizes)
     videos, standardise = [video for video, _ in items], methods.standardises(config, method)
     settings = {"stage": "head", "features": store.identity, "videos": fingerprint(videos)}
     settings |= {"seed": config.seed, "snippets": config.full.snippets}
     settings |= {"window_stride": config.data.window_stride, "head": asdict(config.head)}
     settings |= {"training": asdict(setting), "standardise": standardise}
+    settings |= {"amp": config.amp} if config.amp != "fp32" else {}
     run = RunFolder(methods.head_dir(run_dir, method, variant), settings, resume)
     if (done := run.result()) is not None:
         return done
-    channels = next(iter(features.values())).values.shape[0]
-    scaled = ScaledHead(config.head, channels, len(data.classes), config.seed)
     if standardise:
         scaled.standardise.fit_to([found.values for found in features.values()])
     head = scaled.to(device).head
-    labels = [head.targets(video, part.grid) for video, part in items]
+    labels = [head.targets(video, part.grid) for video, part in items if resizes]
     batches = Batches(len(items), setting.batch, setting.epochs, (config.seed, "head"))
+
+    def example(i: int, step: int) -> tuple[Features, tuple]:
+        if resizes:
+            return items[i][1], labels[i]
+        generator = generator_for(config.seed, "head", step, "crop", i)
+        video, part = crop_steps(*items[i], head.max_steps, generator)
+        return part, head.targets(video, part.grid)
 
     def load(step: int):
         chosen = batches.at(step)
         places = share(len(chosen))
         mine = [chosen[i] for i in places or [0]]  # an empty share still has a shape
-        x = torch.stack([items[i][1].values for i in mine])[: len(places)]
-        mask = torch.stack([torch.from_numpy(items[i][1].grid.inside()) for i in mine])
-        y = part_of(head.collate([labels[i] for i in mine]), slice(len(places)))
+        parts, y = zip(*(example(i, step) for i in mine))
+        longest = max(part.grid.steps for part in parts)
+        spare = [(0, longest - part.grid.steps) for part in parts]
+        x = torch.stack([F.pad(p.values, after) for p, after in zip(parts, spare)])[: len(places)]
+        inside = [torch.from_numpy(part.grid.inside()) for part in parts]
+        mask = torch.stack([F.pad(m, after) for m, after in zip(inside, spare)])
+        y = part_of(head.collate(y), slice(len(places)))
         return x, mask[: len(places)], y, places, len(chosen)
 
     def step(batch, number: int):
@@ -147,11 +163,16 @@ def train_head(
         statistics = head.statistics(y, draws, reduce_sum)
         if not places:
             return None
-        outputs = scaled(x.to(device), mask.to(device))
-        return backward(head.losses(outputs, to_device(y, device), statistics, draws.to(device)))
+        draws = draws.to(device)
+        with autocast(config.amp, device):
+            outputs = scaled(x.to(device, non_blocking=True), mask.to(device), draws)
+            losses = head.losses(outputs, to_device(y, device), statistics, draws)
+        return backward(losses, scaler)
 
+    scaler, every = grad_scaler(config.amp, device), (config.checkpoint_every, config.keep_every)
     modules = {"head": scaled}
-    fit(Training(modules, setting, batches, load, step, 0, config.checkpoint_every), run, on_step)
+    more = {"scaler": scaler, "one_backward": lambda: True}
+    fit(Training(modules, setting, batches, load, step, 0, *every, **more), run, on_step)
     if is_first():
         scaled.save(run.folder / "head.safetensors")
     counts = methods.counts(len(data.train), methods.without_features(store, data.train))
@@ -159,16 +180,22 @@ def train_head(
 
 
 def _training_items(
-    config: Config, videos: Sequence[Video], features: dict[str, Features]
+    config: Config, videos: Sequence[Video], features: dict[str, Features], resizes: bool = True
 ) -> list[tuple[Video, Features]]:
-    """Whole videos, or the windows that hold most of an action; segments count from their start."""
+    """Whole videos, or the windows that hold most of an action; segments count from their start.
+
+    `resizes` False: whole videos at their own length, of which every step crops a stretch.
+    """
     items, steps, stride = [], config.full.snippets, config.data.window_stride
     for video in (video for video in videos if video.id in features):
         whole = features[video.id]
         if not stride:
             items.append((video, head_inputs(whole, steps, stride)[0]))
             continue
-        head_inputs(whole, steps, stride)  # refuses another distance between the steps
+        head_inputs(whole, steps, stride, resizes)  # refuses another distance between the steps
+        if not resizes:
+            items.append((video, whole))
+            continue
         for part, grid in training_parts(video, whole.grid, steps):
             items.append((part, windowed(whole, grid.first_frame // stride, steps)))
     if not items:

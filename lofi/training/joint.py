@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lofi.config import Config
-from lofi.data import ClipReader, Video, VideoError, probe
+from lofi.data import ClipReader, Video, VideoError
 from lofi.data.datasets import fingerprint, open_reader, video_grid, video_request
 from lofi.data.snippets import Grid, training_parts
 from lofi.encoders import Encoder, freeze_batch_norm
-from lofi.encoders.extraction import encode
+from lofi.encoders.extraction import encode, placed
 from lofi.fidelity import schedule
 from lofi.heads import part_of, to_device
 from lofi.heads.scaled import ScaledHead
@@ -62,7 +62,7 @@ def train_lofi(
     for item, reason in unreadable.items():
         run.skip(item, reason)
     with open_reader(config.data) as reader:
-        joint = JointTraining(config, encoder, items, len(data.classes), reader, run, device)
+        joint = JointTraining(config, encoder, items, data.classes, reader, run, device)
         training = joint.training()
         if config.standardise:
             joint.fit_statistics()
@@ -82,12 +82,11 @@ def joint_items(
     if not config.data.window_stride:
         return [(video, None) for video in videos]
     items: list[tuple[Video, Grid | None]] = []
-    for video in videos:
-        try:
-            grid = video_grid(config.data, probe(video.path), config.full.snippets)
-        except VideoError as error:
-            skip(video.id, error)
+    for video, info in zip(videos, methods.video_infos(config, videos)):
+        if isinstance(info, VideoError):
+            skip(video.id, info)
             continue
+        grid = video_grid(config.data, info, config.full.snippets)
         items += training_parts(video, grid, config.full.snippets)
     if not items:
         size = f"{config.full.snippets} snippets, {config.data.window_stride} frames apart"
@@ -111,7 +110,7 @@ class JointTraining:
 
     def __init__(
         self, config: Config, encoder: Encoder, items: Sequence[tuple[Video, Grid | None]],
-        classes: int, reader: ClipReader, run: RunFolder, device: str = "cpu",
+        classes: int | Sequence[str], reader: ClipReader, run: RunFolder, device: str = "cpu",
     ):  # fmt: skip
         self.config, self.encoder, self.items = config, encoder, items
         self.reader, self.run, self.device = reader, run, device
@@ -125,6 +124,7 @@ class JointTraining:
                 self.modules["classifier"] = nn.Linear(2 * encoder.channels, len(self.labels))
         for module in self.modules.values():
             module.to(device)
+        placed(config, encoder, device)
         if lofi.frozen_bn:
             freeze_batch_norm(encoder, fold=lofi.mode.fold)
         encoder.train()
@@ -142,9 +142,11 @@ class JointTraining:
         config = self.config
         return Training(
             self.modules, config.lofi.training, self.batches, self.load, self.step,
-            min(config.data.workers, 2), config.checkpoint_every,
+            min(config.data.workers, config.data.prefetch), config.checkpoint_every,
             describe=lambda step: ", ".join(self.items[i][0].id for i in self.batches.at(step)),
-            rates={"encoder": config.lofi.encoder_lr},
+            rates={"encoder": config.lofi.encoder_lr}, keep_every=config.keep_every,
+            fidelity=lambda step: str(self.plan.at(step // self.batches.per_epoch, step)),
+            one_backward=self.end_to_end.one_backward, scaler=self.end_to_end.scaler,
         )  # fmt: skip
 
     def load(self, step: int) -> Batch:
@@ -210,7 +212,7 @@ class JointTraining:
             inside = mask[part]
             if not batch.mask.all():  # as in stage 3: no features behind the end of a video
                 features = features * inside[:, None]
-            outputs = self.head(features, inside)
+            outputs = self.head(features, inside, draws[part])
             found = head.losses(outputs, part_of(targets, part), statistics, draws[part])
             if lofi.class_loss:
                 classes = self._class_loss(features, batch, step, part) / readable.to(self.device)

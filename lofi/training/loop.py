@@ -21,12 +21,16 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.amp import GradScaler
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.utils.data._utils.pin_memory import pin_memory
 
 from lofi.config import Optimisation
-from lofi.training.distributed import gather, is_first, sum_gradients
+from lofi.training.distributed import GradientSum, gather, is_first
 from lofi.training.run_folder import RunFolder
 
 log = logging.getLogger(__name__)
+LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)  # whose weights decay, see `decay_on`
 
 
 def generator_for(*address: Any) -> torch.Generator:
@@ -67,16 +71,23 @@ class Batches:
 
 def learning_rate(setting: Optimisation, step: int, per_epoch: int) -> float:
     """Learning rate of a step: linear warm-up, then steps by epoch or a half cosine to zero."""
-    if step < setting.warmup:
-        return setting.lr * (step + 1) / (setting.warmup + 1)
+    warmup = setting.warmup + setting.warmup_epochs * per_epoch
+    if step < warmup:
+        return setting.lr * (step + 1) / (warmup + 1)
     if setting.schedule == "step":
         return setting.lr * setting.decay ** (step // per_epoch // setting.decay_every)
-    progress = (step - setting.warmup) / max(1, setting.epochs * per_epoch - setting.warmup)
+    progress = (step - warmup) / max(1, setting.epochs * per_epoch - warmup)
     return setting.lr * 0.5 * (1 + math.cos(math.pi * progress))
 
 
-def prefetched(load: Callable[[int], Any], start: int, stop: int, workers: int) -> Iterator[Any]:
-    """Yield load(start) … load(stop - 1) in order, the next ones being prepared in threads."""
+def prefetched(
+    get: Callable[[int], Any], start: int, stop: int, workers: int, pin: bool = False
+) -> Iterator[Any]:
+    """Yield get(start) … get(stop - 1) in order, the next ones being prepared in threads.
+
+    `pin`: their tensors in pinned memory, which GPUs copy from while they compute.
+    """
+    load = (lambda step: pin_memory(get(step))) if pin else get
     if workers < 1:
         yield from map(load, range(start, stop))
         return
@@ -132,28 +143,40 @@ class Training:
     step: Callable[[Any, int], dict[str, float] | None]
     workers: int = 1  # batches prepared ahead, in as many threads
     checkpoint_every: int = 100
+    keep_every: int = 0  # epochs between weights that are kept for study; 0 = none
     describe: Callable[[int], str] = lambda step: ""
     rates: dict[str, float] = field(default_factory=dict)  # factors on the learning rate, else 1
+    fidelity: Callable[[int], str] = lambda step: ""  # of a step, for metrics.jsonl
+    one_backward: Callable[[], bool] = lambda: False  # see `GradientSum.overlaps`
+    scaler: GradScaler = field(default_factory=lambda: GradScaler("cpu", enabled=False))  # fp16
 
     def optimizer(self) -> torch.optim.Optimizer:
-        """One parameter group for every factor of the learning rate; weight decay on all."""
-        groups: dict[float, list[nn.Parameter]] = {}
+        """One parameter group for every factor of the learning rate, with and without decay."""
+        groups: dict[tuple[float, float], list[nn.Parameter]] = {}
         for name, module in self.modules.items():
-            chosen = groups.setdefault(self.rates.get(name, 1.0), [])
-            chosen += [p for p in module.parameters() if p.requires_grad]
-        options = {"lr": self.setting.lr, "weight_decay": self.setting.weight_decay}
+            layers = [part for part in module.modules() if isinstance(part, LAYERS)]
+            weights, biases = {part.weight for part in layers}, {part.bias for part in layers}
+            for p in (p for p in module.parameters() if p.requires_grad):
+                decays = self.setting.decay_on == "all" or p in weights
+                factor = self.rates.get(name, 1.0) * (self.setting.bias_lr if p in biases else 1.0)
+                group = factor, self.setting.weight_decay * decays
+                groups.setdefault(group, []).append(p)
+        options = {"lr": self.setting.lr}
         if self.setting.optimizer == "sgd":
             options |= {"momentum": self.setting.momentum, "nesterov": self.setting.nesterov}
         kinds = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
-        given = [{"params": params, "factor": f} for f, params in groups.items() if params]
+        given = [
+            {"params": params, "factor": factor, "weight_decay": decay}
+            for (factor, decay), params in groups.items()
+        ]
         return kinds[self.setting.optimizer](given, **options)
 
 
-def backward(losses: dict[str, Tensor]) -> dict[str, float]:
+def backward(losses: dict[str, Tensor], scaler: GradScaler | None = None) -> dict[str, float]:
     """Back-propagate "loss" unless it is not finite, which `fit` reports; returns the numbers."""
     record = {name: float(value.detach()) for name, value in losses.items()}
     if math.isfinite(record["loss"]):
-        losses["loss"].backward()
+        (scaler.scale(losses["loss"]) if scaler else losses["loss"]).backward()
     return record
 
 
@@ -170,15 +193,28 @@ def fit(training: Training, run: RunFolder, on_step: OnStep | None = None) -> No
         ValueError: not one item of an epoch could be read.
     """
     modules, batches, setting = training.modules, training.batches, training.setting
-    with run.logging(), held_signals() as held:
+    inside = (p for m in modules.values() for p in m.parameters() if p.requires_grad)
+    sums = GradientSum(inside, training.one_backward)
+    with run.logging(), held_signals() as held, sums:
         optimizer = training.optimizer()
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        start, trained = _restore(modules, optimizer, run), False
+        means = {}
+        if setting.ema:
+            average = get_ema_multi_avg_fn(setting.ema)
+            means = {
+                f"mean {k}": AveragedModel(m, multi_avg_fn=average) for k, m in modules.items()
+            }
+            for name, mean in means.items():
+                mean.update_parameters(modules[name.removeprefix("mean ")])  # begins with a copy
+        modules = modules | means
+        start, trained = _restore(modules, optimizer, training.scaler, run), False
         numbers = run.hash, start, batches.steps, batches.items
         log.info("settings %s: steps %d to %d of %d items", *numbers)
         run.keep_metrics_before(start)
         keep_freed_memory()
-        loaded = prefetched(training.load, start, batches.steps, training.workers)
+        scaler, pin = training.scaler, any(p.is_cuda for p in parameters)
+        loaded = prefetched(training.load, start, batches.steps, training.workers, pin)
+        ended = time.perf_counter()
         for step, batch in zip(range(start, batches.steps), loaded):
             began = time.perf_counter()
             rate = learning_rate(setting, step, batches.per_epoch)
@@ -186,13 +222,20 @@ def fit(training: Training, run: RunFolder, on_step: OnStep | None = None) -> No
                 group["lr"] = rate * group["factor"]
             optimizer.zero_grad(set_to_none=True)
             found = training.step(batch, step)
+            sums.finish()
             record, stopped = _together(training, found, step, parameters, held)
             if record is not None:
+                scaler.unscale_(optimizer)
                 if setting.clip:
                     norm = nn.utils.clip_grad_norm_(parameters, setting.clip)
                     record["grad_norm"] = float(norm)
-                optimizer.step()
+                scaler.step(optimizer)
+                scaler.update()
+                for name, mean in means.items():
+                    mean.update_parameters(modules[name.removeprefix("mean ")])
                 record |= {"lr": rate, "seconds": round(time.perf_counter() - began, 4)}
+                record |= {"waited": round(began - ended, 4), "items": len(batches.at(step))}
+                record |= {"fidelity": fidelity} if (fidelity := training.fidelity(step)) else {}
                 record = {"step": step, "epoch": step // batches.per_epoch, **record}
                 run.log_metrics(record)
                 trained = True
@@ -203,21 +246,28 @@ def fit(training: Training, run: RunFolder, on_step: OnStep | None = None) -> No
                 cure = "see skipped.jsonl there for the reasons (lofi check finds broken videos)"
                 raise ValueError(f"{found}; {cure}")
             done = step + 1
-            if done % training.checkpoint_every == 0 or done == batches.steps or stopped:
+            due = done % training.checkpoint_every == 0 or done == batches.steps or stopped
+            keep = training.keep_every and done % (training.keep_every * batches.per_epoch) == 0
+            if due or keep:
                 weights = {name: module.state_dict() for name, module in modules.items()}
+                if keep:
+                    run.keep(f"epoch-{done // batches.per_epoch:03d}", weights)
                 state = {"step": done, "modules": weights, "optimizer": optimizer.state_dict()}
-                run.save_checkpoint(state)
+                run.save_checkpoint(state | {"scaler": scaler.state_dict()})
             if stopped:
                 log.info("stopped by signal %d behind step %d, with a checkpoint", *stopped, step)
                 held[:] = stopped
                 return
+            ended = time.perf_counter()
+        for name, mean in means.items():
+            modules[name.removeprefix("mean ")].load_state_dict(mean.module.state_dict())
         log.info("settings %s: trained", run.hash)
 
 
 def _together(
     training: Training, found: dict | None, step: int, parameters: list, held: list[int]
 ) -> tuple[dict | None, list[int]]:
-    """Sum records and gradients over all processes; None when nothing could be read anywhere.
+    """Sum records over all processes; None when nothing could be read anywhere.
 
     Also the signal, if any, that a process has got: all of them stop behind the same step.
     """
@@ -232,7 +282,6 @@ def _together(
             f"step {step}: loss is {record['loss']} on {training.describe(step)}; "
             "lower the learning rate or set a gradient clip, then resume"
         )
-    sum_gradients(parameters)
     if all(parameter.grad is None for parameter in parameters):
         found = f"step {step} left no gradient on any of {len(parameters)} trained parameters"
         raise RuntimeError(f"{found}: its loss was detached, or backward() was not called")
@@ -252,7 +301,7 @@ def keep_freed_memory(size: int = 2**30) -> None:
         libc.mallopt(mmap, size)
 
 
-def _restore(modules: dict[str, nn.Module], optimizer, run: RunFolder) -> int:
+def _restore(modules: dict[str, nn.Module], optimizer, scaler, run: RunFolder) -> int:
     """Load the checkpoint, if there is one; returns the number of finished steps."""
     state = run.load_checkpoint()
     starts = gather(0 if state is None else state["step"])
@@ -264,4 +313,5 @@ def _restore(modules: dict[str, nn.Module], optimizer, run: RunFolder) -> int:
     for name, module in modules.items():
         module.load_state_dict(state["modules"][name])
     optimizer.load_state_dict(state["optimizer"])
+    scaler.load_state_dict(state.get("scaler", {}))
     return state["step"]

@@ -12,6 +12,7 @@ import logging
 import os
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from lofi.config import Config, from_dict, preset
-from lofi.data import Video
+from lofi.data import Video, VideoError, VideoInfo, probe
 from lofi.data.datasets import Datasets, open_datasets
 from lofi.data.features import FeatureHeader, FeatureStore
 from lofi.encoders import (
@@ -35,7 +36,7 @@ from lofi.encoders import (
 from lofi.encoders.base import Encoder
 from lofi.files import sha256, write_json
 from lofi.heads.scaled import ScaledHead
-from lofi.training.distributed import first_alone, is_first
+from lofi.training.distributed import first_alone, gather, is_first, share
 from lofi.training.run_folder import RunFolder
 
 log = logging.getLogger(__name__)
@@ -202,13 +203,13 @@ def components(method: str) -> tuple[str, ...]:
 def unshifted(name: str) -> str:
     """The image network that shares a TSM encoder's weights (ICP); ValueError if there is none."""
     plain = name.replace("tsm-r", "resnet-").replace("tsm-", "resnet-")
-    if plain not in ENCODERS or plain.startswith("r2plus1d"):
+    if plain not in ENCODERS or not plain.startswith("resnet"):
         raise ValueError(f"{name} has no image form to pre-train (ICP); use a tsm-* encoder")
     return plain
 
 
 def start_encoder(config: Config, name: str = "") -> Encoder:
-    """The encoder that stage 1 starts from: `config.weights`, or random weights from the seed.
+    """The encoder that stage 1 starts from: `config.start_weights`, or random ones from the seed.
 
     Weights "pretrained" are those that an installed package carries (`pretrained_file`). `origin`
     on the encoder says where its weights come from; it is logged, and every later file made from
@@ -217,7 +218,7 @@ def start_encoder(config: Config, name: str = "") -> Encoder:
     """
     encoder = build_encoder(name or config.encoder, seed=config.seed)
     encoder.origin = {"weights": "random"}
-    if config.weights:
+    if config.start_weights:
         packaged = config.weights == "pretrained"
         path = pretrained_file(encoder.name) if packaged else Path(config.weights)
         report = load_weights(encoder, path)
@@ -278,7 +279,7 @@ def load_encoder(config: Config, run_dir: str | Path, method: str) -> tuple[Enco
         pair = [load_encoder(config, run_dir, part)[0] for part in parts]
         encoder = Concatenated(*pair, l2=config.concat_norm == "l2")
     elif method in ("random", "weights"):
-        if method == "weights" and not config.weights:
+        if method == "weights" and not config.start_weights:
             raise ValueError("method weights: the setting weights names no file; give --weights")
         encoder = start_encoder(config if method == "weights" else replace(config, weights=""))
     else:
@@ -317,6 +318,7 @@ def clip_settings(config: Config) -> dict[str, Any]:
     """What every encoder depends on: architecture, seed, and how clips are cut from videos."""
     data = config.data
     sampling = {key: getattr(data, key) for key in ("frame_stride", "crop_ratio", "resample_fps")}
+    sampling |= {"squeeze": True} if data.squeeze else {}
     return {"seed": config.seed, "encoder": config.encoder, "pixels": config.full.pixels} | sampling
 
 
@@ -331,6 +333,10 @@ def feature_header(config: Config, encoder: str, sha256: str) -> FeatureHeader:
     data, full = config.data, config.full
     names = ("frame_stride", "rule", "crop_ratio", "resample_fps", "window_stride")
     found = {name: getattr(data, name) for name in names} | asdict(full)
+    if data.squeeze:
+        found["squeeze"] = 1
+    if config.amp != "fp32":
+        found["amp"] = config.amp
     if data.window_stride:  # as many snippets as the video is long
         del found["snippets"]
     return FeatureHeader(encoder=encoder, encoder_sha256=sha256, **found)
@@ -355,6 +361,24 @@ def run_data(config: Config, run_dir: str | Path) -> Datasets:
     """The data of a run; of several processes the first renders a toy world, the others wait."""
     with first_alone():
         return open_datasets(config.data, config.seed, run_dir)
+
+
+def video_infos(config: Config, videos: Sequence[Video]) -> list[VideoInfo | VideoError]:
+    """What `probe` finds in every video, or why it cannot be read.
+
+    Every process looks into its share of the files, several at a time.
+    """
+
+    def look(i: int) -> VideoInfo | VideoError:
+        try:
+            return probe(videos[i].path)
+        except VideoError as error:
+            return error
+
+    mine = share(len(videos))
+    with ThreadPoolExecutor(max(1, config.data.workers)) as pool:
+        found = {i: info for part in gather([*zip(mine, pool.map(look, mine))]) for i, info in part}
+    return [found[i] for i in range(len(videos))]
 
 
 def write_run_config(config: Config, run_dir: str | Path) -> None:

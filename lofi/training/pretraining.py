@@ -8,6 +8,7 @@ share, so that weights depend (slightly) on their number, unlike in later stages
 running statistics are averaged.
 """
 
+import logging
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
@@ -24,12 +25,15 @@ from lofi.data import TrimmedClip, TrimmedRequest, VideoError
 from lofi.data.datasets import fingerprint, open_reader
 from lofi.encoders import encoder_hash, normalise
 from lofi.encoders.base import Encoder
+from lofi.encoders.extraction import autocast, grad_scaler, placed
 from lofi.training import methods
-from lofi.training.augmentation import draw_colour, draw_geometry, recolour
+from lofi.training.augmentation import draw_colour, draw_geometry, recolour, vary
 from lofi.training.distributed import rank, reduce_sum, share, size
+from lofi.training.end_to_end import is_out_of_memory
 from lofi.training.loop import Batches, OnStep, Training, backward, fit, generator_for
 from lofi.training.run_folder import RunFolder
 
+log = logging.getLogger(__name__)
 # (uint8 clips (n, F, 3, S, S), labels (n,)) of this process's share, or None when it is empty.
 Batch = tuple[torch.Tensor, torch.Tensor] | None
 HELD_OUT = 10  # without subsets in the list, every tenth source clip only measures accuracy
@@ -69,6 +73,12 @@ def trains(task_of: Callable[[Config, str | Path], Task]) -> Callable[..., dict[
 def train_acp(config: Config, run_dir: str | Path) -> Task:
     """Action-classification pre-training on the source clips; returns what `pretrain` does."""
     clips, encoder = source_clips(config, run_dir, "acp"), methods.start_encoder(config)
+    if encoder.source and not (config.start_weights or config.data.preset):
+        found = f"stage acp: {encoder.name} begins with random weights"
+        if not config.weights and config.preset != "own":
+            known = "ImageNet weights (the README lists the files)"
+            raise ValueError(f"{found}; give --weights {known}, or --weights none for random ones")
+        log.warning("%s, where TSM begins with those of ImageNet: expect less", found)
     return _classification(config, "acp", encoder, clips, split_clips(clips), config.acp)
 
 
@@ -96,7 +106,7 @@ def train_icp(
     ValueError for real data without `config.weights`, or an encoder without an image form.
     """
     encoder = methods.start_encoder(config, methods.unshifted(config.encoder))
-    if config.weights:
+    if config.start_weights:
         settings = {"stage": "icp", "start": encoder_hash(encoder)}
         run = RunFolder(Path(run_dir) / "icp" / "encoder", settings, resume)
         if (done := run.result()) is not None:
@@ -127,9 +137,10 @@ def source_clips(config: Config, run_dir: str | Path, stage: str) -> tuple[Trimm
 
 
 def split_clips(clips: Sequence[TrimmedClip]) -> tuple[list[TrimmedClip], list[TrimmedClip]]:
-    """(clips to train on, held-out clips): by the list's subset, else every tenth is held out."""
+    """(clips to train on, held-out clips): by the list's subsets; without any, every tenth."""
     held = [clip.subset in ("validation", "val", "test") for clip in clips]
-    if not any(held):
+    if not any(clip.subset for clip in clips):
+        log.info("every tenth of %d source clips only measures accuracy", len(clips))
         held = [i % HELD_OUT == 0 for i in range(len(clips))]
     kept = [clip for clip, out in zip(clips, held) if not out]
     return kept, [clip for clip, out in zip(clips, held) if out]
@@ -141,8 +152,18 @@ def _classification(config, stage, encoder, clips, split, setting, frames: int =
     torch.manual_seed(config.seed)  # the classifier's framework initialisation
     classifier = nn.Linear(encoder.channels, len(names))
     read = partial(_read_labelled, names, frames)
+    if setting.dropout:  # as TSM: every frame's features are thinned out by themselves
+        nn.init.normal_(classifier.weight, 0, 0.001)
+        nn.init.zeros_(classifier.bias)
+
+    def logits(x: torch.Tensor) -> torch.Tensor:
+        if not setting.dropout:
+            return classifier(encoder(x))
+        by_frame = getattr(encoder, "frame_features", lambda x: encoder(x)[:, None])
+        return classifier(F.dropout(by_frame(x), setting.dropout, classifier.training)).mean(1)
+
     return Task(
-        stage, encoder, classifier, lambda x: classifier(encoder(x)), *split, setting, read,
+        stage, encoder, classifier, logits, *split, setting, read,
         settings={"clips": fingerprint(clips), "frames": frames}, result={"classes": names},
     )  # fmt: skip
 
@@ -157,6 +178,7 @@ def _read_labelled(names, frames: int, source, clips, address: tuple, augment: s
     if not kept:
         return None
     x = torch.stack([x if tints[i] is None else recolour(x, tints[i]) for i, x in kept])
+    x = vary(x, draws) if augment == "varied" else x
     return x, torch.tensor([names.index(clips[i].label) for i, _ in kept])
 
 
@@ -168,9 +190,11 @@ def pretrain(config: Config, run_dir, task: Task, resume: bool, on_step, device:
     Where segments of the training videos are the clips, a video without a file is one left out.
     """
     stage, encoder = task.stage, task.encoder
-    published = {"start": encoder_hash(encoder)} if config.weights else {}
+    published = {"start": encoder_hash(encoder)} if config.start_weights else {}
     settings = {"stage": stage, **published, **task.settings, **methods.clip_settings(config)}
     settings |= {"training": asdict(task.setting)}
+    settings |= {"amp": config.amp} if config.amp != "fp32" else {}
+    settings |= {"micro_batch": config.acp_micro_batch} if config.acp_micro_batch else {}
     run = RunFolder(Path(run_dir) / stage / "encoder", settings, resume)
     if (done := run.result()) is not None:
         return done
@@ -180,7 +204,7 @@ def pretrain(config: Config, run_dir, task: Task, resume: bool, on_step, device:
         absent = [video.id for video in train if video.path is None]
     for item in absent:
         run.skip(item, FileNotFoundError(methods.NO_FILE))
-    encoder.to(device)
+    placed(config, encoder, device)
     task.classifier.to(device)
     with ClipSource(config, run) as source:
         fit(_training(config, task, source, device), run, on_step)
@@ -203,23 +227,47 @@ def _training(config: Config, task: Task, source: "ClipSource", device: str) -> 
         clips = [task.kept[i] for i in batches.at(step)]
         return task.read(source, clips, (*address, step), setting.augment)
 
+    scaler, at_once = grad_scaler(config.amp, device), config.acp_micro_batch
+
     def step(batch: Batch, number: int):
+        nonlocal at_once
         mine = 0.0 if batch is None else float(len(batch[1]))
         count = float(reduce_sum(torch.tensor(mine, device=device)))
         if batch is None:
             return None
-        torch.manual_seed(generator_for(*address, number, "dropout", rank()).initial_seed())
-        loss, right = _scores(task, batch, device)
-        return backward({"loss": loss / count, "accuracy": right / count})
+        while True:
+            size, total = at_once or len(batch[1]), {"loss": 0.0, "accuracy": 0.0}
+            torch.manual_seed(generator_for(*address, number, "dropout", rank()).initial_seed())
+            try:
+                for part in zip(*(x.split(size) for x in batch)):
+                    loss, right = _scores(task, part, device, config.amp)
+                    found = backward({"loss": loss / count, "accuracy": right / count}, scaler)
+                    total = {name: total[name] + found[name] for name in found}
+                return total
+            except RuntimeError as error:
+                if not is_out_of_memory(error) or size == 1:
+                    raise
+                why = str(error).splitlines()[0]
+            at_once = (size + 1) // 2
+            log.warning("out of memory (%s); going on with %d clips at once: batch norm sees only "
+                        "these", why, at_once)  # fmt: skip
+            for parameter in (p for module in modules.values() for p in module.parameters()):
+                parameter.grad = None  # of the unfinished step
 
-    ahead = min(config.data.workers, 2)
-    return Training(modules, setting, batches, load, step, ahead, config.checkpoint_every)
+    ahead = min(config.data.workers, config.data.prefetch)
+    return Training(
+        modules, setting, batches, load, step, ahead, config.checkpoint_every, config.keep_every,
+        rates={"classifier": setting.classifier_lr}, one_backward=lambda: not at_once,
+        scaler=scaler,
+    )  # fmt: skip
 
 
-def _scores(task: Task, batch: Batch, device: str) -> tuple[torch.Tensor, torch.Tensor]:
+def _scores(task: Task, batch: Batch, device: str, amp: str) -> tuple[torch.Tensor, torch.Tensor]:
     """Cross-entropy and number of right answers, both summed over the batch."""
-    x, label = batch[0].to(device), batch[1].to(device)
-    logits = task.logits(normalise(x, task.encoder))
+    x, label = (part.to(device, non_blocking=True) for part in batch)
+    with autocast(amp, device):
+        logits = task.logits(normalise(x, task.encoder))
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     if logits.dim() == 1:
         loss = F.binary_cross_entropy_with_logits(logits, label.to(logits), reduction="sum")
         return loss, ((logits > 0) == label).sum()
@@ -236,7 +284,7 @@ def _accuracy(config: Config, task: Task, source: "ClipSource", device: str) -> 
         clips = task.held[start : start + 64]
         batch = task.read(source, clips, (config.seed, task.stage, "held out", start), "none")
         if batch is not None:
-            found[0] += _scores(task, batch, device)[1]
+            found[0] += _scores(task, batch, device, config.amp)[1]
             found[1] += len(batch[1])
     right, total = reduce_sum(found).tolist()
     return right / total if total else None
@@ -261,8 +309,8 @@ class ClipSource(AbstractContextManager):
     def read(self, clips, views, frames: int, stride: int = 0) -> list[torch.Tensor | None]:
         """uint8 (frames, 3, S, S) of each clip in its view, None for one that cannot be read."""
         how = frames, self.pixels, stride or self.data.frame_stride, self.data.crop_ratio
-        fps = self.data.resample_fps
-        found = self.reader.read([TrimmedRequest(c, *how, v, fps) for c, v in zip(clips, views)])
+        rest = self.data.resample_fps, self.data.squeeze
+        found = self.reader.read([TrimmedRequest(c, *how, v, *rest) for c, v in zip(clips, views)])
         for clip, item in zip(clips, found):
             if isinstance(item, VideoError):
                 self.run.skip(clip_name(clip), item)

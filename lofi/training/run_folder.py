@@ -89,6 +89,7 @@ class RunFolder:
         if not (resume and made):
             for path in (*made, *logs):
                 path.unlink(missing_ok=True)
+            shutil.rmtree(self.folder / "kept", ignore_errors=True)
             write_record(config, self.settings)
         elif reopen:
             for path in (result, logs[1]):
@@ -207,6 +208,12 @@ class RunFolder:
             torch.save(state, temporary)
             with open(temporary, "r+b") as file:  # the checksum goes behind the zip archive
                 file.write(hashlib.file_digest(file, "sha256").digest())
+
+    def keep(self, name: str, weights: dict[str, Any]) -> None:
+        """Write {module: state dict} to kept/<name>.pt, which outlasts the end of the run."""
+        if is_first():
+            with atomic_path(self.folder / "kept" / f"{name}.pt") as temporary:
+                torch.save(weights, temporary)
 
     def load_checkpoint(self) -> dict[str, Any] | None:
         """The last checkpoint on the CPU, or None."""

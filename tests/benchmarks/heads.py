@@ -82,12 +82,12 @@ def saved_bytes(head: nn.Module, x: Tensor) -> int:
     return total
 
 
-def peak_bytes(head: nn.Module, x: Tensor) -> int | None:
+def peak_bytes(head: nn.Module, x: Tensor, run: Callable = forward_backward) -> int | None:
     gc.collect()
     if x.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
-        forward_backward(head, x)
+        run(head, x)
         return torch.cuda.max_memory_allocated() - before
     reset = Path("/proc/self/clear_refs")
     if not reset.exists():
@@ -95,7 +95,7 @@ def peak_bytes(head: nn.Module, x: Tensor) -> int | None:
     ctypes.CDLL(None).malloc_trim(0)  # give freed memory back, or the growth would reuse it
     reset.write_text("5")
     before = _status("VmRSS")
-    forward_backward(head, x)
+    run(head, x)
     return _status("VmHWM") - before
 
 

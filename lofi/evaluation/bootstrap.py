@@ -1,0 +1,54 @@
+"""How sure mAP is: its spread under other choices of videos."""
+
+from typing import Any
+
+import numpy as np
+
+from lofi.evaluation.detection import load
+from lofi.evaluation.matching import Matches
+
+
+def video_draws(
+    ground_truth: Any, detections: Any, tious: Any = None, subset: str | None = None,
+    protocol: str = "activitynet", resamples: int = 1000, seed: int = 0, strict: bool = True,
+) -> np.ndarray:  # fmt: skip
+    """mAP under other choices of videos, (resamples, tIoUs + 1), the average last; see `interval`.
+
+    The videos are drawn anew, as many with replacement (not the instances: those of one video hang
+    together), and mAP is recomputed over the classes that are then there. The model is given: how
+    another training run would differ is not in it. Two detection files of the same videos get the
+    same draws, so that their differences are paired. Arguments as in `detection_map`.
+    """
+    matches = Matches(*load(ground_truth, detections, tious, subset, protocol, strict=strict))
+    truth, classes = matches.truth, len(matches.instances)
+    count, generator = len(truth.videos), np.random.default_rng(seed)
+    label = matches.found.label[matches.row]
+    key = label * len(matches.tious) + matches.level
+    sequence = np.lexsort((matches.rank[matches.row], key))
+    key, row, label = key[sequence], matches.row[sequence], label[sequence]
+    first = np.flatnonzero(np.diff(key, prepend=-1))  # true positives of a class and threshold
+    group = np.repeat(np.arange(len(first)), np.diff(first, append=len(key)))
+    before = np.cumsum(matches.sizes) - matches.sizes
+    place = before[label] + matches.rank[row]  # in `order`
+    found = []
+    for _ in range(resamples):
+        weight = np.bincount(generator.integers(count, size=count), minlength=count)
+        weight = np.append(weight, 1.0)  # videos outside the subset stay, at index -1
+        instances = np.bincount(truth.label, weight[truth.video], classes)
+        seen = np.append(0.0, np.cumsum(weight[matches.video[matches.order]]))
+        listed = seen[place + 1] - seen[before[label]]
+        mine = weight[matches.video[row]]
+        hits = np.cumsum(mine)
+        hits -= (hits - mine)[first][group] if len(first) else 0.0
+        precision = hits / np.maximum(listed, 1.0) - 2.0 * group  # falls from group to group
+        envelope = np.maximum.accumulate(precision[::-1])[::-1] + 2.0 * group
+        gained = np.bincount(key, mine * envelope, classes * len(matches.tious))
+        there = instances > 0
+        ap = gained.reshape(classes, -1)[there] / instances[there, None]
+        found.append(np.append(ap.mean(0), ap.mean()))
+    return np.array(found)
+
+
+def interval(draws: np.ndarray) -> np.ndarray:
+    """(…, 2) low and high end of the middle 95 % along the first axis."""
+    return np.moveaxis(np.quantile(draws, (0.025, 0.975), axis=0), 0, -1)
