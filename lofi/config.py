@@ -288,8 +288,10 @@ class PostProcessing:
 class WeakConfig:
     """Two branches from video labels alone; [seed] = the paper's supplement, else [ours]."""
 
-    frames: PublishedFeatures = field(default_factory=PublishedFeatures)  # of single frames (CLIP)
-    clip: str = ""  # file with CLIP's weights; "" = untrained words
+    features: str = "acp"  # method of CBP's features where data.features.folder names none
+    # Of single frames (CLIP), for VLP; without a folder those of stage `features --method dual`.
+    frames: PublishedFeatures = field(default_factory=PublishedFeatures)
+    clip: str = ""  # file with CLIP's weights; "" = the stand-in of stage `dual`
     steps: int = 1000  # T, longest crop in training [seed, THUMOS14; 400 on ActivityNet-1.2]
     width: int = 512
     heads: int = 8

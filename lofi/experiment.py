@@ -10,19 +10,17 @@ import shlex
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
-
-import numpy as np
 
 from lofi import launch
 from lofi.config import Config, save
 from lofi.data.datasets import Datasets
 from lofi.detection.classes import is_class_file
 from lofi.detection.detector import CLASSES, SOURCES, detect_stage, detections_dir, train_classifier
-from lofi.detection.results import read_detections, write_detections
-from lofi.detection.runs import run_detections
+from lofi.detection.results import read_detections
 from lofi.evaluation import detection_map
 from lofi.files import read_json, write_json
 from lofi.training import weak
@@ -40,7 +38,8 @@ from lofi.training.methods import (
     write_run_config,
 )
 from lofi.training.pretext import train_arrow, train_speed
-from lofi.training.pretraining import train_acp, train_acp_plus, train_icp
+from lofi.training.pretraining import train_acp, train_acp_plus, train_dual, train_icp
+from lofi.weak_study import weak_detect
 
 log = logging.getLogger(__name__)
 METHODS = ("random", "acp", "acp+", "c-lofi")
@@ -60,50 +59,6 @@ def evaluate_stage(
     path = detections_dir(run_dir, method, variant) / "result.json"
     detected = read_json(path, "the result of the detection") if path.exists() else {}
     return found | {key: detected[key] for key in ("items", "skipped", "missing") if detected}
-
-
-def weak_detect(
-    config: Config, run_dir: str | Path, *, branch: str = "f", device: str = "cpu"
-) -> dict[str, Any]:
-    """Detections of the test videos by the CBP branch of round `weak.round`, and their mAP.
-
-    THUMOS14's tIoU 0.1:0.1:0.7 with three averages where `detect.class_rule` is "thumos", else
-    ActivityNet's. `branch`: "f", or "warm-up" for what the two steps are compared with.
-    """
-    data, setting = run_data(config, run_dir), config.weak
-    pairs, _ = weak.paired(config, run_dir, data)
-    cbp = weak.load_cbp(config, run_dir, branch, setting.round, pairs, len(data.classes))
-    if setting.ensemble:
-        vlp = weak.load_vlp(config, run_dir, setting.round, pairs, data.classes).to(device)
-    found = {}
-    for video in (video for video in data.test if video.id in pairs):
-        pair = pairs[video.id]
-        curves = weak.curves(cbp.to(device), pair, False, setting.steps, device).numpy()
-        if setting.ensemble:
-            other = weak.curves(vlp, pair, True, setting.steps, device).numpy()
-            curves = (curves + other) / 2
-        found[video.id] = run_detections(
-            curves, pair.classification.grid, data.classes, setting, config.detect
-        )
-    thumos = config.detect.class_rule == "thumos"
-    protocol, tious = "activitynet", None
-    if thumos:
-        protocol, tious = "thumos14", np.arange(1, 8) / 10
-    subset, folder = config.data.test_subset, weak.stage_dir(run_dir, branch, setting.round)
-    report = detection_map(data.annotations, found, tious, subset, protocol)
-    result: dict[str, Any] = {"average_map": round(report.average_map, 4)}
-    if thumos:
-        for low, high in ((1, 5), (3, 7), (1, 7)):
-            mean = sum(report.map[low - 1 : high]) / (high - low + 1)
-            result[f"map_0.{low}_0.{high}"] = round(mean, 4)
-    result |= {"map": [round(value, 4) for value in report.map]}
-    result |= {"protocol": report.protocol_string, "classes": len(report.classes)}
-    result["without_features"] = len(data.test) - len(found)
-    if is_first():
-        about = {"method": f"weak {branch}", "seed": config.seed}
-        write_detections(folder / "detections.json", found, asdict(setting), source=about)
-        write_json(folder / "metrics.json", result | {"report": report.to_json()})
-    return result
 
 
 class Stage(NamedTuple):
@@ -126,9 +81,10 @@ STAGES = {
     "classes": Stage(train_classifier, "features", "classifier.safetensors"),
     "detect": Stage(detect_stage, "features, head", "detections"),
     "evaluate": Stage(evaluate_stage, "detections", "metrics"),
-    "weak-warm-up": Stage(weak.warm_up, "features of two kinds", "head"),
-    "weak-b": Stage(weak.b_step, "weak-warm-up", "head"),
-    "weak-f": Stage(weak.f_step, "weak-b", "head"),
+    "dual": Stage(train_dual, "trimmed clips, icp", "encoder"),
+    "weak-warm-up": Stage(partial(weak.train, "warm-up"), "features of acp and dual", "head"),
+    "weak-b": Stage(partial(weak.train, "b"), "weak-warm-up", "head"),
+    "weak-f": Stage(partial(weak.train, "f"), "weak-b", "head"),
     "weak-detect": Stage(weak_detect, "weak-f", "detections, metrics"),
 }
 

@@ -14,6 +14,7 @@ from lofi.config import (
     Optimisation,
     PostProcessing,
     PublishedFeatures,
+    WeakConfig,
 )
 from lofi.fidelity import Fidelity
 
@@ -117,6 +118,17 @@ _PYRAMID = replace(  # videos twice as long, long enough for heads whose levels 
     detect=PostProcessing(suppression="per-class", sigma=0.5, classes="own"),
 )  # fmt: skip
 
+_STEP = Optimisation(25, 16, "adam", 2e-3, weight_decay=0.0, decay=1.0)
+_WEAK = replace(  # two branches from video labels, in the world made for them [ours]
+    _TOY,
+    preset="weak",
+    data=replace(_TOY.data, preset="weak"),
+    weak=WeakConfig(
+        steps=64, width=64, heads=4, levels=3, prompts=4, prob="pair", thresholds=9,
+        score="contrast", warm_up=_STEP, training=_STEP,
+    ),
+)  # fmt: skip
+
 _THUMOS14 = replace(  # G-TAD as released for THUMOS14 [spec]
     _PAPER,
     preset="thumos14",
@@ -179,6 +191,7 @@ _ALL = (
     ),
     _THUMOS14,
     _PYRAMID,
+    _WEAK,
     _published(_LONG, "thumos14-i3d", 4, 30.0, width=2048),
     _published(replace(_LONG, head=AMNetConfig()), "thumos14-amnet", 4, 30.0, width=2048),
     _published(_LONG, "thumos14-videomae", 4, 0.0, width=1408),

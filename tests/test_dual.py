@@ -8,8 +8,8 @@ import pytest
 import torch
 from reference_networks import generator
 
-from lofi.encoders import build_encoder
-from lofi.encoders.dual import Clip, TinyDual, clean_name, prompted_text, train_tiny_dual
+from lofi.encoders import build_encoder, save_encoder
+from lofi.encoders.dual import Clip, ImageSide, TinyDual, clean_name, prompted_text, train_tiny_dual
 
 
 def weight(name: str, shape: list[int], salt: int) -> torch.Tensor:
@@ -108,7 +108,7 @@ def test_class_names_become_words(name, words):
     assert clean_name(name) == words
 
 
-def test_the_stand_in_learns_captions_and_refuses_unknown_words():
+def test_the_stand_in_learns_captions_refuses_unknown_words_and_is_saved(tmp_path):
     trunk = build_encoder("resnet-toy", seed=0)
     dual = TinyDual(trunk, ["ring", "cross", "up"], seed=0)
     draws = torch.Generator().manual_seed(0)
@@ -119,6 +119,17 @@ def test_the_stand_in_learns_captions_and_refuses_unknown_words():
     assert dual.encode_image(torch.zeros(2, 3, 16, 16)).shape == (2, dual.d)
     with pytest.raises(ValueError, match="no word 'left'"):
         dual.tokenize(["ring left"])
+    dual.save(tmp_path / "dual.safetensors")
+    again, frames = TinyDual.load(tmp_path / "dual.safetensors"), torch.rand(2, 4, 3, 16, 16)
+    tokens = dual.tokenize(["cross up"])
+    torch.testing.assert_close(again.encode_image(frames[:, 2]), ImageSide(dual, "a")(frames))
+    empty = torch.zeros(0, dual.d)
+    texts = [prompted_text(one, tokens, empty) for one in (again, dual)]
+    torch.testing.assert_close(*texts)
+    assert not any(p.requires_grad for p in again.parameters())
+    save_encoder(trunk, tmp_path / "other.safetensors", {})
+    with pytest.raises(ValueError, match="other.safetensors: format .*, expected 'lofi-dual-1'"):
+        TinyDual.load(tmp_path / "other.safetensors")
 
 
 def test_without_prompts_the_text_path_equals_the_library_s_own():

@@ -22,7 +22,7 @@ LAYERS = [
     ["detection"],
     ["evaluation"],
     ["figures"],
-    ["experiment", "report", "viewer", "rivals"],
+    ["weak_study", "experiment", "report", "viewer", "rivals"],
     ["fitting_report", "fitting"],
     ["notebook"],
     ["course"],
@@ -46,7 +46,7 @@ PLUMBING = [
     *("heads", "heads.scaled", "training.augmentation", "training.distributed"),
     *("training.end_to_end", "training.methods", "training.run_folder"),
 ]
-STAGES = ["pretraining", "pretext", "joint", "head"]  # modules of lofi.training that hold stages
+STAGES = ["pretraining", "pretext", "joint", "head", "weak"]  # of lofi.training
 
 
 def imports(path: Path, lazy: bool = True) -> set[str]:

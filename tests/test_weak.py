@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from torch.nn import functional as F
 
 from lofi.config import (
     Config,
@@ -19,9 +20,12 @@ from lofi.config import (
 from lofi.data.features import Features
 from lofi.data.snippets import Grid
 from lofi.detection.runs import outer_inner, run_detections, run_proposals, runs
-from lofi.experiment import STAGES
+from lofi.encoders.dual import TinyDual, prompted_text
+from lofi.experiment import STAGES, run_stage
+from lofi.files import load_tensors
 from lofi.training.weak import (
     CBP,
+    VLP,
     contrast,
     distillation,
     on_axis,
@@ -29,6 +33,7 @@ from lofi.training.weak import (
     stretched,
     top_mean,
 )
+from lofi.weak_study import ROWS, compare_weak, frame_scores, tables, verdict
 
 SMALL = Optimisation(6, 4, "adam", 3e-3, weight_decay=0.0, decay=1.0)
 
@@ -82,15 +87,45 @@ def test_video_score_is_the_mean_of_the_largest_eighth_of_valid_steps():
 
 
 def test_steps_behind_the_end_do_not_change_cbp():
+    """So neither do the other videos of a batch, nor the number of processes."""
     torch.manual_seed(0)
-    cbp = CBP(6, 3, WeakConfig(width=16, heads=2, levels=3)).eval()
-    x, mask = torch.randn(1, 6, 16), torch.arange(16)[None] < 16
-    longer = torch.cat([x, torch.full((1, 6, 16), 7.0)], 2)
-    far = cbp(longer, torch.arange(32)[None] < 16)
-    zeroed = longer.clone()
-    zeroed[..., 16:] = 0
-    torch.testing.assert_close(far, cbp(zeroed, torch.arange(32)[None] < 16))
-    assert cbp(x, mask).shape == (1, 3, 16)
+    setting = WeakConfig(width=16, heads=2, levels=3, steps=32, prompts=2, layers=2)
+    dual = TinyDual(None, ["long", "jump"], 0, 8)
+    for branch in (CBP(8, 3, setting), VLP(dual, ["Jump", "LongJump", "Long"], setting)):
+        for steps in (13, 16):  # no multiple of the coarsest level's step, and one
+            x = torch.randn(1, 8, steps)
+            alone = branch.eval()(x, torch.ones(1, steps, dtype=torch.bool))
+            longer = torch.cat([x, torch.full((1, 8, 30 - steps), 7.0)], 2)
+            far = branch(longer, torch.arange(30)[None] < steps)
+            torch.testing.assert_close(far.probability[..., :steps], alone.probability)
+            torch.testing.assert_close(far.video, alone.video)
+        assert alone.probability.shape == (1, 3, 16)
+
+
+def test_vlp_begins_as_the_frozen_encoders_and_without_anything_is_them():
+    """Prompts and temporal layers are N(0, 0.01), so the start is near zero-shot."""
+    dual = TinyDual(None, ["ring", "cross"], 0, 8).requires_grad_(False)
+    names, x = ["ring", "cross"], torch.randn(1, 8, 5)
+    mask = torch.ones(1, 5, dtype=torch.bool)
+    text = prompted_text(dual, dual.tokenize(names), torch.zeros(0, 8))
+    near = F.normalize(text, dim=1) @ F.normalize(x[0], dim=0) / 0.07
+    bare = VLP(dual, names, WeakConfig(prompts=0, layers=0, heads=2))
+    torch.testing.assert_close(bare(x, mask).probability[0], near.softmax(0))
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        layered = VLP(dual, names, WeakConfig(prompts=0, layers=2, heads=2))
+    assert (layered(x, mask).features - x).abs().max() < 0.1
+    assert not any(p.requires_grad for p in dual.parameters())
+
+
+def test_classes_that_only_motion_tells_apart_share_a_probability():
+    dual = TinyDual(None, ["ring", "cross", "up", "left"], 0, 8)
+    names = ["ring up", "ring left", "cross up"]
+    branch = VLP(dual, names, WeakConfig(prompts=0, layers=0, heads=2, prob="pair"))
+    assert branch.visible.tolist() == [[1, 1, 0], [1, 1, 0], [0, 0, 1]]
+    found = branch(torch.randn(1, 8, 4), torch.ones(1, 4, dtype=torch.bool)).probability[0]
+    torch.testing.assert_close(found[0], found[1])
+    torch.testing.assert_close(found[0] + found[2], torch.ones(4))
 
 
 def test_runs_scores_and_detections_by_hand():
@@ -138,7 +173,7 @@ def configured(features, **weak) -> Config:
     return Config(seed=1, data=data, weak=weak)
 
 
-@pytest.mark.parametrize("prob", ["softmax", "softmax_bg", "sigmoid", "pair"])
+@pytest.mark.parametrize("prob", ["softmax", "sigmoid"])
 def test_all_stages_on_feature_files_alone(features, tmp_path, prob):
     config = configured(features, prob=prob)
     for stage in ("weak-warm-up", "weak-b", "weak-f"):
@@ -175,6 +210,69 @@ def test_a_killed_step_resumes_to_the_same_weights(features, tmp_path):
     for name in ("warm-up", "b-1", "f-1"):
         files = [tmp_path / run / "weak" / name / "head.safetensors" for run in ("whole", "cut")]
         assert files[0].read_bytes() == files[1].read_bytes(), name
+
+
+def test_variants_share_the_warm_up_and_what_they_do_not_change(features, tmp_path):
+    config = configured(features)
+    STAGES["weak-warm-up"].run(config, tmp_path)
+    for variant in ("", "zeros=none", "contrast=0,zeros=none"):
+        for stage in ("weak-b", "weak-f"):
+            STAGES[stage].run(config, tmp_path, variant=variant)
+    found = {path.parent.relative_to(tmp_path / "weak").as_posix()
+             for path in tmp_path.glob("weak/**/head.safetensors")}  # fmt: skip
+    f_steps = {f"{variant}f-1" for variant in ("", "zeros=none/", "contrast=0,zeros=none/")}
+    assert found == {"warm-up", "b-1", "contrast=0/b-1"} | f_steps
+    with pytest.raises(ValueError, match="width is not of the B or F step alone"):
+        STAGES["weak-f"].run(config, tmp_path, variant="width=8")
+    with pytest.raises(ValueError, match="variant zero=none"):
+        STAGES["weak-f"].run(config, tmp_path, variant="zero=none")
+
+
+def test_two_processes_train_the_same_weights(features, tmp_path):
+    config = configured(features)
+    for name, processes in (("one", 1), ("two", 2)):
+        run_stage("weak-warm-up", config, tmp_path / name, processes=processes)
+    one, two = (
+        load_tensors(tmp_path / name / "weak" / "warm-up" / "head.safetensors")[0]
+        for name in ("one", "two")
+    )
+    assert all((one[key] - two[key]).abs().max() < 1e-4 for key in one)
+
+
+def test_all_rows_and_gates_from_feature_files(features, tmp_path):
+    few = replace(SMALL, epochs=1)
+    config = configured(features, warm_up=few, training=few, prob="pair")
+    results = compare_weak(replace(config, preset="weak"), tmp_path, (1, 2))
+    assert len(results["rows"]) == 2 * (len(ROWS) + 1) and len(results["gates"]) == 8
+    by_name = {(row["row"], row["seed"]): row for row in results["rows"]}
+    names = "CBP, trained as long", "CBP + B + F"
+    longer, taught = (by_name[name, 2]["recall"] for name in names)
+    wanted = pytest.approx(100 * (taught - longer), abs=0.01)
+    assert results["gates"][5]["differences"][1] == wanted
+    stored = json.loads((tmp_path / "results.json").read_text())
+    assert stored["seeds"] == [1, 2] and "official-8" in stored["protocol"]
+    text = "\n".join(table.text() for table in tables(results))
+    assert "trap: foreground alone" in text and "not established" in text
+    before = (tmp_path / "seed-1" / "weak" / "b-1" / "head.safetensors").stat().st_mtime_ns
+    again = compare_weak(replace(config, preset="weak"), tmp_path, (1,))
+    assert again["rows"] == [row for row in results["rows"] if row["seed"] == 1]
+    after = (tmp_path / "seed-1" / "weak" / "b-1" / "head.safetensors").stat().st_mtime_ns
+    assert before == after  # read, not trained again
+
+
+def test_frame_scores_equal_counting_pairs_and_steps():
+    values, truth = np.array([0.9, 0.6, 0.6, 0.2, 0.1]), np.array([1, 0, 1, 1, 0], bool)
+    found = frame_scores(values, truth)
+    pairs = [(a > b) + (a == b) / 2 for a in values[truth] for b in values[~truth]]
+    assert found["auc"] == pytest.approx(np.mean(pairs))
+    assert found["recall"] == found["precision"] == pytest.approx(2 / 3)
+    assert found["share"] == found["base"] == 0.6
+
+
+def test_verdicts_by_hand():
+    assert verdict([1, 2, 3]) == "reproduced"  # 2 ± 0.577
+    assert verdict([-1, -2, -3]) == "contradicted"
+    assert verdict([1, 5, -1]) == verdict([1]) == verdict([0, 0]) == "not established"
 
 
 def changed(features, tmp_path, change) -> Config:

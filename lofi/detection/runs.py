@@ -43,14 +43,16 @@ def run_proposals(curve: np.ndarray, grid: Grid, setting: WeakConfig) -> Proposa
 
 def run_detections(
     curves: np.ndarray, grid: Grid, classes: Sequence[str], setting: WeakConfig,
-    post: PostProcessing,
+    post: PostProcessing, kept: Sequence[int] = (),
 ) -> list[Detection]:  # fmt: skip
-    """Detections of one video from its curves (K, T), best first.
+    """Detections of one video from its curves (K, T), best first, of the classes `kept`.
 
-    Kept are the classes above `theta_cls` (by the mean of the T/8 largest values) and the best one.
+    Without these: the classes above `theta_cls` (by the mean of the T/8 largest values), and the
+    best one.
     """
-    top = np.sort(curves, 1)[:, -max(1, curves.shape[1] // 8) :].mean(1)
-    kept = sorted({*np.flatnonzero(top > setting.theta_cls).tolist(), int(top.argmax())})
+    if not len(kept):
+        top = np.sort(curves, 1)[:, -max(1, curves.shape[1] // 8) :].mean(1)
+        kept = sorted({*np.flatnonzero(top > setting.theta_cls).tolist(), int(top.argmax())})
     found = []
     for k in kept:
         table = run_proposals(curves[k], grid, setting)

@@ -14,9 +14,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lofi.encoders import build_encoder
 from lofi.encoders.base import Encoder
 from lofi.encoders.weights import read_tensors
+from lofi.files import load_tensors, save_tensors
 
+FORMAT = "lofi-dual-1"  # of a saved stand-in
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)  # of the released networks, as `CLIP_STD`
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
@@ -265,6 +268,24 @@ class TinyDual(nn.Module):
         self.ends = (len(words), len(words) + 1)
         self.register_buffer("logit_scale", torch.tensor(1 / 0.07).log())
 
+    def save(self, path: str | Path) -> None:
+        """Write trunk, projection and words as one safetensors file."""
+        trunk = self.trunk.name if self.trunk else ""
+        about = {"format": FORMAT, "words": " ".join(self.words), "trunk": trunk}
+        save_tensors(path, self.state_dict(), about)
+
+    @staticmethod
+    def load(path: str | Path) -> "TinyDual":
+        """What `save` wrote, frozen; ValueError: damaged, or another kind of file."""
+        tensors, about = load_tensors(path)
+        if about.get("format") != FORMAT:
+            raise ValueError(f"{path}: format {about.get('format')!r}, expected {FORMAT!r}")
+        trunk = build_encoder(about["trunk"], seed=0) if about["trunk"] else None
+        width = tensors["embedding.weight"].shape[1]
+        dual = TinyDual(trunk, about["words"].split(), 0, width)
+        dual.load_state_dict(tensors)
+        return dual.requires_grad_(False).eval()
+
     def encode_image(self, frames: Tensor) -> Tensor:
         with torch.no_grad():
             features = self.trunk(frames[:, None])
@@ -286,6 +307,23 @@ class TinyDual(nn.Module):
             known = ", ".join(self.words)
             raise ValueError(f"the stand-in has no word {unknown[0]!r}; known: {known}")
         return [[self.words[word] for word in words] for words in parts]
+
+
+class ImageSide(Encoder):
+    """The image encoder of a pair on the middle frame of each snippet: (N, F, 3, S, S) to (N, d).
+
+    So the features of frames lie on the time axis of the snippets' own."""
+
+    stages = ()  # it never trains
+
+    def __init__(self, dual: DualEncoder, name: str):
+        super().__init__()
+        self.dual, self.name, self.channels = dual, name, dual.d
+        trunk = getattr(dual, "trunk", None)
+        self.mean, self.std = (trunk.mean, trunk.std) if trunk else (CLIP_MEAN, CLIP_STD)
+
+    def forward(self, frames: Tensor) -> Tensor:
+        return self.dual.encode_image(frames[:, frames.shape[1] // 2])
 
 
 def train_tiny_dual(

@@ -9,6 +9,7 @@ B videos, K classes, T steps, C channels.
 """
 
 import logging
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -19,93 +20,113 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lofi.config import Config, WeakConfig
+from lofi.config import Config, WeakConfig, from_dict
 from lofi.data import read_annotations
 from lofi.data.datasets import Datasets, fingerprint
 from lofi.data.features import Features, FeatureStore
-from lofi.encoders.dual import Clip, DualEncoder, TinyDual, clean_name, prompted_text
+from lofi.encoders.dual import DualEncoder, TinyDual, clean_name, prompted_text
 from lofi.files import load_tensors, save_tensors, sha256
 from lofi.training import methods
 from lofi.training.distributed import is_first, share
 from lofi.training.loop import Batches, OnStep, Training, backward, fit, generator_for
-from lofi.training.run_folder import RunFolder
+from lofi.training.run_folder import RunFolder, read_metrics
 
 log = logging.getLogger(__name__)
 HELD_OUT = 5  # every fifth training video judges classification and is not trained on
 
 
+class Output(NamedTuple):
+    """What a branch finds in a batch."""
+
+    probability: Tensor  # (B, K, T)
+    video: Tensor  # (B, K), probability of the class in the video
+    features: Tensor  # (B, W, T), what the contrast is about
+
+
 class CBP(nn.Module):
-    """Transformer pyramid with a convolutional decoder: (B, C, T) to logits (B, K, T)."""
+    """Transformer pyramid with a convolutional decoder on (B, C, T); padding changes nothing."""
+
+    language = False  # which of a pair's features it sees
 
     def __init__(self, channels: int, classes: int, setting: WeakConfig):
         super().__init__()
         width = setting.width
-        self.embed = nn.Conv1d(channels, width, 3, padding=1)
+        self.embed, self.norm = nn.Conv1d(channels, width, 3, padding=1), nn.LayerNorm(width)
         self.blocks = nn.ModuleList(_layer(width, setting.heads) for _ in range(setting.levels))
-        self.decoder = nn.Sequential(
-            nn.Conv1d(width, width, 3, padding=1), nn.ReLU(),
-            nn.Conv1d(width, width, 3, padding=1), nn.ReLU(),
-            nn.Conv1d(width, classes, 1),
-        )  # fmt: skip
+        convolutions = (nn.Conv1d(width, width, 3, padding=1) for _ in range(2))
+        self.decoder = nn.ModuleList([*convolutions, nn.Conv1d(width, classes, 1)])
 
-    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        x = F.gelu(self.embed(x * mask[:, None]))
-        steps, levels = x.shape[2], []
+    def forward(self, x: Tensor, mask: Tensor) -> Output:
+        valid, steps = mask[:, None], x.shape[2]
+        x = F.gelu(self.norm(self.embed(x * valid).transpose(1, 2))).transpose(1, 2)
+        spare = -steps % 2 ** (len(self.blocks) - 1)  # so that every level is half the one below
+        x, inside, whole = F.pad(x, (0, spare)), F.pad(valid, (0, spare)), 0.0
         for level, block in enumerate(self.blocks):
-            if level and x.shape[2] > 1:
-                x = F.max_pool1d(x, 2, ceil_mode=True)
-                mask = F.max_pool1d(mask[:, None].float(), 2, ceil_mode=True)[:, 0] > 0
-            x = block(x.transpose(1, 2), src_key_padding_mask=~mask).transpose(1, 2)
-            x = x * mask[:, None]  # attention leaves numbers behind the end
-            levels.append(x)
-        whole = [F.interpolate(y, size=steps, mode="linear") for y in levels]
-        return self.decoder(torch.stack(whole).sum(0))
+            if level:
+                x = F.max_pool1d(x.masked_fill(~inside, -torch.inf), 2)
+                inside = F.max_pool1d(inside.float(), 2) > 0
+            x = x.masked_fill(~inside, 0)
+            x = block(x.transpose(1, 2), src_key_padding_mask=~inside[:, 0]).transpose(1, 2)
+            size = {"size": steps + spare, "mode": "linear"}
+            share = F.interpolate(inside.to(x), **size).clamp(min=1e-6)  # of what lies inside
+            whole = whole + F.interpolate(x * inside, **size) / share
+        y = features = whole[..., :steps] * valid
+        for convolution in self.decoder[:-1]:
+            y = F.relu(convolution(y)) * valid
+        logits = self.decoder[-1](y)
+        return Output(logits.sigmoid(), top_mean(logits, mask).sigmoid(), features)
 
 
 class VLP(nn.Module):
-    """Prompts and temporal layers on frozen image and text features: (B, d, T) to (B, K, T).
+    """Prompts and temporal layers on frozen image and text features, (B, d, T).
 
     `visible` (K, K) says which classes the text side cannot tell apart (`prob="pair"`).
     """
 
-    def __init__(self, dual: DualEncoder, names: Sequence[str], setting: WeakConfig, steps: int):
+    language = True
+
+    def __init__(self, dual: DualEncoder, names: Sequence[str], setting: WeakConfig):
         super().__init__()
         self.frozen, self.names, self.setting = [dual], tuple(names), setting  # a list: no child
         self.tokens = dual.tokenize(names)
         width = dual.token_embed(torch.tensor(dual.ends)).shape[1]
         self.prompts = nn.Parameter(0.01 * torch.randn(2 * setting.prompts, width))
-        self.places = nn.Parameter(0.01 * torch.randn(steps, dual.d))
+        self.places = nn.Parameter(0.01 * torch.randn(setting.steps, dual.d))
         layers = [_layer(dual.d, setting.heads) for _ in range(setting.layers)]
         self.layers = nn.ModuleList(layers)
+        for weight in (p for p in self.layers.parameters() if p.dim() > 1):
+            nn.init.normal_(weight, 0, 0.01)  # it begins near the frozen features
         self.background = nn.Parameter(0.01 * torch.randn(dual.d))
         first = [clean_name(name).split()[0] for name in names]
         same = torch.tensor([[float(a == b) for b in first] for a in first])
         self.register_buffer("visible", same, persistent=False)
         prompted_text(dual, self.tokens, self.prompts.detach(), names)  # refuses long names now
 
-    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        """Probabilities."""
+    def forward(self, x: Tensor, mask: Tensor) -> Output:
         x = x.transpose(1, 2)
         if len(self.layers):
-            x = x + F.interpolate(self.places.T[None], size=x.shape[1], mode="linear")[0].T
+            x = x + self.places[: x.shape[1]]
         for layer in self.layers:
             x = layer(x, src_key_padding_mask=~mask)
         dual = self.frozen[0].to(x.device)
         text = prompted_text(dual, self.tokens, self.prompts, self.names)
         text = F.normalize(torch.cat([text, self.background[None]]), dim=1)
         near = torch.einsum("btd,kd->bkt", F.normalize(x, dim=2), text) / self.setting.temperature
-        near, background = near.split([len(self.names), 1], 1)
+        names, background = near.split([len(self.names), 1], 1)
         if self.setting.prob == "sigmoid":
-            return torch.sigmoid(near - background)
-        if self.setting.prob == "softmax_bg":
-            return torch.cat([near, background], 1).softmax(1)[:, :-1]
-        found = near.softmax(1)
-        if self.setting.prob == "pair":
-            found = torch.einsum("bkt,jk->bjt", found, self.visible)
-        return found
+            found = torch.sigmoid(names - background)
+        elif self.setting.prob == "softmax_bg":
+            found = near.softmax(1)[:, :-1]
+        else:
+            found = names.softmax(1)
+            if self.setting.prob == "pair":
+                found = torch.einsum("bkt,jk->bjt", found, self.visible)
+        return Output(found, top_mean(found, mask), x.transpose(1, 2))
 
 
 def _layer(width: int, heads: int) -> nn.Module:
+    if width % heads:
+        raise ValueError(f"weak.heads {heads} does not divide {width} channels; set another")
     return nn.TransformerEncoderLayer(
         width, heads, 4 * width, 0.0, "gelu", batch_first=True, norm_first=True
     )
@@ -212,11 +233,6 @@ def paired(config: Config, run_dir: str | Path, data: Datasets) -> tuple[dict[st
     ValueError: a training video without label, a class without training videos, a store that is
     not named, or other lengths in the two stores.
     """
-    if not config.weak.frames.folder:
-        raise ValueError("set weak.frames.folder to the features of single frames (CLIP)")
-    first = methods.open_features(config, run_dir, methods.default_method(config), data)
-    videos = [*data.train, *data.test]
-    second = FeatureStore.published(config.weak.frames, videos)
     names = {name: i for i, name in enumerate(data.classes)}
     taught = {segment.label for video in data.train for segment in video.segments}
     for video in read_annotations(data.annotations):  # other stages leave these out
@@ -226,21 +242,36 @@ def paired(config: Config, run_dir: str | Path, data: Datasets) -> tuple[dict[st
     if lost := [name for name in data.classes if name not in taught]:
         found = f"class {lost[0]!r} has no training video ({len(lost)} of {len(names)} classes)"
         raise ValueError(f"{data.annotations}: {found}; add some, or take it out of the test set")
+    own = not config.data.features.folder
+    if not own and not config.weak.frames.folder:
+        raise ValueError("set weak.frames.folder to the features of single frames (CLIP)")
+    videos = [*data.train, *data.test]
+    method = config.weak.features if own else "published"
+    first = methods.open_features(config, run_dir, method, data)
+    usable = {video.id for video in first.require(videos)}
+    try:
+        if config.weak.frames.folder:
+            second = FeatureStore.published(config.weak.frames, videos)
+        else:
+            second = methods.open_features(config, run_dir, "dual", data)
+        usable &= {video.id for video in second.require(videos)}
+        frames = {video.id: second[video.id] for video in videos if video.id in usable}
+    except (ValueError, FileNotFoundError) as error:  # the reader knows one place of its settings
+        raise type(error)(str(error).replace("data.features", "weak.frames")) from None
     found: dict[str, Pair] = {}
-    usable = {video.id for video in first.require(videos)} & {v.id for v in second.require(videos)}
-    for video in videos:
+    for video in (video for video in videos if video.id in usable):
         present = torch.zeros(len(names), dtype=torch.bool)
         present[[names[segment.label] for segment in video.segments]] = True
-        if video.id in usable:
-            features = first[video.id]
-            found[video.id] = Pair(features, on_axis(video.id, features, second[video.id]), present)
+        features = first[video.id]
+        found[video.id] = Pair(features, on_axis(video.id, features, frames[video.id]), present)
     return found, f"{first.identity} {second.identity}"
 
 
-def open_dual(config: Config, classes: Sequence[str], d: int) -> DualEncoder:
-    """CLIP's text side from the file `weak.clip`, or untrained words of the kit's own."""
-    if config.weak.clip:
-        dual: DualEncoder = Clip.load(config.weak.clip)
+def open_dual(config: Config, run_dir: str | Path, classes: Sequence[str], d: int) -> DualEncoder:
+    """CLIP's text side from the file `weak.clip`, the run's stand-in (stage `dual`), or, for frame
+    features of others without such a file, untrained words."""
+    if config.weak.clip or not config.weak.frames.folder:
+        dual = methods.load_encoder(config, run_dir, "dual")[0].dual
     else:
         log.warning("weak.clip names no file: words are untrained, no substitute for CLIP's text")
         words = sorted({word for name in classes for word in clean_name(name).split()})
@@ -250,69 +281,79 @@ def open_dual(config: Config, classes: Sequence[str], d: int) -> DualEncoder:
     return dual
 
 
-def stage_dir(run_dir: str | Path, stage: str, number: int) -> Path:
-    """Where a branch lies: "warm-up", or "b" and "f" of a round counted from 1."""
-    return Path(run_dir) / "weak" / (stage if stage == "warm-up" else f"{stage}-{number}")
+WARM_UP = ("steps", "width", "heads", "levels", "warm_up", "features", "frames")
+F_ONLY = ("zeros", "init")
+INFERENCE = ("round", "score", "thresholds", "theta_cls", "theta_loc", "ensemble", "clip")
 
 
-def warm_up(
-    config: Config, run_dir: str | Path, *, resume: bool = True, on_step: OnStep | None = None,
-    device: str = "cpu",
+def varied(config: Config, variant: str) -> Config:
+    """`config` with the settings of the B and F step that a variant names, "zeros=none,prompts=0".
+
+    ValueError for other settings. Variants lie side by side in a run and share the warm-up.
+    """
+    for name, value in methods.changes(variant):
+        if name in WARM_UP or name == "round":
+            raise ValueError(f"variant {variant!r}: {name} is not of the B or F step alone")
+        config = from_dict(Config, {"weak": {name: value}}, f"variant {variant}", config)
+    return config
+
+
+def stage_dir(run_dir: str | Path, stage: str, number: int = 1, variant: str = "") -> Path:
+    """Where a branch lies: "warm-up", or "b" and "f" of a round counted from 1.
+
+    What only the F step depends on leaves the first B step as it is.
+    """
+    if stage == "warm-up":
+        return Path(run_dir) / "weak" / stage
+    if stage == "b" and number == 1:
+        changes = variant.split(",")
+        variant = ",".join(part for part in changes if part.split("=")[0] not in F_ONLY)
+    return Path(run_dir) / "weak" / variant / f"{stage}-{number}"
+
+
+def train(
+    stage: str, config: Config, run_dir: str | Path, *, variant: str = "", resume: bool = True,
+    on_step: OnStep | None = None, device: str = "cpu",
 ) -> dict[str, Any]:  # fmt: skip
-    """CBP from video labels alone."""
-    return _train(config, run_dir, "warm-up", resume, on_step, device)
+    """One step of the alternation, in round `weak.round`; `variant`: see `varied`.
 
-
-def b_step(
-    config: Config, run_dir: str | Path, *, resume: bool = True, on_step: OnStep | None = None,
-    device: str = "cpu",
-) -> dict[str, Any]:  # fmt: skip
-    """VLP, taught the background that CBP is sure of; round `weak.round`."""
-    return _train(config, run_dir, "b", resume, on_step, device)
-
-
-def f_step(
-    config: Config, run_dir: str | Path, *, resume: bool = True, on_step: OnStep | None = None,
-    device: str = "cpu",
-) -> dict[str, Any]:  # fmt: skip
-    """CBP, taught the foreground that VLP is sure of; round `weak.round`."""
-    return _train(config, run_dir, "f", resume, on_step, device)
-
-
-def _train(config, run_dir, stage: str, resume: bool, on_step, device: str) -> dict[str, Any]:
+    Stages: "warm-up", CBP from video labels alone; "b", VLP taught the background that CBP is sure
+    of; "f", CBP taught the foreground that VLP is sure of. The last iterate is the result.
+    """
+    config = varied(config, variant)
     setting, data = config.weak, methods.run_data(config, run_dir)
     pairs, identity = paired(config, run_dir, data)
     usable = [video for video in data.train if video.id in pairs]
+    held_out = usable[HELD_OUT - 1 :: HELD_OUT] or usable
     videos = [video for i, video in enumerate(usable) if i % HELD_OUT != HELD_OUT - 1]
-    held_out = [video for video in usable if video not in videos] or videos
-    inference = ("frames", "round", "score", "thresholds", "theta_cls", "theta_loc", "ensemble")
-    used = {key: value for key, value in asdict(setting).items() if key not in inference}
+    left_out = ("frames", "features", *INFERENCE, *(F_ONLY if stage == "b" else ()))
+    used = {key: value for key, value in asdict(setting).items() if key not in left_out}
     if stage == "warm-up":
         used = {key: used[key] for key in ("steps", "width", "heads", "levels", "warm_up")}
     settings = {"stage": f"weak {stage}", "features": identity, "videos": fingerprint(videos)}
     settings |= {"seed": config.seed, "weak": used, "classes": list(data.classes)}
-    teacher = None
+    if config.weak.clip and stage != "warm-up":
+        settings["text"] = sha256(config.weak.clip)[:16]
+    teacher = critic = None
     if stage != "warm-up":
         before = ("warm-up", 0) if setting.round == 1 else ("f", setting.round - 1)
-        teacher = load_cbp(config, run_dir, *before, pairs, len(data.classes)).to(device)
-        settings["start"] = _hash(stage_dir(run_dir, *before))
-    critic = None
+        teacher = load_cbp(config, run_dir, *before, pairs, data.classes, variant).to(device)
+        settings["start"] = _hash(stage_dir(run_dir, *before, variant))
     if stage == "f":
-        critic = load_vlp(config, run_dir, setting.round, pairs, data.classes).to(device)
-        settings["encoder_sha256"] = _hash(stage_dir(run_dir, "b", setting.round))
-    run = RunFolder(stage_dir(run_dir, stage, setting.round), settings, resume)
+        critic = load_vlp(config, run_dir, setting.round, pairs, data.classes, variant).to(device)
+        settings["encoder_sha256"] = _hash(stage_dir(run_dir, "b", setting.round, variant))
+    run = RunFolder(stage_dir(run_dir, stage, setting.round, variant), settings, resume)
     if (done := run.result()) is not None:
         return done
     if stage == "b":
-        branch: nn.Module = new_vlp(config, pairs, data.classes)
+        branch: nn.Module = new_vlp(config, run_dir, pairs, data.classes)
     else:
-        branch = new_cbp(config, pairs, len(data.classes))
+        branch = new_cbp(config, pairs, data.classes)
         if stage == "f":
+            untrained = branch.decoder[-1].state_dict()
             branch.load_state_dict(teacher.state_dict())
             if setting.init == "scratch":  # the decoder's last layer forgets
-                with torch.random.fork_rng(devices=[]):
-                    torch.manual_seed(config.seed)
-                    branch.decoder[-1].reset_parameters()
+                branch.decoder[-1].load_state_dict(untrained)
     branch.to(device)
     optimisation = setting.warm_up if stage == "warm-up" else setting.training
     address = (config.seed, f"weak {stage}", setting.round)
@@ -331,56 +372,48 @@ def _train(config, run_dir, stage: str, resume: bool, on_step, device: str) -> d
         if parts is None:
             return None
         x, frames, mask, present = (part.to(device) for part in parts)
-        output = branch(frames if stage == "b" else x, mask)
-        probability = output if stage == "b" else output.sigmoid()
-        score = top_mean(output, mask)
-        score = score.clamp(1e-6, 1 - 1e-6) if stage == "b" else score.sigmoid()
-        costs = {"mil": F.binary_cross_entropy(score, present.float(), reduction="none").mean(1)}
-        weights = {"mil": 1.0 if stage != "b" else setting.mil}
+        output = branch(frames if branch.language else x, mask)
+        wanted = present.float()
+        if stage == "b" and setting.prob == "pair":  # classes that it cannot tell apart are one
+            wanted = (wanted @ branch.visible).clamp(max=1)
+        video = output.video.clamp(1e-6, 1 - 1e-6)
+        costs = {"mil": F.binary_cross_entropy(video, wanted, reduction="none").mean(1)}
+        weights = {"mil": setting.mil if stage == "b" else 1.0}
         shares = {}
         if teacher is not None:
             with torch.no_grad():
-                cbp = teacher(x, mask).sigmoid()
-                vlp = None if critic is None else critic(frames, mask)
+                cbp = teacher(x, mask).probability
+                vlp = None if critic is None else critic(frames, mask).probability
                 fore = vlp if stage == "f" else cbp if setting.foreground_in_b else None
                 zeros = {"cbp": cbp, "vlp": vlp, "none": None}[setting.zeros]
                 labels = pseudo_labels(fore, zeros if stage == "f" else cbp, present, mask, setting)
-            costs["distillation"] = distillation(probability, labels, present)
+            costs["distillation"] = distillation(output.probability, labels, present)
             weights["distillation"] = setting.distillation
             if setting.contrast:
-                costs["contrast"] = contrast(output, labels, present, setting.temperature)
+                costs["contrast"] = contrast(output.features, labels, present, setting.temperature)
                 weights["contrast"] = setting.contrast
             own = labels[present]
             valid = mask[:, None].expand_as(labels)[present].sum().clamp(min=1)
             for name, value in (("foreground", 1), ("background", 0)):
-                share_of = (own == value).sum() / valid
-                shares[name] = share_of * len(x) / total
+                shares[name] = (own == value).sum() / valid * len(x) / total
         losses = {name: cost.sum() / total for name, cost in costs.items()}
         losses["loss"] = sum(weights[name] * cost for name, cost in losses.items())
         return backward(losses | shares)
 
     training = Training({"branch": branch}, optimisation, batches, load, step, 0,
-                        config.checkpoint_every)  # fmt: skip
-    last: dict[str, float] = {}
-
-    def seen(number: int, steps: int, record: dict[str, float]) -> None:
-        last.update(record)
-        if on_step:
-            on_step(number, steps, record)
-
-    fit(training, run, seen)
-    wanted = {"b": ("background",), "f": ("foreground", "background")}.get(stage, ())
-    for name in wanted:
-        if name in last and not 0.02 <= last[name] <= 0.98:
+                        config.checkpoint_every, config.keep_every)  # fmt: skip
+    fit(training, run, on_step)
+    last = (read_metrics(run.folder) or [{}])[-1]
+    for name in {"b": ("background",), "f": ("foreground", "background")}.get(stage, ()):
+        if not 0.02 <= last.get(name, 0.5) <= 0.98:
             found = f"{last[name]:.1%} of the frames are confident {name}"
             log.warning("weak %s: %s; pseudo-labels collapsed", stage, found)
     if is_first():
         save_tensors(run.folder / "head.safetensors", branch.state_dict(), {"stage": stage})
     judges = [pairs[video.id] for video in held_out]
-    accuracy = _classifies(branch, stage == "b", judges, setting.steps, device)
-    counts = methods.counts(len(data.train), [])
-    found = {"held_out_map": accuracy, "held_out_videos": len(held_out)}
-    return run.finish({"head": "head.safetensors", "features": identity} | found | counts)
+    found = {"held_out_map": _classifies(branch, judges, device), "held_out_videos": len(held_out)}
+    found |= {"head": "head.safetensors", "features": identity}
+    return run.finish(found | methods.counts(len(data.train), []))
 
 
 def _batch(pairs: Sequence[Pair], steps: int, starts: Sequence[float]):
@@ -398,32 +431,31 @@ def _batch(pairs: Sequence[Pair], steps: int, starts: Sequence[float]):
 
 
 @torch.no_grad()
-def curves(
-    branch: nn.Module, pair: Pair, language: bool, steps: int, device: str = "cpu"
-) -> Tensor:
+def curves(branch: nn.Module, pair: Pair, steps: int, device: str = "cpu") -> Tensor:
     """(K, T) probabilities of one video; a long one in windows of `steps`, half overlapping.
 
     Where windows overlap, their mean."""
-    x = (pair.language if language else pair.classification.values).to(device)
+    x = (pair.language if branch.language else pair.classification.values).to(device)
     last, total, seen = max(0, x.shape[1] - steps), 0.0, 0.0
     for first in sorted({*range(0, last, max(1, steps // 2)), last}):
         part = x[None, :, first : first + steps]
-        found = branch.eval()(part, torch.ones_like(part[:, 0], dtype=torch.bool))[0]
-        found = found if language else found.sigmoid()
+        mask = torch.ones_like(part[:, 0], dtype=torch.bool)
+        found = branch.eval()(part, mask).probability[0]
         around = first, x.shape[1] - first - found.shape[1]
         total = total + F.pad(found, around)
         seen = seen + F.pad(torch.ones_like(found), around)
     return (total / seen).cpu()
 
 
-def _classifies(
-    branch: nn.Module, language: bool, pairs: Sequence[Pair], steps: int, device: str
-) -> float:
-    """Mean average precision of the videos' classes, over classes that occur."""
-    scores, truth = [], torch.stack([pair.present for pair in pairs])
+@torch.no_grad()
+def _classifies(branch: nn.Module, pairs: Sequence[Pair], device: str) -> float:
+    """Mean average precision of whole videos' classes, over classes that occur."""
+    scores = []
     for pair in pairs:
-        found = curves(branch, pair, language, steps, device)
-        scores.append(top_mean(found[None], torch.ones(1, found.shape[1], dtype=torch.bool))[0])
+        x = (pair.language if branch.language else pair.classification.values)[None].to(device)
+        mask = torch.ones_like(x[:, 0], dtype=torch.bool)
+        scores.append(branch.eval()(x, mask).video[0].cpu())
+    truth = torch.stack([pair.present for pair in pairs])
     order = torch.stack(scores).argsort(dim=0, descending=True, stable=True)
     hits = truth.gather(0, order).float()
     precision = hits.cumsum(0) / torch.arange(1, len(pairs) + 1)[:, None]
@@ -431,36 +463,41 @@ def _classifies(
     return float(((precision * hits).sum(0)[occurs] / hits.sum(0)[occurs]).mean())
 
 
-def new_cbp(config: Config, pairs: Mapping[str, Pair], classes: int) -> CBP:
+def new_cbp(config: Config, pairs: Mapping[str, Pair], classes: Sequence[str]) -> CBP:
     """An untrained classification branch; its weights follow from the seed."""
     channels = len(next(iter(pairs.values())).classification.values)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        return CBP(channels, classes, config.weak)
+        return CBP(channels, len(classes), config.weak)
 
 
-def new_vlp(config: Config, pairs: Mapping[str, Pair], classes: Sequence[str]) -> VLP:
+def new_vlp(config: Config, run_dir, pairs: Mapping[str, Pair], classes: Sequence[str]) -> VLP:
     """An untrained language branch; its weights follow from the seed."""
-    dual = open_dual(config, classes, len(next(iter(pairs.values())).language))
+    dual = open_dual(config, run_dir, classes, len(next(iter(pairs.values())).language))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        return VLP(dual, classes, config.weak, config.weak.steps)
+        return VLP(dual, classes, config.weak)
 
 
-def load_cbp(config, run_dir, stage: str, number: int, pairs, classes: int) -> CBP:
+def load_cbp(
+    config: Config, run_dir, stage: str, number: int, pairs, classes, variant: str = ""
+) -> CBP:
     """CBP as a stage left it, in eval mode; FileNotFoundError with the command."""
-    return _loaded(config, run_dir, stage, number, new_cbp(config, pairs, classes))
+    branch = new_cbp(config, pairs, classes)
+    return _loaded(config, run_dir, stage, number, variant, branch)
 
 
-def load_vlp(config, run_dir, number: int, pairs, classes: Sequence[str]) -> VLP:
+def load_vlp(config: Config, run_dir, number: int, pairs, classes, variant: str = "") -> VLP:
     """VLP as the B step of a round left it, in eval mode; FileNotFoundError with the command."""
-    return _loaded(config, run_dir, "b", number, new_vlp(config, pairs, classes))
+    branch = new_vlp(config, run_dir, pairs, classes)
+    return _loaded(config, run_dir, "b", number, variant, branch)
 
 
-def _loaded(config: Config, run_dir: str | Path, stage: str, number: int, branch: nn.Module):
-    path = stage_dir(run_dir, stage, number) / "head.safetensors"
+def _loaded(config: Config, run_dir, stage: str, number: int, variant: str, branch: nn.Module):
+    path = stage_dir(run_dir, stage, number, variant) / "head.safetensors"
     if not path.is_file():
         more = f" --weak.round {number}" if number not in (0, config.weak.round) else ""
+        more += f" --variant {shlex.quote(variant)}" if variant and stage != "warm-up" else ""
         cure = methods.command(f"weak-{stage}", config, run_dir, "", more)
         raise FileNotFoundError(f"{path}: not trained yet; run: {cure}")
     branch.load_state_dict(load_tensors(path)[0])
