@@ -291,7 +291,7 @@ class WeakConfig:
     features: str = "acp"  # method of CBP's features where data.features.folder names none
     # Of single frames (CLIP), for VLP; without a folder those of stage `features --method dual`.
     frames: PublishedFeatures = field(default_factory=PublishedFeatures)
-    clip: str = ""  # file with CLIP's weights; "" = the stand-in of stage `dual`
+    clip: str = ""  # file of CLIP's weights or of a stand-in; "" = that of the run (stage `dual`)
     steps: int = 1000  # T, longest crop in training [seed, THUMOS14; 400 on ActivityNet-1.2]
     width: int = 512
     heads: int = 8

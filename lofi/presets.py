@@ -175,6 +175,13 @@ def _published(base: Config, preset: str, stride: int, fps: float, **features: A
     return replace(base, preset=preset, data=data)
 
 
+def _weak(base: Config, steps: int) -> Config:
+    """Two branches at the paper's sizes [seed]; weak.frames and weak.clip are left to the user."""
+    frames = PublishedFeatures(stride=16, window=16, fps=25.0, width=512)
+    data = replace(base.data, window_stride=0)
+    return replace(base, data=data, weak=WeakConfig(frames=frames, steps=steps))
+
+
 _LOW = replace(_PAPER.lofi, schedule="low")
 _ALL = (
     _TINY,
@@ -195,6 +202,8 @@ _ALL = (
     _published(_LONG, "thumos14-i3d", 4, 30.0, width=2048),
     _published(replace(_LONG, head=AMNetConfig()), "thumos14-amnet", 4, 30.0, width=2048),
     _published(_LONG, "thumos14-videomae", 4, 0.0, width=1408),
+    _published(_weak(_THUMOS14, 1000), "thumos14-weak", 16, 25.0, width=2048),
+    _published(_weak(_PAPER, 400), "activitynet-weak", 16, 25.0, width=2048),
     _published(_RESIZED, "activitynet-tsp", 16, 15.0, width=512, prefix="v_"),
     _published(_RESIZED, "activitynet-i3d", 16, 25.0, width=2048, prefix="v_"),
     _published(_LONG, "epic-slowfast", 16, 30.0, width=2304, window=32, kind="npz"),

@@ -214,7 +214,8 @@ def one_seed(config: Config, run_dir: str | Path, **options: Any) -> dict[str, A
     from lofi.experiment import run_stage
 
     if not config.data.features.folder:
-        for stage in (config.weak.features, "icp", "dual"):
+        stages = [] if config.weak.features == "weights" else [config.weak.features]
+        for stage in [*stages, *([] if config.weak.clip else ["icp", "dual"])]:
             run_stage(stage, config, run_dir, **options)
         for method in (config.weak.features, "dual"):
             run_stage("features", config, run_dir, method, **options)
@@ -225,9 +226,9 @@ def one_seed(config: Config, run_dir: str | Path, **options: Any) -> dict[str, A
     for row in ROWS:
         rounds = row.use.get("round", 1) if row.branches != ("vanilla",) else 0
         for number in range(1, rounds + 1):
-            for stage in ("b", "f") if row.branches[0] in ("b", "f") else ():
+            for stage in {"b": ("b",), "f": ("b", "f")}.get(row.branches[0], ()):
                 own = replace(config, weak=replace(config.weak, round=number))
-                own = replace(own, keep_every=5) if row.name == "CBP + B + F" else own
+                own = replace(own, keep_every=KEPT) if row.name == "CBP + B + F" else own
                 run_stage(f"weak-{stage}", own, run_dir, variant=row.variant, **options)
         own = weak.varied(config, row.variant)
         own = replace(own, weak=replace(own.weak, **row.use))
@@ -240,6 +241,7 @@ def one_seed(config: Config, run_dir: str | Path, **options: Any) -> dict[str, A
     return {"rows": rows, "labels": {"seed": config.seed} | labels, "protocol": protocol}
 
 
+KEPT = 5  # epochs between weights of the F step that `selected` looks at
 SELECTED = "(best epoch by test mAP)"  # what this literature reports; shown to be compared with
 
 

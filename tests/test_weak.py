@@ -169,7 +169,8 @@ def configured(features, **weak) -> Config:
     data = DataConfig(preset="", annotations=str(features / "truth.json"), features=store)
     frames = PublishedFeatures(str(features / "clip"), width=8)
     sizes = {"steps": 32, "width": 16, "heads": 2, "levels": 2, "prompts": 2, "layers": 1}
-    weak = WeakConfig(frames=frames, warm_up=SMALL, training=SMALL, **(sizes | weak))
+    sizes |= {"warm_up": SMALL, "training": SMALL}
+    weak = WeakConfig(frames=frames, **(sizes | weak))
     return Config(seed=1, data=data, weak=weak)
 
 
@@ -229,33 +230,34 @@ def test_variants_share_the_warm_up_and_what_they_do_not_change(features, tmp_pa
 
 
 def test_two_processes_train_the_same_weights(features, tmp_path):
-    config = configured(features)
+    once = Optimisation(2, 13, "sgd", 0.1, weight_decay=0.0)
+    config = configured(features, warm_up=once)
     for name, processes in (("one", 1), ("two", 2)):
         run_stage("weak-warm-up", config, tmp_path / name, processes=processes)
     one, two = (
         load_tensors(tmp_path / name / "weak" / "warm-up" / "head.safetensors")[0]
         for name in ("one", "two")
     )
-    assert all((one[key] - two[key]).abs().max() < 1e-4 for key in one)
+    assert all((one[key] - two[key]).abs().max() < 1e-5 for key in one)
 
 
 def test_all_rows_and_gates_from_feature_files(features, tmp_path):
-    few = replace(SMALL, epochs=1)
+    few = replace(SMALL, epochs=5, batch=16)
     config = configured(features, warm_up=few, training=few, prob="pair")
-    results = compare_weak(replace(config, preset="weak"), tmp_path, (1, 2))
-    assert len(results["rows"]) == 2 * (len(ROWS) + 1) and len(results["gates"]) == 8
+    results = compare_weak(replace(config, preset="weak"), tmp_path, (1,))
+    assert len(results["rows"]) == len(ROWS) + 1 and len(results["gates"]) == 8
     by_name = {(row["row"], row["seed"]): row for row in results["rows"]}
     names = "CBP, trained as long", "CBP + B + F"
-    longer, taught = (by_name[name, 2]["recall"] for name in names)
+    longer, taught = (by_name[name, 1]["recall"] for name in names)
     wanted = pytest.approx(100 * (taught - longer), abs=0.01)
-    assert results["gates"][5]["differences"][1] == wanted
+    assert results["gates"][5]["differences"][0] == wanted
     stored = json.loads((tmp_path / "results.json").read_text())
-    assert stored["seeds"] == [1, 2] and "official-8" in stored["protocol"]
+    assert stored["seeds"] == [1] and "official-8" in stored["protocol"]
     text = "\n".join(table.text() for table in tables(results))
     assert "trap: foreground alone" in text and "not established" in text
     before = (tmp_path / "seed-1" / "weak" / "b-1" / "head.safetensors").stat().st_mtime_ns
     again = compare_weak(replace(config, preset="weak"), tmp_path, (1,))
-    assert again["rows"] == [row for row in results["rows"] if row["seed"] == 1]
+    assert again["rows"] == results["rows"]
     after = (tmp_path / "seed-1" / "weak" / "b-1" / "head.safetensors").stat().st_mtime_ns
     assert before == after  # read, not trained again
 

@@ -275,6 +275,11 @@ class TinyDual(nn.Module):
         save_tensors(path, self.state_dict(), about)
 
     @staticmethod
+    def wrote(path: Path) -> bool:
+        """Whether a file is a stand-in, not one of CLIP."""
+        return path.suffix == ".safetensors" and load_tensors(path)[1].get("format") == FORMAT
+
+    @staticmethod
     def load(path: str | Path) -> "TinyDual":
         """What `save` wrote, frozen; ValueError: damaged, or another kind of file."""
         tensors, about = load_tensors(path)

@@ -300,12 +300,12 @@ def _image_side(config: Config, run_dir: str | Path) -> Encoder:
     from lofi.encoders.dual import Clip, ImageSide, TinyDual
 
     path = Path(config.weak.clip) if config.weak.clip else encoder_path(run_dir, "dual")
-    if config.weak.clip:
-        return ImageSide(Clip.load(path), "clip")
-    if not path.is_file():
+    if not config.weak.clip and not path.is_file():
         cure = command("dual", config, run_dir)
         raise FileNotFoundError(f"{path}: no words for the images yet; run: {cure}")
-    return ImageSide(TinyDual.load(path), "tiny-dual")
+    if TinyDual.wrote(path):
+        return ImageSide(TinyDual.load(path), "tiny-dual")
+    return ImageSide(Clip.load(path), "clip")
 
 
 def _trained_encoder(config: Config, run_dir: str | Path, method: str) -> Encoder:

@@ -94,8 +94,11 @@ class VLP(nn.Module):
         self.places = nn.Parameter(0.01 * torch.randn(setting.steps, dual.d))
         layers = [_layer(dual.d, setting.heads) for _ in range(setting.layers)]
         self.layers = nn.ModuleList(layers)
-        for weight in (p for p in self.layers.parameters() if p.dim() > 1):
-            nn.init.normal_(weight, 0, 0.01)  # it begins near the frozen features
+        for name, p in self.layers.named_parameters():  # it begins near the frozen features
+            if p.dim() > 1:
+                nn.init.normal_(p, 0, 0.01)
+            elif name.endswith("bias"):
+                nn.init.zeros_(p)
         self.background = nn.Parameter(0.01 * torch.randn(dual.d))
         first = [clean_name(name).split()[0] for name in names]
         same = torch.tensor([[float(a == b) for b in first] for a in first])
