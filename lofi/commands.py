@@ -525,6 +525,9 @@ def compare(
     with joined(device) as device:
         lines = progress_lines("training")
         if "weak" in config.preset.split("-"):
+            if methods != ("random", "acp", "acp+", "c-lofi") or variants != ("",):
+                found = f"preset {config.preset} has rows of its own"
+                raise ValueError(f"{found}; leave out --methods and --variants")
             results = compare_weak(config, out, seeds, device=device, on_step=lines)
             if is_first():
                 print("\n\n".join(table.text() for table in tables(results)))
