@@ -414,7 +414,8 @@ def train(
     if is_first():
         save_tensors(run.folder / "head.safetensors", branch.state_dict(), {"stage": stage})
     judges = [pairs[video.id] for video in held_out]
-    found = {"held_out_map": _classifies(branch, judges, device), "held_out_videos": len(held_out)}
+    accuracy = _classifies(branch, judges, setting.steps, device)
+    found = {"held_out_map": accuracy, "held_out_videos": len(held_out)}
     found |= {"head": "head.safetensors", "features": identity}
     return run.finish(found | methods.counts(len(data.train), []))
 
@@ -450,14 +451,12 @@ def curves(branch: nn.Module, pair: Pair, steps: int, device: str = "cpu") -> Te
     return (total / seen).cpu()
 
 
-@torch.no_grad()
-def _classifies(branch: nn.Module, pairs: Sequence[Pair], device: str) -> float:
+def _classifies(branch: nn.Module, pairs: Sequence[Pair], steps: int, device: str) -> float:
     """Mean average precision of whole videos' classes, over classes that occur."""
     scores = []
     for pair in pairs:
-        x = (pair.language if branch.language else pair.classification.values)[None].to(device)
-        mask = torch.ones_like(x[:, 0], dtype=torch.bool)
-        scores.append(branch.eval()(x, mask).video[0].cpu())
+        found = curves(branch, pair, steps, device)[None]
+        scores.append(top_mean(found, torch.ones_like(found[:, 0], dtype=torch.bool))[0])
     truth = torch.stack([pair.present for pair in pairs])
     order = torch.stack(scores).argsort(dim=0, descending=True, stable=True)
     hits = truth.gather(0, order).float()
