@@ -353,8 +353,10 @@ def test_thumos14_from_feature_files_alone(shared_data, tmp_path):
     data = replace(data, train_subset="train", test_subset="test")
     frames = PublishedFeatures(str(tmp_path / "clip"), fps=25.0, stride=8, window=8)
     training = Optimisation(1, 32, "adam", 3e-3, weight_decay=0.0, decay=1.0)
-    weak = WeakConfig(frames=frames, steps=256, width=16, heads=2, levels=2, prompts=1, layers=1,
-                      warm_up=replace(training, epochs=3), theta_cls=0.3, training=training)  # fmt: skip
+    weak = WeakConfig(
+        frames=frames, steps=256, width=16, heads=2, levels=2, prompts=1, layers=1, theta_cls=0.3,
+        warm_up=replace(training, epochs=3), training=training,
+    )  # fmt: skip
     config = Config(data=data, weak=weak, detect=PostProcessing.thumos14())
     for stage in ("weak-warm-up", "weak-b", "weak-f"):
         assert STAGES[stage].run(config, tmp_path / "run")["held_out_videos"] == 40
