@@ -26,6 +26,7 @@ from lofi.data.datasets import Datasets, fingerprint
 from lofi.data.features import Features, FeatureStore
 from lofi.encoders.dual import DualEncoder, TinyDual, clean_name, prompted_text
 from lofi.files import load_tensors, save_tensors, sha256
+from lofi.heads.scaled import Standardise
 from lofi.training import methods
 from lofi.training.distributed import is_first, share
 from lofi.training.loop import Batches, OnStep, Training, backward, fit, generator_for
@@ -51,6 +52,7 @@ class CBP(nn.Module):
     def __init__(self, channels: int, classes: int, setting: WeakConfig):
         super().__init__()
         width = setting.width
+        self.standardise = Standardise(channels)
         self.embed, self.norm = nn.Conv1d(channels, width, 3, padding=1), nn.LayerNorm(width)
         self.blocks = nn.ModuleList(_layer(width, setting.heads) for _ in range(setting.levels))
         convolutions = (nn.Conv1d(width, width, 3, padding=1) for _ in range(2))
@@ -58,7 +60,8 @@ class CBP(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor) -> Output:
         valid, steps = mask[:, None], x.shape[2]
-        x = F.gelu(self.norm(self.embed(x * valid).transpose(1, 2))).transpose(1, 2)
+        x = self.embed(self.standardise(x) * valid).transpose(1, 2)
+        x = F.gelu(self.norm(x)).transpose(1, 2)
         spare = -steps % 2 ** (len(self.blocks) - 1)  # so that every level is half the one below
         x, inside, whole = F.pad(x, (0, spare)), F.pad(valid, (0, spare)), 0.0
         for level, block in enumerate(self.blocks):
@@ -334,6 +337,7 @@ def train(
     if stage == "warm-up":
         used = {key: used[key] for key in ("steps", "width", "heads", "levels", "warm_up")}
     settings = {"stage": f"weak {stage}", "features": identity, "videos": fingerprint(videos)}
+    settings |= {"standardise": config.standardise} if stage == "warm-up" else {}
     settings |= {"seed": config.seed, "weak": used, "classes": list(data.classes)}
     if config.weak.clip and stage != "warm-up":
         settings["text"] = sha256(config.weak.clip)[:16]
@@ -352,6 +356,9 @@ def train(
         branch: nn.Module = new_vlp(config, run_dir, pairs, data.classes)
     else:
         branch = new_cbp(config, pairs, data.classes)
+        if config.standardise:
+            rows = [pairs[video.id].classification.values for video in videos]
+            branch.standardise.fit_to(rows)
         if stage == "f":
             untrained = branch.decoder[-1].state_dict()
             branch.load_state_dict(teacher.state_dict())
