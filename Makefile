@@ -27,7 +27,7 @@ demo: env
 
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
-	$(BIN)/python -m pytest -q -x --nbval --nbval-cell-timeout 600 notebooks
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile --nbval --nbval-cell-timeout 600 notebooks
 
 lint: env
 	$(BIN)/ruff check .

@@ -45,7 +45,7 @@ def main() -> None:
 def _find(arguments: list[str]) -> None:
     import logging
 
-    from lofi import __version__, launch
+    from lofi import __version__
     from lofi.files import printable
 
     class OneLine(logging.Formatter):
@@ -68,6 +68,8 @@ def _find(arguments: list[str]) -> None:
         print(f"lofi: no command {name!r}{hint}\n{_overview()}", file=sys.stderr)
         raise SystemExit(2)
     else:
+        from lofi import launch
+
         launch.watch_parent()
         for number in (signal.SIGTERM, signal.SIGHUP):
             if signal.getsignal(number) != signal.SIG_IGN:  # as nohup leaves it
@@ -86,10 +88,10 @@ def _run(name: str, arguments: list[str]) -> None:
 
     import tyro
 
+    from lofi import commands, launch
     from lofi import config as configs
-    from lofi import launch
 
-    command = _command(name)
+    command = getattr(commands, _function(name))
     signature = inspect.signature(command)
     processes, words = _taken(arguments, "--processes", "1")
     several = processes.isdigit() and processes != "1" and not launch.launched()
@@ -114,12 +116,10 @@ def _run(name: str, arguments: list[str]) -> None:
     tyro.cli(command, args=arguments, prog=f"lofi {name}", config=(tyro.conf.AvoidSubcommands,))
 
 
-def _command(name: str):
+def _function(name: str) -> str:
     import keyword
 
-    from lofi import commands
-
-    return getattr(commands, name + "_" * keyword.iskeyword(name))  # `import_`
+    return name + "_" * keyword.iskeyword(name)  # `import_`
 
 
 def _taken(arguments: list[str], option: str, default: str) -> tuple[str, list[str]]:
@@ -136,7 +136,12 @@ def _taken(arguments: list[str], option: str, default: str) -> tuple[str, list[s
 
 
 def _overview() -> str:
-    first_lines = ((name, _command(name).__doc__.splitlines()[0]) for name in NAMES)
+    import ast  # the commands' text is read, not run: their imports take longer
+    from pathlib import Path
+
+    body = ast.parse(Path(__file__).with_name("commands.py").read_text("utf-8")).body
+    documented = {f.name: ast.get_docstring(f) for f in body if isinstance(f, ast.FunctionDef)}
+    first_lines = ((name, documented[_function(name)].splitlines()[0]) for name in NAMES)
     usage = "usage: lofi COMMAND …      lofi COMMAND --help      (--debug shows tracebacks)"
     return "\n".join([usage, *(f"  {name:<9} {line}" for name, line in first_lines)])
 

@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal
 
 from tyro.conf import Positional, Suppress, UseAppendAction, arg
 
-from lofi.config import ActionFormerConfig, AMNetConfig, BMNConfig, Config, GTADConfig, Mode
+from lofi.config import Config, Mode, layered, override
 from lofi.fidelity import Fidelity
 from lofi.files import atomic_path, printable, write_json
 
@@ -221,7 +221,7 @@ def train(
             shown = {key: value for key, value in result.items() if key != "classes"}
             shown["skipped"] = len(result.get("skipped", ()))
             print(printable(" ".join(f"{key}={value}" for key, value in shown.items())))
-            if shown["skipped"]:
+            if shown["skipped"] or result.get("classes_missing"):
                 print(printable(told(result)))
 
 
@@ -408,33 +408,50 @@ def _show(result: Any, json: Path | None) -> None:
 
 @dataclass(frozen=True)
 class Workload:
-    """What is trained: the options that the memory commands share."""
+    """What is trained: the options that the memory commands share, laid over a configuration."""
 
-    encoder: str = "tsm-r18"
-    snippets: int = 100
-    pixels: int = 224
-    frames: int = 8
-    batch: int = 16  # videos a step on that device
-    head: Literal["gtad", "bmn", "actionformer", "amnet", "none"] = "gtad"
-    amp: Literal["fp32", "bf16"] = "fp32"
+    preset: str = ""  # what the rest is taken from; "" = the file's own, else activitynet
+    config: Path | None = None  # JSON configuration over its preset
+    encoder: str | None = None
+    snippets: int | None = None
+    pixels: int | None = None
+    frames: int | None = None
+    batch: int | None = None  # videos a step on that device
+    head: Literal["gtad", "bmn", "actionformer", "amnet", "none"] | None = None
+    amp: Literal["fp32", "bf16", "fp16"] | None = None
 
-    @property
-    def fidelity(self) -> Fidelity:
-        """Of the training videos."""
-        return Fidelity(self.snippets, self.frames, self.pixels)
+    def read(self) -> tuple[str, tuple]:
+        """In words, and as the memory functions take it: encoder, head, fidelity, batch, precision.
 
-    def networks(self) -> tuple:
-        """The encoder, frozen as stage 2 trains it by default, and the head or None."""
+        The encoder is frozen as stage 2 trains it by default. Where a preset reads published
+        features and no encoder is named there is none: the step is that of stage 3.
+        """
         from lofi.encoders import build_encoder, freeze_batch_norm
         from lofi.heads import build_head
 
-        encoder = build_encoder(self.encoder)
-        freeze_batch_norm(encoder)
-        if self.head == "none":
-            return encoder, None
-        kinds = GTADConfig, BMNConfig, ActionFormerConfig, AMNetConfig
-        known = {kind.kind: kind for kind in kinds}
-        return encoder, build_head(known[self.head](), encoder.channels)
+        config = layered(self.preset or ("" if self.config else "activitynet"), self.config or "")
+        given = self.snippets, self.frames, self.pixels
+        own = config.full.snippets, config.full.frames, config.full.pixels
+        size = Fidelity(*(b if a is None else a for a, b in zip(given, own)))
+        published, kind = config.data.features, self.head or config.head.kind
+        amp, training = config.lofi.amp, config.lofi.training
+        if self.encoder or not (published.folder or published.width):
+            encoder = build_encoder(self.encoder or config.encoder)
+            freeze_batch_norm(encoder)
+            channels, what = encoder.channels, f"{encoder.name}, {kind} head, {size}"
+        else:
+            encoder, channels = None, published.width
+            amp, training = config.amp, config.head_training
+            what = f"{kind} head alone, on published features of {channels} × {size.snippets}"
+            if not channels:
+                raise ValueError("data.features.width, the channels of the features, is not set")
+        head = None
+        if kind != "none":
+            same = kind == config.head.kind
+            chosen = config if same else override(config, {"head.kind": kind})
+            head = build_head(chosen.head, channels)
+        batch, amp = training.batch if self.batch is None else self.batch, self.amp or amp
+        return f"{what}, batch {batch}, {amp}", (encoder, head, size, batch, amp)
 
 
 Shared = Annotated[Workload, arg(name="")]
@@ -442,11 +459,12 @@ Shared = Annotated[Workload, arg(name="")]
 
 def memory(
     work: Shared = Workload(),
-    mode: Literal["full", "exact", "sampled", "partial", "frozen"] = "full", chunk: int = 4,
-    ratio: float = 0.3, stage: str = "layer2", recompute: bool = False, fold: bool = False,
-    micro_batch: int = 0, top: int = 8, json: Path | None = None,
+    mode: Literal["full", "exact", "sampled", "partial", "adapters", "frozen"] = "full",
+    chunk: int = 4, ratio: float = 0.3, stage: str = "layer2", recompute: bool = False,
+    fold: bool = False, micro_batch: int = 0, top: int = 8, measure: int = 0, device: str = "cpu",
+    json: Path | None = None,
 ) -> None:  # fmt: skip
-    """Memory of one training step, predicted without a GPU and without allocating it.
+    """Memory of one training step, predicted without allocating it, and what a video costs.
 
     Args:
         mode: how the encoder's gradient is found; "full" is one graph, as in every LoFi step.
@@ -457,15 +475,22 @@ def memory(
         fold: frozen batch normalisation folded into the convolutions.
         micro_batch: videos whose graph is held at once; 0 = the batch.
         top: largest consumers that are listed.
+        measure: videos that are really put through encoder and head on DEVICE, without decoding;
+            the median is the latency of inference. 0 = no measurement.
+        device: of the measurement: cpu, cuda, cuda:1, mps, …
     """
-    from lofi.budget import GIB, activation_bytes
+    import torch
 
+    from lofi.budget import GIB, activation_bytes, inference_cost
+
+    what, (encoder, head, *sizes) = work.read()
     how = Mode(mode, chunk, ratio, stage=stage, recompute=recompute, fold=fold)
-    sizes = work.fidelity, work.batch, work.amp
-    report = activation_bytes(*work.networks(), *sizes, how, micro_batch)
+    report = activation_bytes(encoder, head, *sizes, how, micro_batch)
+    costs = inference_cost(encoder, head, report.fidelity, device, measure)
     if json:
-        write_json(json, report.as_dict())
-    what = f"{work.encoder}, {work.head} head, {report.fidelity}, batch {work.batch}, {work.amp}"
+        where = {"device": device, "threads": torch.get_num_threads(), "repeats": measure}
+        found = {name: cost._asdict() for name, cost in costs.items()}
+        write_json(json, report.as_dict() | {"inference": found | (where if measure else {})})
     print(f"{what}, mode {report.mode}")
     print(f"saved for the backward pass  {report.saved_bytes / GIB:9.2f} GiB")
     print(f"  a video                    {report.saved_bytes_per_video / GIB:9.2f} GiB")
@@ -473,9 +498,16 @@ def memory(
     print(f"parameters                   {report.parameters_bytes / GIB:9.3f} GiB")
     for row in report.top[:top]:
         print(f"  {row.bytes / report.saved_bytes:6.1%}  {row.name} ({row.kind})")
+    print("inference of one video       parameters   multiply-adds" + "  latency" * bool(measure))
+    for name, cost in costs.items():
+        numbers = f"{cost.parameters / 1e6:24.2f} M {cost.multiply_adds / 1e9:13.4g} G"
+        print(f"  {name:<10} {numbers}" + (f"  {cost.seconds:7.3g} s" if measure else ""))
+    if measure:
+        threads = f", {torch.get_num_threads()} thread(s)" * (device == "cpu")
+        print(f"  latency: median of {measure} on {device}{threads}, in fp32, without decoding")
 
 
-def plan(budget_gib: float, work: Shared = Workload(), json: Path | None = None) -> None:
+def plan(budget_gib: float = 32.0, work: Shared = Workload(), json: Path | None = None) -> None:
     """Which fidelities and encoder modes fit a memory budget, and what they cost.
 
     Args:
@@ -485,24 +517,26 @@ def plan(budget_gib: float, work: Shared = Workload(), json: Path | None = None)
     from lofi.budget import plan as rows_of
     from lofi.figures.tables import Table
 
-    rows = rows_of(budget_gib, *work.networks(), work.fidelity, work.batch, work.amp)
+    what, (encoder, *others) = work.read()
+    rows = rows_of(budget_gib, encoder, *others, optimiser_copies=1 if encoder else 2)
     if json:
         write_json(json, [asdict(row) for row in rows])
     header = ("configuration", "L×F×S²", "mode", "peak GiB", "fits", "largest batch", "compute",
               "frames a video")  # fmt: skip
     body = tuple((
-        row.configuration, str(row.fidelity), str(row.mode), f"{row.peak_bytes / GIB:.1f}",
+        row.configuration, str(row.fidelity) if encoder else "", str(row.mode),
+        f"{row.peak_bytes / GIB:.1f}",
         "yes" if row.fits else "no", str(row.largest_batch), f"{row.relative_compute:.2f}",
         str(row.decoded_frames),
     ) for row in rows)  # fmt: skip
-    title = f"{work.encoder}, batch {work.batch}, {work.amp}, {budget_gib:g} GiB"
-    print(Table(header, body, title).text())
+    print(Table(header, body, f"{what}, {budget_gib:g} GiB").text())
 
 
 def compare(
     out: Path, config: Settings, seeds: tuple[int, ...] = (0, 1, 2),
     methods: tuple[str, ...] = ("random", "acp", "acp+", "c-lofi"),
-    variants: tuple[str, ...] = ("",), device: str = "cpu", processes: int = 1,
+    variants: tuple[str, ...] = ("",), trials: int = 1, repeat: Literal["head", "lofi"] = "head",
+    at_low: bool = False, device: str = "cpu", processes: int = 1,
 ) -> None:  # fmt: skip
     """The whole procedure for several encoders and seeds, without notebooks: mean ± SD.
 
@@ -514,8 +548,11 @@ def compare(
         methods: random, acp, acp+, s-lofi, t-lofi, st-lofi, short-c-lofi, c-lofi, low-lofi, icp,
             arrow, speed, weights (as they are), or two encoders side by side, such as acp+arrow.
         variants: of the head, each for every method: "" hidden=128 mask=none,attention=none …
+        trials: of each method in one run folder, averaged: heads that differ in seed alone.
+        repeat: lofi: trials of methods of stage 2 train their encoder again as well.
+        at_low: also train and test at the low fidelity of s-lofi, t-lofi, … (the paper's Table C).
     """
-    from lofi.experiment import compare_seeds
+    from lofi.experiment import Repeats, compare_seeds
     from lofi.figures.tables import amnet_table, summary_table
     from lofi.training.distributed import is_first, joined
     from lofi.training.methods import told
@@ -524,15 +561,17 @@ def compare(
     one_thread_for_small_work(config)
     with joined(device) as device:
         lines = progress_lines("training")
+        repeats = Repeats(trials, repeat, at_low)
         if "weak" in config.preset.split("-"):
-            if methods != ("random", "acp", "acp+", "c-lofi") or variants != ("",):
+            plain = ("random", "acp", "acp+", "c-lofi"), ("",), Repeats()
+            if (methods, variants, repeats) != plain:
                 found = f"preset {config.preset} has rows of its own"
-                raise ValueError(f"{found}; leave out --methods and --variants")
+                raise ValueError(f"{found}; leave out --methods, --variants, trials and --at-low")
             results = compare_weak(config, out, seeds, device=device, on_step=lines)
             if is_first():
                 print("\n\n".join(table.text() for table in tables(results)))
             return
-        results = compare_seeds(config, out, seeds, methods, lines, device, variants)
+        results = compare_seeds(config, out, seeds, methods, lines, device, variants, repeats)
         if is_first():
             print(summary_table(results).text())
             if config.head.kind == "amnet" and results["protocol"] == "thumos14":
@@ -603,7 +642,8 @@ def tables(run: Path | None = None) -> None:
     print(figures.results_table(results).text())
     sets = {"activitynet": "ActivityNet-1.3", "hacs": "HACS-1.1"}
     if dataset := sets.get(results["preset"].partition("-")[0]):
-        print(f"\n{figures.paper_vs_ours(results, dataset).text()}")
+        for table in figures.paper_tables(results, dataset):
+            print(f"\n{table.text()}")
     else:
         print("\nThe paper's own numbers are for another data set: compare orders, not levels.")
         print(figures.paper_table("1").text())

@@ -40,7 +40,8 @@ class DataConfig:
     train_subset: str = "training"
     test_subset: str = "validation"
     frame_stride: int = 8  # frames between two frames of a snippet [paper]
-    rule: str = "centred"  # how frames sit in a snippet: centred | tile | bsp
+    # How frames sit in a snippet: centred | tile | bsp, or window, which begins at its frame.
+    rule: str = "centred"
     window_stride: int = 0  # frames between snippets of sliding windows; 0 = whole videos
     features: PublishedFeatures = field(default_factory=PublishedFeatures)
     resample_fps: float = 0.0  # cut snippets as if videos had this rate; 0 = as decoded [ours]
@@ -173,10 +174,11 @@ class Mode:
     "full": one graph, as in every LoFi configuration of the paper. "exact": features without graph,
     head, then every chunk again with its graph; the same gradient at the memory of one chunk.
     "sampled": the same for a share of the snippets. "partial": one graph above frozen stages.
+    "adapters": one graph, in which small layers behind the frozen blocks of a vit encoder train.
     "frozen": head only.
     """
 
-    name: Literal["full", "exact", "sampled", "partial", "frozen"] = "full"
+    name: Literal["full", "exact", "sampled", "partial", "adapters", "frozen"] = "full"
     chunk: int = 4  # snippets encoded at a time ("exact", "sampled", "frozen")
     ratio: float = 0.3  # share of the snippets of a video that get a gradient ("sampled")
     rescale: bool = True  # divide the sampled gradient by `ratio`: right on average
@@ -210,6 +212,7 @@ class LoFiConfig:
     period_epochs: int = 1  # c_l [paper]
     period_iterations: int = 16  # c_s [paper]
     start: str = "acp"  # method whose encoder is optimised
+    trial: int = 0  # of several trainings that differ in seed: <method>@<trial>, 0 = <method>
     frozen_bn: bool = True  # statistics and affine stay as ACP left them [ours]
     mode: Mode = field(default_factory=Mode)
     micro_batch: int = 0  # videos whose graph is held at once; 0 = all. Changes memory only
@@ -341,6 +344,9 @@ class Config:
     # File of published encoder weights, "pretrained" (a package), "none" = random, or "", which is
     # random too, but stage acp refuses it on real data where the encoder has ImageNet weights.
     weights: str = ""
+    # How a vit encoder takes pixels: "unit", in [0, 1], or "imagenet", less its mean and by its
+    # deviation; "" = as usual for the layout of `weights`, which does not say it (random: unit).
+    normalisation: Literal["", "unit", "imagenet"] = ""
     acp: Optimisation = field(default_factory=Optimisation)
     acp_plus: Optimisation = field(default_factory=Optimisation)
     acp_plus_start: str = "acp"  # method whose encoder ACP+ continues; "weights" = the file above
@@ -348,6 +354,7 @@ class Config:
     # Stage 1: clips whose graph is held at once, 0 = all. Live batch norm sees only them.
     acp_micro_batch: int = 0
     icp: Optimisation = field(default_factory=Optimisation)  # toy world only; else `weights`
+    icp_shift: bool = True  # ICP's image weights in the shifted network [paper]; False: unshifted
     arrow: Optimisation = field(default_factory=Optimisation)  # a clip counts once, forward + back
     speed: Optimisation = field(default_factory=Optimisation)  # a clip counts once, slow + fast
     arrow_head: Literal["tcam", "avg"] = "tcam"
@@ -355,6 +362,7 @@ class Config:
     lofi: LoFiConfig = field(default_factory=LoFiConfig)
     head: HeadConfig = field(default_factory=GTADConfig)
     head_training: Optimisation = field(default_factory=Optimisation)
+    head_search: tuple[float, ...] = ()  # rates tried on a held-out tenth of the training videos
     standardise: bool = False  # per-channel input of the head, statistics of the training set
     detect: PostProcessing = field(default_factory=PostProcessing)
     weak: WeakConfig = field(default_factory=WeakConfig)
@@ -416,6 +424,8 @@ def _typed(hint: Any, value: Any, where: str, base: Any) -> Any:
             raise ValueError(f"{where}: {value!r} is not one of {', '.join(options)}")
         return value
     if get_origin(hint) is tuple:
+        if options[-1] is Ellipsis:
+            options = options[:1] * (len(value) if isinstance(value, (list, tuple)) else 2)
         if not isinstance(value, (list, tuple)) or len(value) != len(options):
             raise ValueError(f"{where}: expected {len(options)} values, got {value!r}")
         return tuple(_typed(kind, item, where, None) for kind, item in zip(options, value))

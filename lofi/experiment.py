@@ -7,43 +7,156 @@ import inspect
 import json
 import logging
 import shlex
+import shutil
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
+
+import torch
 
 from lofi import launch
 from lofi.config import Config, save
-from lofi.data.datasets import Datasets
-from lofi.detection.classes import is_class_file
-from lofi.detection.detector import CLASSES, SOURCES, detect_stage, detections_dir, train_classifier
+from lofi.data.annotations import Video
+from lofi.data.datasets import Datasets, fingerprint
+from lofi.data.features import FeatureStore
+from lofi.detection.classes import detections, is_class_file, true_classes
+from lofi.detection.detector import (
+    CLASSES,
+    SOURCES,
+    classified,
+    detect_stage,
+    detections_dir,
+    propose,
+    train_classifier,
+)
 from lofi.detection.results import read_detections
-from lofi.evaluation import detection_map
-from lofi.files import read_json, write_json
+from lofi.evaluation import detection_map, proposal_recall
+from lofi.fidelity import Fidelity, schedule
+from lofi.files import atomic_path, read_json, write_json
+from lofi.heads.scaled import ScaledHead
 from lofi.training import weak
-from lofi.training.distributed import barrier, is_first
+from lofi.training.distributed import barrier, gather, is_first, share
 from lofi.training.head import extract_features, train_head
 from lofi.training.joint import train_lofi
-from lofi.training.loop import OnStep
+from lofi.training.loop import OnStep, generator_for
 from lofi.training.methods import (
+    JOINT,
     command,
     components,
     counts,
     default_method,
+    encoder_path,
+    head_dir,
+    head_variant,
     method_config,
+    open_features,
     run_data,
+    trial_of,
     write_run_config,
 )
 from lofi.training.pretext import train_arrow, train_speed
 from lofi.training.pretraining import train_acp, train_acp_plus, train_dual, train_icp
+from lofi.training.run_folder import RunFolder
 from lofi.weak_study import weak_detect
 
 log = logging.getLogger(__name__)
 METHODS = ("random", "acp", "acp+", "c-lofi")
 UNTRAINED = ("random", "weights", "published")
+RECALL = ("ar@1", "ar@5", "ar@10", "ar@100", "auc")  # of proposals without classes, fractions
+
+
+def head_stage(
+    config: Config, run_dir: str | Path, method: str = "", *, variant: str = "",
+    resume: bool = True, on_step: OnStep | None = None, device: str = "cpu",
+) -> dict[str, Any]:  # fmt: skip
+    """Stage `head`: `train_head`, with `head_search` at the rate that `search_rate` finds.
+
+    A variant that names its rate has it; trials of a variant share one search."""
+    method = method or default_method(config)
+    how = {"resume": resume, "on_step": on_step, "device": device}
+    if not config.head_search or any(part.startswith("lr=") for part in variant.split(",")):
+        return train_head(config, run_dir, method, variant=variant, **how)
+    found = search_rate(config, run_dir, method, trial_of("", variant), **how)
+    config = replace(config, head_training=replace(config.head_training, lr=found["lr"]))
+    return train_head(config, run_dir, method, variant=variant, about={"search": found}, **how)
+
+
+def search_rate(
+    config: Config, run_dir: str | Path, method: str, variant: str = "", *,
+    resume: bool = True, on_step: OnStep | None = None, device: str = "cpu",
+) -> dict[str, Any]:  # fmt: skip
+    """The rate of `head_search` whose head is best on held-out *training* videos.
+
+    Every head trains on nine tenths of them, in <method>/head/<variant>/search, and its detections
+    in the others are evaluated with the run's protocol and post-processing. The classes are the
+    head's own, else the true ones: they don't depend on the rate. Of equal rates the first wins;
+    one whose loss is not finite has no mAP.
+
+    Returns {"lr", "average_map": {rate: mAP}, "held_out": how many videos}.
+    """
+    data, folder = run_data(config, run_dir), head_dir(run_dir, method, variant) / "search"
+    store = open_features(config, run_dir, method, data)
+    videos = sorted(store.require(data.train), key=lambda video: video.id)
+    order = torch.randperm(len(videos), generator=generator_for(config.seed, "head search"))
+    held = [videos[i] for i in order[: -(-len(videos) // 10)].tolist()]
+    if len(held) == len(videos):
+        found = f"head_search holds out a tenth of the training videos, but there is {len(videos)}"
+        raise ValueError(f"{found}; set head_training.lr, and head_search to nothing")
+    setting = head_variant(config, variant)
+    settings = {"stage": "head search", "features": store.identity, "seed": config.seed}
+    settings |= {"videos": fingerprint(videos), "head": asdict(setting.head)}
+    settings |= {"rates": config.head_search, "detect": config.detect.to_json()}
+    settings |= {"training": asdict(setting.head_training) | {"lr": 0.0}}
+    run, scores = RunFolder(folder, settings, resume), dict[str, float | None]()
+    if (done := run.result()) is not None:
+        return done
+    with run.logging():
+        for rate in config.head_search:
+            chosen = replace(config, head_training=replace(config.head_training, lr=rate))
+            part = folder / f"lr={rate:g}"
+            how = {"resume": resume, "on_step": on_step, "device": device, "folder": part}
+            try:
+                train_head(chosen, run_dir, method, variant=variant,
+                           without={video.id for video in held}, **how)  # fmt: skip
+            except FloatingPointError as error:
+                log.warning("learning rate %g is out of the search: %s", rate, error)
+                scores[f"{rate:g}"] = None
+                continue
+            head = ScaledHead.load(part / "head.safetensors", setting.head).to(device)
+            scores[f"{rate:g}"] = _held_out_map(config, head, store, held)
+        if set(scores.values()) == {None}:
+            raise FloatingPointError(f"{folder}: no rate of {config.head_search} could be trained")
+        rated = [score or 0.0 for score in scores.values()]
+        result = {"lr": config.head_search[rated.index(max(rated))], "average_map": scores}
+        result["held_out"] = len(held)
+        log.info("learning rate %g of %s on %d held-out videos", result["lr"], scores, len(held))
+    return run.finish(result)
+
+
+def _held_out_map(
+    config: Config, head: ScaledHead, store: FeatureStore, videos: Sequence[Video]
+) -> float:
+    truth, found = true_classes(videos), {}
+    for video in (videos[i] for i in share(len(videos))):
+        features = store[video.id]
+        if config.detect.classes == "own":
+            rows = classified(config, head, None, features)
+        else:
+            kept, names = propose(config, head, features), (truth.of(video.id), truth.names)
+            rows = detections(kept, features.grid.duration_s, config.detect, *names)
+        found[video.id] = [d for d in rows if d.start_s <= d.end_s and d.label in truth.names]
+    together = {key: rows for part in gather(found) for key, rows in part.items()}
+    how = {"subset": config.data.train_subset, "protocol": protocol_of(config)}
+    return detection_map(videos, together, **how).average_map
+
+
+def protocol_of(config: Config) -> str:
+    """Class rule "thumos" goes with THUMOS14's protocol (tIoU 0.3 to 0.7), else ActivityNet's."""
+    return "thumos14" if config.detect.class_rule == "thumos" else "activitynet"
 
 
 def evaluate_stage(
@@ -51,14 +164,16 @@ def evaluate_stage(
 ) -> dict[str, Any]:
     """Stage `evaluate`: average mAP of a method's detections; <method>/metrics holds the rest.
 
-    Returns {source of the classes: average mAP, …, "protocol", "tious", "videos"}."""
+    Returns {source of the classes: average mAP, …, "ar@1", …, "protocol", "tious", "videos"}."""
     method = method or default_method(config)
     rows = evaluate_method(config, run_dir, method, variant)
     found = {row["classes"]: round(row["average_map"], 4) for row in rows}
+    found |= {key: round(value, 4) for key, value in rows[0].items() if key in RECALL}
     found |= {key: rows[0]["report"][key] for key in ("protocol", "tious", "videos")}
     path = detections_dir(run_dir, method, variant) / "result.json"
     detected = read_json(path, "the result of the detection") if path.exists() else {}
-    return found | {key: detected[key] for key in ("items", "skipped", "missing") if detected}
+    told = ("items", "skipped", "missing", "classes_missing")
+    return found | {key: detected[key] for key in told if key in detected}
 
 
 class Stage(NamedTuple):
@@ -77,7 +192,7 @@ STAGES = {
     "speed": Stage(train_speed, "trimmed clips", "encoder"),
     "lofi": Stage(train_lofi, "videos, the encoder of lofi.start", "encoder"),
     "features": Stage(extract_features, "videos, an encoder", "features"),
-    "head": Stage(train_head, "features", "head"),
+    "head": Stage(head_stage, "features", "head"),
     "classes": Stage(train_classifier, "features", "classifier.safetensors"),
     "detect": Stage(detect_stage, "features, head", "detections"),
     "evaluate": Stage(evaluate_stage, "detections", "metrics"),
@@ -150,23 +265,30 @@ def evaluate_method(
 ) -> list[dict[str, Any]]:
     """Evaluate the detections of one method; one row for each source of classes, metrics files.
 
-    Class rule "thumos" goes with THUMOS14's protocol (tIoU 0.3 to 0.7), the others with
-    ActivityNet's. FileNotFoundError, with the command, where there are no detections.
+    Each row also has the AR@AN of proposals.json, where there is any proposal, see `RECALL`.
+    "method" is what `trial_of` names, "trial" its method and variant, "lr" what a search found.
+    FileNotFoundError, with the command, where there are no detections.
     """
-    protocol = "thumos14" if config.detect.class_rule == "thumos" else "activitynet"
-    data = run_data(config, run_dir)
-    folder, rows = detections_dir(run_dir, method, variant), []
+    protocol, data = protocol_of(config), run_data(config, run_dir)
+    folder, rows, subset = detections_dir(run_dir, method, variant), [], config.data.test_subset
+    path, recall = folder / "proposals.json", {}
+    proposals = read_detections(path) if path.is_file() else {}
+    if any(proposals.values()):
+        result = proposal_recall(data.annotations, proposals, subset)
+        recall = dict(zip(RECALL, (*result.average_recall.values(), result.auc / 100)))
+    path = head_dir(run_dir, method, variant) / "result.json"
+    searched = read_json(path, "what a head left").get("search") if path.is_file() else None
+    rate = {"lr": searched["lr"]} if searched else {}
     for kind in CLASSES:
         if not (folder / f"{kind}.json").is_file():
             continue
         found = _known_classes(folder / f"{kind}.json", data)
-        subset = config.data.test_subset
         report = detection_map(data.annotations, found, subset=subset, protocol=protocol).to_json()
         if is_first():
             write_json(Path(run_dir) / method / "metrics" / variant / f"{kind}.json", report)
-        name = f"{method} {variant}".strip()
-        row = {"method": name, "classes": kind, "seed": config.seed, "report": report}
-        rows.append(row | {key: report[key] for key in ("average_map", "map")})
+        row = {"method": trial_of(method, variant), "trial": f"{method} {variant}".strip()}
+        row |= {"classes": kind, "seed": config.seed, "report": report} | rate
+        rows.append(row | {key: report[key] for key in ("average_map", "map")} | recall)
     if not rows:
         more = f" --variant {shlex.quote(variant)}" if variant else ""
         cure = command("detect", config, run_dir, method, more)
@@ -192,26 +314,106 @@ def _known_classes(path: Path, data: Datasets):
     return {key: [d for d in detections if d.label in classes] for key, detections in found.items()}
 
 
+@dataclass(frozen=True)
+class Repeats:
+    """What of a run is repeated, to know how far results scatter, and what is added to it."""
+
+    trials: int = 1  # of each method: its first is the method itself
+    repeat: Literal["head", "lofi"] = "head"  # from which stage on: 3, or 2 where there is one
+    at_low: bool = False  # also Table C, see `at_low_fidelity`
+
+    def __post_init__(self) -> None:
+        if self.trials < 1:
+            raise ValueError(f"trials is {self.trials}; expected 1 or more")
+
+    def heads(self, config: Config, methods: Sequence[str], variants: Sequence[str]) -> list:
+        """[(method, variant), …] of all trials: `seed=…` heads, or encoders `<method>@<trial>`."""
+        found = []
+        for method in methods:
+            joint = self.repeat == "lofi" and method in JOINT
+            for trial in range(self.trials):
+                name = f"{method}@{trial}" if joint and trial else method
+                seed = [f"seed={config.seed + trial}"] if trial and not joint else []
+                found += [(name, ",".join([*filter(None, [v]), *seed])) for v in variants]
+        return found
+
+
 def run_procedure(
     config: Config, run_dir: str | Path, methods: Sequence[str] = METHODS,
     on_step: OnStep | None = None, device: str = "cpu", variants: Sequence[str] = ("",),
+    repeats: Repeats = Repeats(),
 ) -> dict[str, Any]:  # fmt: skip
     """Everything for every method and variant of stage 3; writes and returns results.json."""
     began, how = time.perf_counter(), {"on_step": on_step, "device": device}
-    for method in methods:
+    heads = repeats.heads(config, methods, variants)
+    low = low_fidelities(config, methods) if repeats.at_low else ()
+    for method in dict(heads):
         train_encoder(config, run_dir, method, **how)
-        localize(config, run_dir, method, variants=variants, **how)
+        mine = [variant for name, variant in heads if name == method]
+        localize(config, run_dir, method, variants=mine, **how)
     source = config.detect.shared_classes
     if source and source not in methods and not is_class_file(source):  # it names the classes
         train_encoder(config, run_dir, source, on_step=on_step, device=device)
         extract_features(config, run_dir, source, device=device)
+    rows = [row for method in low for row in at_low_fidelity(config, run_dir, method, **how)]
     seconds = time.perf_counter() - began
-    return write_results(config, run_dir, methods, seconds, device, variants)
+    return write_results(config, run_dir, methods, seconds, device, variants, repeats, rows)
+
+
+def low_fidelities(config: Config, methods: Sequence[str]) -> dict[str, Fidelity]:
+    """The methods that train at one low fidelity throughout, and this; ValueError: there is none.
+
+    Windows of a video would need another distance between their snippets."""
+    found = {}
+    for method in (name for name in methods if name in JOINT and not config.data.window_stride):
+        sizes = schedule(method_config(config, method).lofi.schedule, config.full).fidelities
+        if len(sizes) == 1 and sizes[0] != config.full:
+            found[method] = sizes[0]
+    if not found:
+        wanted = "one method of one low fidelity (t-lofi, s-lofi, …) on whole videos"
+        raise ValueError(f"--at-low needs {wanted}, got {', '.join(methods)}")
+    return found
+
+
+def at_low_fidelity(
+    config: Config, run_dir: str | Path, method: str, **options: Any
+) -> list[dict[str, Any]]:
+    """Rows of the paper's Table C: what is trained *and tested* at a method's low fidelity.
+
+    "end-to-end" is stage 2's own encoder and head, "pre-trained" a head on the encoder that stage 2
+    began with. <run>/low-<method> is a run at that fidelity with copies of the encoders.
+    """
+    trained, how = method_config(config, method).lofi, {"device": options["device"]}
+    (size,), folder = low_fidelities(config, [method]).values(), Path(run_dir) / f"low-{method}"
+    world = config.data.world or ("" if config.data.annotations else str(Path(run_dir) / "world"))
+    low = replace(config, full=size, data=replace(config.data, world=world))
+    joint = encoder_path(run_dir, method).with_name("head.safetensors")
+    copies = {joint: head_dir(folder, method) / joint.name}
+    source = config.detect.shared_classes
+    needed = {trained.start, method, *([source] if source and not is_class_file(source) else ())}
+    for name in {part for each in needed for part in components(each)}:
+        copies[encoder_path(run_dir, name)] = encoder_path(folder, name)
+    for made, copy in copies.items():
+        if made.is_file() and is_first():  # else it is made from nothing, as "random"
+            with atomic_path(copy) as temporary:
+                shutil.copyfile(made, temporary)
+    barrier()
+    for name in sorted(needed):
+        run_stage("features", low, folder, name, **how)
+    run_stage("head", low, folder, trained.start, **options)
+    write_run_config(low, folder)
+    rows = []
+    for what, name in (("pre-trained", trained.start), ("end-to-end", method)):
+        detect_stage(low, folder, name, **how)
+        for row in evaluate_method(low, folder, name):
+            rows.append(row | {"method": f"{what} at {size}", "trial": f"{name} at {size}"})
+    return rows
 
 
 def compare_seeds(
     config: Config, out: str | Path, seeds: Sequence[int], methods: Sequence[str] = METHODS,
     on_step: OnStep | None = None, device: str = "cpu", variants: Sequence[str] = ("",),
+    repeats: Repeats = Repeats(),
 ) -> dict[str, Any]:  # fmt: skip
     """`run_procedure` for every seed in <out>/seed-N; results.json in `out` holds all rows.
 
@@ -220,7 +422,7 @@ def compare_seeds(
     parts = []
     for seed in seeds:
         own, folder = replace(config, seed=seed), Path(out) / f"seed-{seed}"
-        parts.append(run_procedure(own, folder, methods, on_step, device, variants))
+        parts.append(run_procedure(own, folder, methods, on_step, device, variants, repeats))
     results = parts[0] | {
         "rows": [row for part in parts for row in part["rows"]],
         "seconds": sum(part["seconds"] for part in parts),
@@ -234,16 +436,17 @@ def compare_seeds(
 
 def write_results(
     config: Config, run_dir: str | Path, methods: Sequence[str], seconds: float,
-    device: str = "cpu", variants: Sequence[str] = ("",),
+    device: str = "cpu", variants: Sequence[str] = ("",), repeats: Repeats = Repeats(),
+    more: Sequence[dict[str, Any]] = (),
 ) -> dict[str, Any]:  # fmt: skip
     """Detect with and evaluate the methods of a finished run; writes results.json.
 
-    The "method" of a row is followed by its variant, where that has a name."""
+    The "method" of a row is followed by its variant, where that has a name; `more` rows follow."""
     rows = []
-    for method in methods:
-        for variant in variants:
-            detect_stage(config, run_dir, method, variant=variant, device=device)
-            rows += evaluate_method(config, run_dir, method, variant)
+    for method, variant in repeats.heads(config, methods, variants):
+        detect_stage(config, run_dir, method, variant=variant, device=device)
+        rows += evaluate_method(config, run_dir, method, variant)
+    rows += more
     barrier()
     reports = [row.pop("report") for row in rows]
     about = ("protocol", "subset", "tious", "videos", "instances")
@@ -260,16 +463,18 @@ def write_results(
 
 def left_out(run_dir: Path, results: str = "*/*/result.json") -> dict[str, Any]:
     """Videos and clips that stages of a run did without, as in `lofi.training.methods.counts`:
-    each once, "items" the most that a stage was given, "stages" those that left it out."""
+    each once, "items" the most that a stage was given, "stages" those that left it out;
+    "classes_missing" the most videos that external class scores lacked."""
     rows: dict[str, dict[str, Any]] = {}
-    items = 0
+    items = lacking = 0
     for path in sorted(run_dir.glob(results)):
         found = read_json(path, "the result of a stage")
         items = max(items, found.get("items", 0))
+        lacking = max(lacking, found.get("classes_missing", 0))
         for row in found.get("skipped", ()):
             stages = rows.setdefault(row["item"], row | {"stages": []})["stages"]
             stages.append(path.parent.relative_to(run_dir).as_posix())
-    return counts(items, [rows[item] for item in sorted(rows)])
+    return counts(items, [rows[item] for item in sorted(rows)]) | {"classes_missing": lacking}
 
 
 def read_results(run_dir: str | Path) -> dict[str, Any]:

@@ -22,17 +22,18 @@ class Fidelity:
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise ValueError(f"Fidelity.{name} must be an integer of at least 1, got {value!r}")
 
-    def reduced(self, time: float = 1.0, space: float = 1.0) -> "Fidelity":
+    def reduced(self, time: float = 1.0, space: float = 1.0, patch: int = 1) -> "Fidelity":
         """Divide L by `time` (r_t) and S by `space` (r_s, each side); rounds half away from zero.
 
-        ValueError for a factor below 1 (LoFi only ever reduces).
+        S becomes whole patches of so many pixels, where an encoder has them. ValueError for a
+        factor below 1 (LoFi only ever reduces).
         """
         for name, factor in (("time", time), ("space", space)):
             if not factor >= 1:
                 raise ValueError(f"{name} is a reduction factor of at least 1, got {factor}")
-        sizes = (self.snippets, time), (self.pixels, space)
+        sizes = (self.snippets, time), (self.pixels, space * patch)
         snippets, pixels = (max(1, math.floor(size / by + 0.5)) for size, by in sizes)
-        return replace(self, snippets=snippets, pixels=pixels)
+        return replace(self, snippets=snippets, pixels=pixels * patch)
 
     @property
     def cost(self) -> int:
@@ -70,18 +71,19 @@ class Schedule:
 
 
 def schedule(
-    name: str, full: Fidelity, *, period_epochs: int = 1, period_iterations: int = 16
-) -> Schedule:
+    name: str, full: Fidelity, *, period_epochs: int = 1, period_iterations: int = 16,
+    patch: int = 1,
+) -> Schedule:  # fmt: skip
     """The paper's configurations by name; ValueError for an unknown one.
 
     "s", "t" or "st" (one fidelity throughout), "short" (switch every `period_iterations` batches),
     "long" (every `period_epochs` epochs; the paper's default), "low" (supplement B), or "full" (no
-    reduction; not part of LoFi).
+    reduction; not part of LoFi). `patch`: see `Fidelity.reduced`.
     """
     single = {**REDUCTIONS, "low": LOW_BUDGET, "full": (1.0, 1.0)}
     if name in single:
-        return Schedule(name, (full.reduced(*single[name]),))
-    cycle = tuple(full.reduced(*factors) for factors in REDUCTIONS.values())
+        return Schedule(name, (full.reduced(*single[name], patch),))
+    cycle = tuple(full.reduced(*factors, patch) for factors in REDUCTIONS.values())
     if name == "long":
         return Schedule(name, cycle, period_epochs=period_epochs)
     if name == "short":

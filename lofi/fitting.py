@@ -39,14 +39,16 @@ from lofi.evaluation import detection_map
 from lofi.evaluation.bootstrap import interval, video_draws
 from lofi.evaluation.detection import load
 from lofi.evaluation.matching import Matches
+from lofi.experiment import head_stage
 from lofi.fidelity import Fidelity
 from lofi.figures.tables import percent
 from lofi.files import read_json, write_json
 from lofi.fitting_report import span, write_fit_report
 from lofi.heads.scaled import ScaledHead
+from lofi.report import weights_parts
 from lofi.rivals import RIVALS
 from lofi.training import methods
-from lofi.training.head import extract_features, train_head
+from lofi.training.head import extract_features
 from lofi.training.loop import OnStep
 from lofi.training.pretraining import train_acp
 from lofi.training.run_folder import read_metrics
@@ -470,7 +472,7 @@ def trained(
         on_step = progress.part(f"{label}features", seconds["features"])
         extract_features(config, folder, method, on_step=on_step, device=device)
     on_step = progress.part(f"{label}head", seconds["head"])
-    train_head(config, folder, method, on_step=on_step, device=device)
+    head_stage(config, folder, method, on_step=on_step, device=device)
     detect_stage(config, folder, method, device=device)
     return read_detections(detections_dir(folder, method) / "segment.json")
 
@@ -638,7 +640,7 @@ def fit(
     progress = Progress(sum(plan.seconds.values()), say)
     found = trained(config, out, plan.seconds, progress, device)
     configs.save(config, out / "config.json")
-    notes = [*plan.notes, *unlearned(config, out)]
+    notes = [*plan.notes, *unlearned(config, out), *weights_parts(config, out, [method])]
     for note in notes[len(plan.notes) :]:
         say(f"note: {note}")
     result: dict[str, Any] = {"method": method, "videos": len(data.videos), "notes": notes}

@@ -51,8 +51,8 @@ def setup(
 
     Args:
         seed: 0 keeps the configuration's own.
-        out_dir: run folder; "" is `runs/<preset>`. A run that is named is read or continued, never
-            trained anew.
+        out_dir: run folder; "" is `runs/<preset>`, or <preset> in the folder that LOFI_RUNS names.
+            A run that is named is read or continued, never trained anew.
         preset: "tiny", the notebooks' default, gives way to the preset that `config` names.
         config: JSON file over its preset, or a `Config` as it is (when a cell runs again); "" takes
             the config.json of a run that `out_dir` names.
@@ -86,7 +86,7 @@ def setup(
     root = repository_root()
     if str(root / "notebooks") not in sys.path:  # for lectures.py, wherever this was started
         sys.path.append(str(root / "notebooks"))
-    folder = root / (out_dir or f"runs/{preset}")
+    folder = root / (out_dir or Path(os.environ.get("LOFI_RUNS", "runs")) / preset)
     folder.mkdir(parents=True, exist_ok=True)
     of_run = folder / "config.json" if out_dir else folder / "nothing"
     path = config or (of_run if of_run.is_file() else "")

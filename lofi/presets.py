@@ -7,6 +7,7 @@ from typing import Any
 from lofi.config import (
     ActionFormerConfig,
     AMNetConfig,
+    BMNConfig,
     Config,
     DataConfig,
     GTADConfig,
@@ -42,6 +43,7 @@ _PAPER = Config(
     head_training=Optimisation(
         epochs=10, batch=16, optimizer="adam", lr=0.004, decay_every=5, decay=0.1, augment="none"
     ),
+    head_search=(2e-4, 5e-4, 1e-3, 2e-3, 5e-3),  # [paper]
     detect=PostProcessing(shared_classes="acp+"),
 )
 
@@ -56,6 +58,7 @@ _TOY = Config(
     data=DataConfig(preset="toy", frame_stride=1, crop_ratio=1.0, cache_gib=1.0, workers=1),
     acp=_TOY_ACP,
     icp=_TOY_ACP,
+    icp_shift=False,
     arrow=replace(_TOY_ACP, batch=32),
     speed=replace(_TOY_ACP, batch=32),
     acp_plus=Optimisation(
@@ -136,6 +139,7 @@ _THUMOS14 = replace(  # G-TAD as released for THUMOS14 [spec]
     data=replace(_PAPER.data, train_subset="train", test_subset="test", window_stride=5),
     head=replace(_PAPER.head, variant="thumos", durations=64, resolution=16, context_resolution=16),
     head_training=replace(_PAPER.head_training, lr=4e-5, batch=8, clip=1.0),
+    head_search=(),
     detect=replace(PostProcessing.thumos14(), shared_classes="acp+"),
 )
 
@@ -153,6 +157,12 @@ _LONG = replace(  # THUMOS14: features at their own length
         suppression="per-class", sigma=0.5, top_k=200, class_rule="thumos", classes="own"
     ),
 )  # fmt: skip
+_VIDEOMAE = replace(  # and how VideoMAEv2's were made from the videos
+    _LONG,
+    encoder="vit-g",
+    full=Fidelity(2304, 16, 224),
+    data=replace(_LONG.data, rule="window", frame_stride=1, squeeze=True, crop_ratio=1.0),
+)
 _RESIZED = replace(  # ActivityNet: features resized to 192 steps, classes from elsewhere
     _PAPER,
     full=Fidelity(192, 8, 224),
@@ -161,6 +171,7 @@ _RESIZED = replace(  # ActivityNet: features resized to 192 steps, classes from 
         first_count=200.0, regression_weight=2.0, smoothing=0.1,
     ),
     head_training=replace(_LONG.head_training, epochs=15, batch=16, lr=1e-3),
+    head_search=(),
     detect=PostProcessing(
         suppression="joint", sigma=0.75, class_rule="sqrt", shortest=0.001, voting=0.9
     ),
@@ -182,7 +193,7 @@ def _weak(base: Config, steps: int) -> Config:
     return replace(base, data=data, weak=WeakConfig(frames=frames, steps=steps))
 
 
-_LOW = replace(_PAPER.lofi, schedule="low")
+_LOW, _T = (replace(_PAPER.lofi, schedule=name) for name in ("low", "t"))
 _ALL = (
     _TINY,
     _TOY,
@@ -190,6 +201,22 @@ _ALL = (
     replace(_PAPER, preset="activitynet-low", lofi=_LOW),  # supplement B: one 32 GB card
     # supplement B: R50 at 25 snippets, 112 pixels
     replace(_PAPER, preset="activitynet-middle", encoder="tsm-r50", lofi=_LOW),
+    replace(  # supplement A: T-LoFi with the BMN head, stage 3 as released [spec]
+        _PAPER,
+        preset="activitynet-bmn",
+        lofi=_T,
+        head=BMNConfig(),
+        head_training=replace(_PAPER.head_training, epochs=9, lr=1e-3, decay_every=7),
+        head_search=(),
+        detect=replace(PostProcessing.bmn(), shared_classes="acp+"),
+    ),
+    replace(  # table 5: R(2+1)D-18 at its native 112 pixels
+        _PAPER,
+        preset="activitynet-r2plus1d",
+        encoder="r2plus1d-18",
+        full=Fidelity(100, 8, 112),
+        lofi=_T,
+    ),
     replace(  # G-TAD's learning rate and batch for HACS [spec]
         _PAPER,
         preset="hacs",
@@ -201,7 +228,7 @@ _ALL = (
     _WEAK,
     _published(_LONG, "thumos14-i3d", 4, 30.0, width=2048),
     _published(replace(_LONG, head=AMNetConfig()), "thumos14-amnet", 4, 30.0, width=2048),
-    _published(_LONG, "thumos14-videomae", 4, 0.0, width=1408),
+    _published(_VIDEOMAE, "thumos14-videomae", 4, 0.0, width=1408),
     _published(_weak(_THUMOS14, 1000), "thumos14-weak", 16, 25.0, width=2048),
     _published(_weak(_PAPER, 400), "activitynet-weak", 16, 25.0, width=2048),
     _published(_RESIZED, "activitynet-tsp", 16, 15.0, width=512, prefix="v_"),

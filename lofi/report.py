@@ -203,7 +203,8 @@ def write_run_report(config: Config, run_dir: str | Path, results: dict[str, Any
     """report.html of a finished run: results, protocol, losses, timelines, maps."""
     run_dir = Path(run_dir)
     data = open_datasets(config.data, config.seed, run_dir)
-    methods = list(dict.fromkeys(row["method"] for row in results["rows"]))
+    methods = dict.fromkeys(row["method"] for row in results["rows"])
+    methods = [method for method in methods if (run_dir / method).is_dir()]  # not variants
     bars = Picture(
         tables.results_bars(results),
         f"Average mAP over tIoU {results['tious'][0]:g} to {results['tious'][-1]:g}. Compare "
@@ -219,7 +220,7 @@ def write_run_report(config: Config, run_dir: str | Path, results: dict[str, Any
     sections = {
         "": [
             *(WHAT, about, *_left_out_parts(results)),
-            *_weights_parts(config, run_dir, methods),
+            *weights_parts(config, run_dir, methods),
         ],
         "Results": [tables.results_table(results), CLASS_SOURCES, bars],
         "Training": _training_parts(run_dir, methods),
@@ -330,7 +331,7 @@ def _left_out_parts(results: Mapping[str, Any], most: int = 20) -> list[Part]:
     return [f"{told(results)}.", *[table] * bool(rows)]
 
 
-def _weights_parts(config: Config, run_dir: Path, methods: Sequence[str]) -> list[Part]:
+def weights_parts(config: Config, run_dir: Path, methods: Sequence[str]) -> list[str]:
     """Source and licence of every published weight file that an encoder of the run began with."""
     named = [part for m in methods if m != "published" for part in components(m)]
     origins = [load_encoder(config, run_dir, method)[0].origin for method in named]

@@ -11,6 +11,7 @@ from lofi.budget import activation_bytes
 from lofi.config import ActionFormerConfig
 from lofi.data.toyworld import TINY, write_world
 from lofi.detection.detector import Detector, detect_stage
+from lofi.detection.results import read_detections
 from lofi.experiment import evaluate_method
 from lofi.fidelity import Fidelity
 from lofi.heads import build_head
@@ -42,7 +43,7 @@ def config(tmp_path_factory):
     changes = {
         "data.annotations": str(folder / "annotations.csv"),
         "data.features.folder": str(folder / "features"),
-        "data.features.width": 8, "head": asdict(SMALL), "head_training.epochs": 25,
+        "data.features.width": 8, "head": asdict(SMALL), "head_training.epochs": 10,
         "head_training.warmup_epochs": 2, "head_training.batch": 3, "head_training.lr": 0.003,
         "head_training.ema": 0.95, "checkpoint_every": 10,
     }  # fmt: skip
@@ -54,22 +55,32 @@ class Killed(Exception):
 
 
 def kill(step: int, *_) -> None:
-    if step == 33:
+    if step == 23:
         raise Killed
 
 
 def test_features_of_any_length_train_a_head_that_names_classes(config, tmp_path):
-    train_head(config, tmp_path / "whole")
-    detect_stage(config, tmp_path / "whole")
-    (row,) = evaluate_method(config, tmp_path / "whole", "published")
+    train_head(config, tmp_path)
+    detect_stage(config, tmp_path)
+    (row,) = evaluate_method(config, tmp_path, "published")
     assert row["classes"] == "head"
     assert row["average_map"] > 0.5, "of three classes that one channel tells apart"
+    assert row["ar@100"] > 0.5
+    folder = tmp_path / "whole/published/detections"
+    free, named = (read_detections(folder / f"{name}.json") for name in ("proposals", "head"))
+    for video, found in free.items():
+        assert found[0].score == named[video][0].score and not any(d.label for d in found)
+        assert len({d.segment for d in found}) == len(found), "the best class of a segment counts"
 
+
+def test_crops_drops_mean_weights_and_count_resume(config, tmp_path):
+    short = configs.override(config, {"head_training.epochs": 6})
+    train_head(short, tmp_path / "whole")
     with pytest.raises(Killed):
-        train_head(config, tmp_path / "cut", on_step=kill)
-    train_head(config, tmp_path / "cut")
-    weights = [tmp_path / run / "published/head/head.safetensors" for run in ("whole", "cut")]
-    assert weights[0].read_bytes() == weights[1].read_bytes(), "crops, drops, mean and count resume"
+        train_head(short, tmp_path / "cut", on_step=kill)
+    train_head(short, tmp_path / "cut")
+    whole, cut = (tmp_path / run / "published/head/head.safetensors" for run in ("whole", "cut"))
+    assert whole.read_bytes() == cut.read_bytes()
 
 
 def test_stage_two_trains_encoder_and_head_together(tmp_path):

@@ -2,11 +2,12 @@
 
 from dataclasses import asdict, replace
 from itertools import product
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from benchmarks.amnet import verdict
+from benchmarks.amnet import Oracle, report, stored, verdict
 from test_actionformer_stages import config  # noqa: F401
 from torch.nn import functional as F
 from torch.utils._pytree import tree_map
@@ -194,8 +195,18 @@ def test_groups_exchange_only_when_switched_on():
         layer = GroupLayer(8, 2, exchange)
         first, second = (layer([short, x], seen, [None, None], None, 0)[0] for x in (long, other))
         assert torch.equal(first, second) != exchange
+    layer = GroupLayer(8, 2, True)
+    with torch.no_grad():
+        plain = layer([short, long], seen, [None, None], None, 0)
+        turned = layer([short, long.flip(1)], seen, [None, None], None, 0)
+        torch.testing.assert_close(turned[0], plain[0])  # a key goes with its value, wherever
+        for attention in layer.other:
+            attention.key.register_forward_hook(lambda module, given, keys: keys.flip(1))
+        for a, b in zip(plain, layer([short, long], seen, [None, None], None, 0)):
+            assert not torch.allclose(a, b), "each group asks which of the other's steps to take"
+    layer = GroupLayer(8, 2, False)
     far = short.clone()
-    far[:, 8] += 5
+    far[:, 8] = torch.randn(8)
     near, moved = (layer([x, long], seen, [None, None], None, 2)[0] for x in (short, far))
     torch.testing.assert_close(near[:, :6], moved[:, :6])
     assert not torch.allclose(near[:, 6], moved[:, 6]), "a reach of 2"
@@ -237,17 +248,6 @@ def test_matching_counts_in_the_score_only_when_switched_on():
     np.testing.assert_allclose(np.sort(a.scores), classes.flatten().sort().values.detach())
 
 
-class Oracle(AMNet):
-    """For the wiring alone: the last channel of the features is the true mask."""
-
-    def _mask(self, x, inside):
-        return (), x * self.truth + x
-
-    def forward(self, features, mask=None, draws=None):
-        self.truth = features[:, -1:].transpose(1, 2)
-        return super().forward(features * 1.0, mask, draws)
-
-
 def test_a_true_mask_localizes(tmp_path):
     """Not an upper bound of what masks can give: the true one is the answer."""
     torch.manual_seed(0)
@@ -259,7 +259,7 @@ def test_a_true_mask_localizes(tmp_path):
         start = rng.uniform(0, 5)
         videos.append(video((start, start + rng.uniform(1.5, 4.5), "run")))
     targets = [head.targets(v, grid) for v in videos]
-    features = torch.randn(40, 6, 32)
+    features = 1 + 0.1 * torch.randn(40, 6, 32)  # alike everywhere: the mask alone tells
     features[:, -1] = torch.stack([t.action for t in targets]).clamp(min=0)
     optimizer = torch.optim.AdamW(head.parameters(), 0.003)
     for step in range(120):
@@ -333,6 +333,11 @@ def test_verdicts_on_gates_follow_the_standard_error():
         ([4, 5, 4], 3.0, True, "no verdict"),
     ):
         assert word in verdict(list(map(float, differences)), least, every)
+
+
+def test_the_readme_holds_what_the_benchmark_says():
+    readme = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+    assert report(stored()) in readme
 
 
 def test_wrong_settings_are_refused():

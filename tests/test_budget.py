@@ -2,17 +2,20 @@
 
 import json
 import resource
-import time
 
 import lectures
 import pytest
 import torch
 import tyro
 from lectures import measured_bytes
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 from lofi import commands, heads
-from lofi.budget import GIB, Mode, activation_bytes, plan
-from lofi.encoders import build_encoder, encoder_hash, freeze_batch_norm, freeze_until
+from lofi.budget import GIB, Mode, activation_bytes, inference_cost, plan
+from lofi.budget.memory import Step
+from lofi.config import ActionFormerConfig, AMNetConfig, BMNConfig, GTADConfig
+from lofi.encoders import ENCODERS, build_encoder, encoder_hash, freeze_batch_norm, freeze_until
 from lofi.fidelity import Fidelity, schedule
 
 FULL = Fidelity(snippets=100, frames=8, pixels=224)
@@ -190,6 +193,110 @@ def test_the_memory_command_knows_every_mode(tmp_path):
     assert found["micro_batch"] == 4 and found["batch"] == 16
 
 
+def counted(network, *shape) -> float:
+    """Multiply-adds of a real pass on the CPU, as torch's own counter finds them."""
+    network.eval().requires_grad_(False)
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        network(torch.zeros(shape))
+    return counter.get_total_flops() / 2
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_what_inference_costs_in_every_encoder(name):
+    encoder = build_encoder(name)
+    found = inference_cost(encoder, None, Fidelity(3, 4, 32))["encoder"]
+    assert found.parameters == sum(weight.numel() for weight in encoder.parameters())
+    assert found.multiply_adds == counted(encoder, 3, 4, 3, 32, 32) and found.seconds is None
+
+
+@pytest.mark.parametrize(
+    "config", [GTADConfig(), BMNConfig(), ActionFormerConfig(), AMNetConfig()], ids=lambda c: c.kind
+)
+def test_what_inference_costs_in_every_head(config):
+    head = heads.build_head(config, 16, 3)
+    found = inference_cost(None, head, Fidelity(24, 8, 224))
+    assert list(found) == ["head"]
+    assert found["head"].parameters == sum(weight.numel() for weight in head.parameters())
+    assert found["head"].multiply_adds == counted(head, 1, 16, 24)
+
+
+def test_an_r50_costs_more_at_inference_than_an_r18():  # supplement B says so in words
+    small, large = (inference_cost(build_encoder(n), None, FULL)["encoder"]
+                    for n in ("tsm-r18", "tsm-r50"))  # fmt: skip
+    assert small.multiply_adds == pytest.approx(1.814e9 * 800, rel=1e-3)  # a frame, as published
+    assert large.multiply_adds == pytest.approx(4.089e9 * 800, rel=1e-3)
+    assert (small.parameters, large.parameters) == (11_176_512, 23_508_032)
+
+
+def test_latency_is_the_median_of_videos_that_were_really_put_through(monkeypatch):
+    ticks = iter([0, 5, 10, 11, 20, 29, *range(30, 36)])  # 5, 1, 9 s for the encoder; 1 s each
+    monkeypatch.setattr("lofi.budget.inference.time.perf_counter", lambda: next(ticks))
+    encoder, head, seen = build_encoder("tsm-toy"), heads.GTAD(64), []
+    encoder.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    found = inference_cost(encoder, head, Fidelity(18, 2, 32), repeats=3)
+    assert (found["encoder"].seconds, found["head"].seconds) == (5, 1)
+    videos = sum(len(frames) for frames in seen if not frames.is_meta)
+    assert videos == 16 + 3 * 18  # a first pass of 16 snippets, then three videos
+    with pytest.raises(ValueError, match="device 'tpu' is not on this machine"):
+        inference_cost(encoder, head, SMALL, "tpu", 1)
+
+
+def test_without_an_encoder_the_step_is_that_of_stage_three():
+    head = heads.build_head(ActionFormerConfig(hidden=32, max_steps=64), 48, 3)
+    sizes = Fidelity(64, 8, 224), 2
+    predicted = activation_bytes(None, head, *sizes)
+    step = Step(None, head, *sizes, "fp32", "full", 0)
+    step.run(step.clips(2), lectures.Watch())  # makes the tables that stay
+    step.modules.zero_grad(set_to_none=True)
+    with lectures.CpuMeter() as measured:
+        step.run(features := step.clips(2), measured)
+    assert features.shape == (2, 48, 64) and predicted.encoder == "none"
+    held = sum(tensor.nbytes for tensor in step.static) + features.nbytes
+    assert predicted.saved_bytes == pytest.approx(measured.saved, rel=0.01)
+    assert predicted.peak_bytes == pytest.approx(measured.peak + held, rel=0.05)
+    for wrong in (
+        {"head": None},
+        {"head": head, "micro_batch": 1},
+        {"head": head, "mode": "exact"},
+    ):
+        with pytest.raises(ValueError, match="features are given"):
+            activation_bytes(None, fidelity=sizes[0], **wrong)
+
+
+def test_the_memory_commands_take_a_preset_or_a_file(tmp_path, capsys):
+    out, config = tmp_path / "found.json", tmp_path / "mine.json"
+    tyro.cli(commands.memory, args=f"--preset tiny --measure 1 --json {out}".split())
+    found = json.loads(out.read_text())
+    assert (found["encoder"], found["head"], found["batch"]) == ("tsm-toy", "GTAD", 4)
+    assert found["fidelity"] == {"snippets": 16, "frames": 4, "pixels": 40}
+    assert found["inference"]["device"] == "cpu" and found["inference"]["encoder"]["seconds"] > 0
+    line = f"median of 1 on cpu, {torch.get_num_threads()} thread(s), in fp32, without decoding"
+    assert line in capsys.readouterr().out
+    config.write_text(
+        '{"preset": "tiny", "encoder": "motion-toy", "lofi": {"training": {"batch": 2}}}'
+    )
+    tyro.cli(commands.memory, args=f"--config {config} --pixels 32 --json {out}".split())
+    found = json.loads(out.read_text())
+    assert (found["encoder"], found["batch"]) == ("motion-toy", 2)
+    assert found["fidelity"] == {"snippets": 16, "frames": 4, "pixels": 32}
+
+
+def test_presets_of_published_features_have_a_head_and_nothing_else(tmp_path, capsys):
+    out, words = tmp_path / "found.json", "--preset activitynet-tsp"
+    tyro.cli(commands.memory, args=f"{words} --json {out}".split())
+    found = json.loads(out.read_text())
+    assert (found["encoder"], found["head"], found["batch"]) == ("none", "ActionFormer", 16)
+    assert list(found["inference"]) == ["head"] and found["frames_bytes"] == 0
+    line = "actionformer head alone, on published features of 512 × 192, batch 16, fp32"
+    assert line in capsys.readouterr().out
+    tyro.cli(commands.plan, args=f"{words} --budget-gib 16".split())
+    assert "head on features" in capsys.readouterr().out
+    own = tmp_path / "own.json"
+    own.write_text('{"preset": "thumos14", "data": {"features": {"folder": "x"}}}')
+    with pytest.raises(ValueError, match=r"data\.features\.width"):
+        tyro.cli(commands.memory, args=f"--config {own}".split())
+
+
 def test_consumers_of_a_resnet_18():
     report = activation_bytes("tsm-r18", None, FULL)
     assert sum(entry.bytes for entry in report.top) == report.saved_bytes
@@ -234,13 +341,12 @@ def test_frozen_stages_keep_nothing(stage, mib):
     assert activation_bytes(encoder, None, FULL).saved_bytes == by_mode.saved_bytes
 
 
-def test_a_prediction_is_quick_and_allocates_next_to_nothing():
+def test_a_prediction_allocates_next_to_nothing():
     encoder = build_encoder("tsm-r50", seed=0)
     activation_bytes(encoder, None, SMALL)  # imports
-    before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter()
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     report = activation_bytes(encoder, None, FULL, batch=16)
     assert report.peak_bytes > 1000 * GIB
-    assert time.perf_counter() - start < 10
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000  # KiB
 
 
@@ -321,10 +427,8 @@ def test_plan_counts_the_optimiser_and_says_when_nothing_fits():
     assert [(row.fits, row.largest_batch) for row in plain if row.fidelity == FULL] == [(False, 0)]
 
 
-def test_the_default_plan_takes_seconds():
-    begun = time.process_time()
+def test_the_default_plan_holds_what_the_paper_says_of_32_gib():
     rows = plan(32, "tsm-r18", heads.GTAD(512))
-    assert time.process_time() - begun < 10
     assert len(rows) == 12 and all(row.batch == 16 for row in rows)
     fits = {f"{row.configuration}, {row.mode}" for row in rows if row.fits}
     assert "low budget LoFi, full" in fits and "full fidelity, exact, chunk 4" in fits

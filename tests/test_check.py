@@ -3,7 +3,6 @@
 import csv
 import json
 import random
-import time
 from collections import Counter
 
 import numpy as np
@@ -136,7 +135,7 @@ def test_a_foreign_file_is_not_overwritten(folder, tmp_path):
     assert (tmp_path / "notes.csv").read_text() == "my,own,notes\n"
 
 
-def test_a_folder_of_hundreds_with_five_kinds_of_broken_files(tmp_path):
+def test_a_folder_of_hundreds_with_five_kinds_of_broken_files(tmp_path, monkeypatch):
     av = pytest.importorskip("av")
     videos = tmp_path / "videos"
     videos.mkdir()
@@ -158,15 +157,12 @@ def test_a_folder_of_hundreds_with_five_kinds_of_broken_files(tmp_path):
         container.mux(stream.encode(sound))
         container.mux(stream.encode())
     all_videos = [_video(path.stem) for path in sorted(videos.iterdir())]
-    started = time.monotonic()
     report = check_dataset(all_videos, videos, workers=2, report=tmp_path / "report.csv")
-    assert time.monotonic() - started < 60  # 3 s on two cores
     broken = {"empty", "text", "cut", "damaged", "sound"}
     assert _found(report) == {(name, "undecodable") for name in broken}
     assert len(report.files) == 300
-    started = time.monotonic()
+    monkeypatch.setattr(isolated, "PROGRAM", "raise SystemExit")  # nothing is decoded again
     assert check_dataset(all_videos, videos, report=tmp_path / "report.csv").files == report.files
-    assert time.monotonic() - started < 2  # nothing is decoded again
 
 
 def test_present_videos_are_counted_beside_the_official_number(folder):
@@ -190,11 +186,9 @@ HANG, CRASH = (BAD.format(call) + isolated.PROGRAM for call in ("time.sleep(60)"
 @pytest.mark.parametrize("program, words", [(HANG, "no result in 0.5 s"), (CRASH, "crashed")])
 def test_decoders_that_hang_or_crash_do_not_stop_the_check(folder, monkeypatch, program, words):
     monkeypatch.setattr(isolated, "PROGRAM", program)
-    started = time.monotonic()
     report = check_dataset([_video("good"), _video("text")], folder, limit_s=0.5, workers=2)
     assert [entry.kind for entry in report.entries] == ["undecodable"] * 2
     assert all(words in entry.detail for entry in report.entries)
-    assert time.monotonic() - started < 20
 
 
 def test_a_check_that_cannot_start_is_an_error(folder, monkeypatch):

@@ -8,6 +8,8 @@ import pytest
 import torch
 from benchmarks.postprocessing import plain_soft_nms
 
+from lofi import cli
+from lofi import config as configs
 from lofi.data.annotations import Segment, Video
 from lofi.detection import (
     Detection,
@@ -27,8 +29,12 @@ from lofi.detection import (
     true_classes,
 )
 from lofi.detection.classes import video_summary
+from lofi.detection.detector import detect_stage
+from lofi.detection.results import read_detections
+from lofi.experiment import evaluate_stage, write_results
 from lofi.heads import Proposals
 from lofi.heads.maps import proposals
+from lofi.training.head import train_head
 
 SEGMENTS, SCORES = np.array([[0, 2], [4, 9.0]]), np.array([0.5, 0.25])
 
@@ -169,6 +175,96 @@ def test_class_files_in_both_layouts(tmp_path):
     assert first.accuracy({"x": "jump"}) == 1.0
     with pytest.raises(ValueError, match="no scores for video z"):
         first.of("z")
+
+
+def test_the_hacs_file_by_position_is_read_with_the_ids_and_classes_of_the_test_set(
+    shared_data, tmp_path
+):
+    path = shared_data / "hacs/hacs_val_cls_top2.json"
+    names = (shared_data / "hacs/action_name.csv").read_text().split("\n")[1:201]
+    ids = [f"id{i:04d}" for i in range(5981)]
+    shuffled = read_video_classes(path, sorted(names), ids[::-1])
+    assert shuffled.names == tuple(names)  # "Rock-paper-scissors" stands before "Rock climbing"
+    rows = json.loads(path.read_text())
+    for i in (0, 1, 5980):
+        expected = dict.fromkeys(names, 0.0)
+        expected |= {names[entry["label"]]: entry["score"] for entry in rows[str(i)]}
+        assert dict(zip(shuffled.names, shuffled.of(ids[i]))) == expected
+    with pytest.raises(ValueError, match=r"5981 videos by position, but there are 5970 test"):
+        read_video_classes(path, names, ids[:5970])
+
+
+NAMES = ("BaseballPitch", "Diving", "Shotput")
+TEST_IDS = tuple(f"video_test_{i:07d}" for i in (1, 2, 3, 4))
+
+
+@pytest.fixture(scope="module")
+def headed(tmp_path_factory):
+    """A head trained on published features of eight videos, four of them for testing."""
+    folder, rng = tmp_path_factory.mktemp("headed"), np.random.default_rng(0)
+    rows = ["video,start_s,end_s,label,subset,duration_s,fps"]
+    for i, key in enumerate((*(f"train{i}" for i in range(4)), *TEST_IDS)):
+        subset = "validation" if key in TEST_IDS else "training"
+        rows.append(f"{key},1,3,{NAMES[i % 3]},{subset},8,30")
+        np.save(folder / f"{key}.npy", rng.normal(size=(10, 8)).astype(np.float32))
+    (folder / "a.csv").write_text("\n".join(rows) + "\n")
+    changes = {
+        "data.annotations": str(folder / "a.csv"), "data.features.folder": str(folder),
+        "data.features.width": 8, "data.features.kind": "npy", "full.snippets": 8,
+        "head.kind": "bmn", "head_training.epochs": 1, "head_training.batch": 4,
+    }  # fmt: skip
+    config = configs.override(configs.preset("activitynet"), changes)
+    train_head(config, folder / "run")
+    return config, folder / "run"
+
+
+def cuhk(path, without):
+    rows = {f"v_{key}": [0.7, 0.2, 0.1] for key in TEST_IDS if key not in without}
+    path.write_text(json.dumps({"results": rows | {"v_other": [1, 0, 0]}, "class": list(NAMES)}))
+
+
+def top_three(path, without):  # m5_val.json
+    rows = {key: [{"label": n, "score": 0.3} for n in NAMES] for key in TEST_IDS}
+    path.write_text(json.dumps({k: v for k, v in rows.items() if k not in without} | {"other": []}))
+
+
+def untrimmednet(path, without):
+    np.save(path, np.full((len(TEST_IDS) - len(without), 101), 0.5))  # the last rows are missing
+
+
+@pytest.mark.parametrize(
+    ("write", "name"),
+    [(cuhk, "cuhk.json"), (top_three, "m5.json"), (untrimmednet, "unet.npy")],
+)
+def test_videos_that_a_score_file_lacks_are_counted_and_told(headed, tmp_path, capsys, write, name):
+    config, run = headed
+    config = configs.override(config, {"detect.shared_classes": str(tmp_path / name)})
+    write(tmp_path / name, TEST_IDS[3:])
+    result = detect_stage(config, run)
+    assert result["classes_missing"] == 1 and (result["items"], result["missing"]) == (4, 0)
+    kept = json.loads((run / "published/detections/result.json").read_text())
+    assert kept["classes_missing"] == 1
+    assert set(read_detections(result["shared"])) == set(TEST_IDS)  # nobody is left out
+    assert evaluate_stage(config, run)["classes_missing"] == 1
+    assert write_results(config, run, ["published"], 0.0)["classes_missing"] == 1
+    assert json.loads((run / "results.json").read_text())["classes_missing"] == 1
+    words = ["lofi", "train", "detect", "--config", str(tmp_path / "config.json"), "--out", run]
+    configs.save(config, tmp_path / "config.json")
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("sys.argv", list(map(str, words)))
+        cli.main()
+    last = capsys.readouterr().out.strip().splitlines()[-1]
+    assert "1 are not in detect.shared_classes and got classes of our own" in last
+
+    write(tmp_path / name, ())
+    assert detect_stage(config, run)["classes_missing"] == 0
+    if write is untrimmednet:  # it knows 20 classes, the annotations three
+        labels = {d.label for rows in read_detections(result["shared"]).values() for d in rows}
+        assert labels <= set(NAMES)
+    else:
+        write(tmp_path / name, TEST_IDS)
+        with pytest.raises(ValueError, match="class scores of none of the 4 test videos; it knows"):
+            detect_stage(config, run)
 
 
 def test_malformed_class_files_are_named(tmp_path):

@@ -348,7 +348,7 @@ def test_ctrl_c_during_an_import_is_one_line(start, library, tmp_path):
     (tmp_path / f"{library}.py").write_text(code)
     path = os.pathsep.join([str(tmp_path), *sys.path])
     result = subprocess.run(
-        [sys.executable, *start, "check", "a.json"], capture_output=True, text=True,
+        [sys.executable, *start, "memory"], capture_output=True, text=True,
         env=os.environ | {"PYTHONPATH": path},
     )  # fmt: skip
     assert result.returncode == 130 and len(result.stderr.splitlines()) == 1, result.stderr

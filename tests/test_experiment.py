@@ -10,7 +10,8 @@ import pytest
 
 from lofi import config as configs
 from lofi.data.toyworld import TINY, write_world
-from lofi.evaluation import detection_map
+from lofi.detection import read_detections
+from lofi.evaluation import detection_map, proposal_recall
 from lofi.experiment import compare_seeds
 from lofi.report import write_run_report
 from lofi.training.methods import method_config
@@ -54,6 +55,13 @@ def test_results_agree_with_evaluating_the_written_detections(run):
     again = detection_map(f"{config.data.world}/annotations.json", path, subset="validation")
     assert again.average_map == row["average_map"]
     assert len(list((out / "seed-0" / "acp" / "detections" / "srt").glob("*.srt"))) == 4
+    path = path.with_name("proposals.json")
+    recall = proposal_recall(f"{config.data.world}/annotations.json", path)
+    assert row["ar@100"] == recall.average_recall["100"] and 100 * row["auc"] == recall.auc
+    proposals, named = read_detections(path), read_detections(path.with_name("oracle.json"))
+    for video, found in proposals.items():
+        best = max(d.score for d in named[video])  # the true class weighs 1
+        assert {d.label for d in found} == {""} and found[0].score == best
 
 
 def test_the_report_is_whole_and_needs_nothing_from_elsewhere(run):

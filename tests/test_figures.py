@@ -362,6 +362,36 @@ def test_paper_and_ours_meet_in_one_row():
     hacs = figures.paper_vs_ours(results | {"videos": 5981}, "HACS-1.1")
     assert hacs.rows[0][4] == "23.00" and hacs.rows[0][-1] == "+7.0"
     assert figures.paper_table("D").rows[1][3] == "50.68 ± 0.12"
+
+
+def test_a_run_prints_the_tables_of_its_encoder_head_and_trials():
+    def titles(**other):
+        tables = figures.paper_tables(RESULTS | like_paper | other)
+        return [table.caption.split(",")[0].removeprefix("Table ") for table in tables]
+
+    like_paper = {"encoder": "tsm-r18", "head": "gtad", "protocol": "activitynet"}
+    like_paper |= {"videos": 4926, "subset": "validation"}
+    assert titles() == ["1", "2", "3", "6", "7"]
+    assert titles(encoder="tsm-r34") == ["6"]
+    (table,) = figures.paper_tables(RESULTS | like_paper | {"encoder": "tsm-r34"})
+    rows = {row[:2]: row[6:] for row in table.rows}
+    assert rows["Long C-LoFi", "TSM-R34"] == ("70.0", "45.0", "25.0", "40.0", "+5.3")
+    assert set(rows["Long C-LoFi", "TSM-R18"]) == {"–"}
+    recall = {"ar@1": 0.3, "ar@5": 0.5, "ar@10": 0.6, "ar@100": 0.75, "auc": 0.67}
+    low = [result(f"{name} at 25×8×224²", "shared", 0.3) for name in ("pre-trained", "end-to-end")]
+    rows = [result("t-lofi", "shared", 0.34) | recall, *low, result("acp", "shared", 0.3)]
+    assert titles(rows=rows) == ["2", "5", "B", "C"]
+    assert titles(rows=rows, head="bmn") == ["A"]
+    (table,) = figures.paper_tables(RESULTS | like_paper | {"rows": rows, "head": "bmn"})
+    assert table.rows[1][6:] == ("30.0", "50.0", "60.0", "75.0", "67.0", "-0.5")
+    trials = [result("c-lofi", "shared", value) | {"lr": 0.002} for value in (0.33, 0.35)]
+    assert titles(rows=trials)[-1] == "D"
+    table = figures.paper_tables(RESULTS | like_paper | {"rows": trials})[-1]
+    assert table.rows[1][8] == "34.0 ± 1.4" and table.rows[1][-1] == "-0.5"
+    assert "c-lofi 0.002" in figures.results_table(trials).notes[1]
+
+
+def test_the_printed_tables_keep_their_inconsistencies():
     assert "should be +0.42 and +0.68" in figures.paper_table("A").notes[0]
 
 

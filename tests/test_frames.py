@@ -18,8 +18,9 @@ from lofi import config as configs
 from lofi.data.toyworld import TINY, write_world
 from lofi.encoders import build_encoder, frames, freeze_batch_norm, load_weights, normalise, weights
 from lofi.encoders.base import BatchNorm
+from lofi.encoders.frames import DINOv2
 from lofi.experiment import STAGES
-from lofi.report import _weights_parts
+from lofi.report import weights_parts
 from lofi.training.methods import load_encoder, start_encoder
 
 NAME = "efficientnet-lite0"
@@ -197,7 +198,7 @@ def test_a_run_uses_published_weights_as_they_are_or_trains_them(tmp_path, publi
         result = STAGES["lofi"].run(own, tmp_path)
         assert result["weights_licence"].startswith("unknown")
         assert load_encoder(own, tmp_path, method)[1] == result["sha256"]
-    (line,) = _weights_parts(config, tmp_path, ["random", "weights", "c-lofi"])
+    (line,) = weights_parts(config, tmp_path, ["random", "weights", "c-lofi"])
     assert line.startswith("Published weights: lite0.pth; licence: unknown")
 
 
@@ -218,3 +219,51 @@ def test_the_package_recognises_a_uniform(imagenet):
         vector = encoder.frame_features(normalise(image.round().byte()[None], encoder))[0, 0]
     probabilities = (fc["_fc.weight"] @ vector + fc["_fc.bias"]).softmax(0)
     assert int(probabilities.argmax()) == 652 and probabilities[652] > 0.25
+
+
+# As above, of transformers 5.24's Dinov2Model in float64 (width 24, 4 layers, 3 heads, 5 x 5
+# patches of 14 pixels, then 3 x 4, whose positions are interpolated), from a file that it read.
+DINO = (((3, 3, 70, 70), 0.56122928, (0.47531849, 0.17718504, -0.86185808, -0.25730988)),
+        ((2, 3, 42, 56), 0.461879257, (0.59377862, -0.90436751, -1.1113256, 0.19328835)),
+        )  # fmt: skip
+
+
+def dino_file(path: Path) -> Path:
+    """Random weights under the names of `transformers`."""
+    d, shapes = 24, {"embeddings.cls_token": (1, 1, 24), "embeddings.mask_token": (1, 24)}
+    shapes["embeddings.position_embeddings"] = 1, 26, d
+    layers = {"embeddings.patch_embeddings.projection": (d, 3, 14, 14), "layernorm": (d,)}
+    for i in range(4):
+        at = f"encoder.layer.{i}."
+        layers |= {f"{at}norm1": (d,), f"{at}norm2": (d,)}
+        layers |= {f"{at}attention.attention.{n}": (d, d) for n in ("query", "key", "value")}
+        layers[f"{at}attention.output.dense"] = d, d
+        layers |= {f"{at}mlp.fc1": (4 * d, d), f"{at}mlp.fc2": (d, 4 * d)}
+        shapes |= {f"{at}layer_scale{k}.lambda1": (d,) for k in (1, 2)}
+    shapes |= {f"{name}.weight": shape for name, shape in layers.items()}
+    shapes |= {f"{name}.bias": shape[:1] for name, shape in layers.items()}
+    torch.save({name: reference_tensor(name, 0, list(s)) for name, s in shapes.items()}, path)
+    return path
+
+
+def test_dinov2_equals_transformers_at_its_own_and_another_size(tmp_path):
+    encoder = DINOv2("small", 24, 4, 3, 14, 5)
+    report = load_weights(encoder, dino_file(tmp_path / "dino.pth"))
+    assert report.layout == "dinov2" and report.classifier == ("mask_token",)
+    assert encoder.licence.startswith("Apache-2.0") and "dino.pth (DINOv2)" in encoder.source
+    encoder.double()
+    for shape, total, first in DINO:
+        x = torch.from_numpy(reference_numbers("frames", 0, list(shape)))
+        found = encoder.frame_features(x[None])[0]
+        assert found.sum().item() == pytest.approx(total, abs=1e-6)
+        assert found[0, :4].tolist() == pytest.approx(first, abs=1e-6)
+    found.square().sum().backward()
+    assert all(p.grad is not None and p.grad.any() for p in encoder.parameters())
+    with pytest.raises(ValueError, match="set full.pixels to 42"):
+        encoder.check_size(4, 48)
+
+
+def test_dinov2_s_has_the_published_number_of_parameters():
+    with torch.device("meta"):
+        count = sum(p.numel() for p in build_encoder("dinov2-s").parameters())
+    assert count + 384 == 22_056_576  # with the token of masked patches

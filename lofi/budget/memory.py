@@ -26,8 +26,9 @@ from torch.utils.flop_counter import flop_registry
 from lofi.config import Mode
 from lofi.data.annotations import Video
 from lofi.data.snippets import Grid
-from lofi.encoders import Encoder, build_encoder, freeze_batch_norm
+from lofi.encoders import Encoder, build_encoder, freeze_batch_norm, freeze_trunk
 from lofi.encoders.base import BatchNorm
+from lofi.encoders.extraction import autocast
 from lofi.fidelity import Fidelity
 from lofi.heads import Head, to_device
 from lofi.training.end_to_end import EndToEnd, Watch
@@ -45,7 +46,7 @@ class Consumer(NamedTuple):
 class MemoryReport:
     """Bytes of one training step; see `activation_bytes`."""
 
-    encoder: str
+    encoder: str  # "none": the features are given
     head: str | None
     fidelity: Fidelity
     batch: int
@@ -70,14 +71,15 @@ class MemoryReport:
 
 
 def activation_bytes(
-    encoder: Encoder | str, head: nn.Module | None, fidelity: Fidelity, batch: int = 1,
+    encoder: Encoder | str | None, head: nn.Module | None, fidelity: Fidelity, batch: int = 1,
     amp: str = "fp32", mode: Mode | str = "full", micro_batch: int = 0,
 ) -> MemoryReport:  # fmt: skip
     """Predict the memory of one training step; takes a second and allocates next to nothing.
 
     Args:
         encoder: as it will be trained (frozen parts count as such; live batch norm counts as
-            frozen where training demands it), or a name (frozen batch norm).
+            frozen where training demands it), or a name (frozen batch norm). None: a step of stage
+            3, whose features are given; of the fidelity only the number of snippets counts.
         head: from (B, C, L) features to `Maps`, whose loss is counted, or any tuple of tensors;
             None: the features are the output.
         batch: B, videos on one device.
@@ -91,7 +93,7 @@ def activation_bytes(
         videos = min(batch, 2 * step.videos_at_once)  # equal parts: two stand for all
         clips = step.clips(videos)
         with _Ledger(step.modules, batch / videos) as ledger:
-            ledger.enter(clips, GIVEN)
+            ledger.enter(clips, GIVEN if encoder else "")
             for tensor in step.static:
                 ledger.enter(tensor)
             step.run(clips, ledger)
@@ -111,23 +113,37 @@ class Step:
         self.encoder, self.head, self.fidelity = encoder, head, fidelity
         self.batch, self.amp, self.micro_batch = batch, amp, micro_batch
         self.mode = Mode(mode) if isinstance(mode, str) else mode
+        if encoder is None and (head is None or micro_batch or self.mode != Mode()):
+            found = "features are given, so a step is one graph of the head"
+            raise ValueError(f"{found}: leave out mode and micro-batch, and name a head")
+        if self.mode.name == "adapters":
+            freeze_trunk(encoder)
         self.videos_at_once = min(batch, micro_batch or batch)
         self.modules = nn.ModuleDict({"encoder": encoder, "head": head})
         self.static = [*self.modules.parameters(), *self.modules.buffers()]
 
     def clips(self, videos: int) -> Tensor:
-        """(B, L, F, 3, S, S) uint8 beside the encoder."""
+        """(B, L, F, 3, S, S) uint8 beside the encoder; without one features (B, C, L)."""
         size = self.fidelity
+        if self.encoder is None:
+            given = videos, self.head.channels, size.snippets
+            return torch.zeros(given, device=self.static[0].device)
         shape = (videos, size.snippets, size.frames, 3, size.pixels, size.pixels)
         return torch.zeros(shape, dtype=torch.uint8, device=self.static[0].device)
 
     def run(self, clips: Tensor, watch: Watch) -> None:
         """Forward and backward; gradients stay on the modules."""
         encoder, mode = self.encoder, self.mode
+        self.modules.zero_grad(set_to_none=True)
+        if encoder is None:
+            watch.begin()
+            with autocast(self.amp, clips.device):
+                loss = self._losses(clips, slice(None))["loss"]
+            watch.end()
+            return loss.backward()
         live = any(isinstance(m, BatchNorm) and m.training for m in encoder.modules())
         if mode.fold or (live and (mode.chunked or self.micro_batch)):  # training refuses the rest
             freeze_batch_norm(encoder, fold=mode.fold)
-        self.modules.zero_grad(set_to_none=True)
         sampled = None
         if mode.name == "sampled":
             count = max(1, round(mode.ratio * self.fidelity.snippets))
@@ -160,8 +176,9 @@ class Step:
         head = type(self.head).__name__ if self.head is not None else None
         parameters = sum(weight.nbytes for weight in self.modules.parameters())
         frames = at_once * size.frames * 3 * size.pixels**2 * self.static[0].itemsize
+        frames, name = (frames, self.encoder.name) if self.encoder else (0, "none")
         return MemoryReport(
-            self.encoder.name, head, size, self.batch, self.micro_batch, self.amp, self.mode, saved,
+            name, head, size, self.batch, self.micro_batch, self.amp, self.mode, saved,
             saved / self.videos_at_once, peak, parameters, frames, flops, top,
         )  # fmt: skip
 
@@ -170,12 +187,15 @@ class Step:
 def _without_data(amp: str, *modules: nn.Module | str | None) -> Iterator:
     """Yields a function that copies (or builds) a module whose tensors have no data.
 
-    Meta tensors where they suffice. Autocast only knows devices that compute, and modules from
-    elsewhere may name one; for them fake tensors (slower, and not part of torch's public
-    interface) pretend to be there.
+    Meta tensors where they suffice. Autocast and fused attention only know devices that compute,
+    and modules from elsewhere may name one; for them fake tensors (slower, and not part of torch's
+    public interface) pretend to be there.
     """
-    kinds = {type(m) for part in modules if isinstance(part, nn.Module) for m in part.modules()}
-    meta = amp == "fp32" and all(k.__module__.split(".")[0] in ("lofi", "torch") for k in kinds)
+    with torch.device("meta"):
+        shapes = [build_encoder(part) if isinstance(part, str) else part for part in modules]
+    kinds = {type(m) for part in shapes if part is not None for m in part.modules()}
+    ours = all(kind.__module__.split(".")[0] in ("lofi", "torch") for kind in kinds)
+    meta = amp == "fp32" and ours and not any(getattr(kind, "fused", False) for kind in kinds)
     if meta:
         fake, convert = nullcontext(), lambda tensor: tensor.to("meta")
     else:

@@ -8,6 +8,7 @@ from torch import nn
 from lofi.budget.memory import activation_bytes
 from lofi.config import Mode
 from lofi.encoders import Encoder, build_encoder, freeze_batch_norm
+from lofi.encoders.vit import VideoViT
 from lofi.fidelity import LOW_BUDGET, REDUCTIONS, Fidelity
 
 GIB = 2**30
@@ -36,7 +37,7 @@ class PlanRow:
 
 
 def plan(
-    budget_gib: float, encoder: Encoder | str, head: nn.Module | None = None,
+    budget_gib: float, encoder: Encoder | str | None, head: nn.Module | None = None,
     full: Fidelity | None = None, batch: int = 16, amp: str = "fp32", *,
     modes: Sequence[Mode] = MODES, optimiser_copies: int = 1,
 ) -> list[PlanRow]:  # fmt: skip
@@ -44,6 +45,7 @@ def plan(
 
     Args:
         budget_gib: memory of the device in GiB (2^30 bytes).
+        encoder: None: stage 3 alone, on features that are given.
         full: fidelity that LoFi reduces; default `Fidelity()`.
         batch: wanted videos a step on the device.
         modes: how to train at full fidelity.
@@ -53,11 +55,15 @@ def plan(
         encoder = build_encoder(encoder)
         freeze_batch_norm(encoder)
     full = full or Fidelity()
-    low = {name.upper(): full.reduced(*by) for name, by in REDUCTIONS.items()}
-    low["low budget"] = full.reduced(*LOW_BUDGET)
+    if modes is MODES and isinstance(encoder, VideoViT):
+        modes = (*MODES, Mode("adapters"))
+    low = {name.upper(): full.reduced(*by, encoder.patch) for name, by in REDUCTIONS.items()}
+    low["low budget"] = full.reduced(*LOW_BUDGET, encoder.patch)
     wanted = [(f"{name} LoFi", fidelity, Mode()) for name, fidelity in low.items()]
     wanted += [("full fidelity", full, mode) for mode in modes]
-    weights = [*encoder.parameters(), *(head.parameters() if head is not None else ())]
+    if encoder is None:
+        wanted = [("head on features", full, Mode())]
+    weights = [weight for part in (encoder, head) if part for weight in part.parameters()]
     state = optimiser_copies * sum(weight.nbytes for weight in weights if weight.requires_grad)
     room = budget_gib * GIB - state
     reports = [activation_bytes(encoder, head, size, batch, amp, mode) for _, size, mode in wanted]
@@ -72,7 +78,7 @@ def plan(
             largest = max(0, int((room - one) // per_video) + 1)
         largest = largest if fits or batch > 1 else 0
         compute = report.flops / batch / (base.flops / base.batch)
-        decoded = fidelity.snippets * fidelity.frames
+        decoded = fidelity.snippets * fidelity.frames if encoder else 0
         memory = report.peak_bytes + state
         rows.append(PlanRow(name, fidelity, mode, batch, memory, largest, fits, compute, decoded))
     return rows

@@ -10,13 +10,14 @@ logger = logging.getLogger(__name__)
 SPLITS = ("train", "training", "val", "validation", "test")  # folders above the class folders
 
 
-def read_clip_list(path: str | Path) -> list[TrimmedClip]:
+def read_clip_list(path: str | Path, missing: list[str] | None = None) -> list[TrimmedClip]:
     """Trimmed clips for action classification (ACP).
 
     From a folder with one sub-folder of videos a class, these perhaps in train/, val/ and test/,
     which are then the subsets; or a CSV with the columns clip and label (optional start_s, end_s,
     subset), clips relative to its folder; or a Kinetics CSV (label, youtube_id, time_start,
-    time_end, split) beside such folders; clips without file are left out.
+    time_end, split) beside such folders; clips without file are left out, and their names are added
+    to `missing`.
 
     FileNotFoundError: no such file or folder; ValueError: nothing in it, or a row is unusable.
     """
@@ -31,7 +32,7 @@ def read_clip_list(path: str | Path) -> list[TrimmedClip]:
         return [TrimmedClip(file, file.parent.name, subset=files[file]) for file in files]
     text = read_text(path)
     if "youtube_id" in text.lstrip().split("\n")[0]:
-        return _kinetics_clips(path, text)
+        return _kinetics_clips(path, text, [] if missing is None else missing)
     clips = []
     for row in table_rows(path, text, ("clip", "label")):
         name = Path(row["clip"].replace("\\", "/"))
@@ -64,7 +65,7 @@ def _on_disk(path: Path) -> Path:
     return next((p for p in path.parent.iterdir() if nfc(p.name) == nfc(path.name)), path)
 
 
-def _kinetics_clips(path: Path, text: str) -> list[TrimmedClip]:
+def _kinetics_clips(path: Path, text: str, missing: list[str]) -> list[TrimmedClip]:
     """Clips as the crawler of ActivityNet or the tools of TSM name them.
 
     Crawler: `<label>/<id>_<start, 6 digits>_<end, 6 digits>`. TSM: `<id>_<start>` in a folder with
@@ -83,6 +84,8 @@ def _kinetics_clips(path: Path, text: str) -> list[TrimmedClip]:
         places = ((nfc(folder), nfc(f"{video_id}_{name}")) for folder in folders for name in names)
         if place := next(filter(files.__contains__, places), None):
             clips.append(TrimmedClip(files[place], label, subset=row.get("split") or None))
+        else:
+            missing.append(f"{label}/{video_id}_{names[0]}")
     if not clips:
         found = f"none of {len(rows)} clips is below {path.parent}"
         cure = "move the list beside the class folders"

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import cycle, pairwise
@@ -42,6 +43,7 @@ class Datasets:
     annotations: Path  # what `lofi evaluate` reads
     classes: tuple[str, ...]
     videos: str = ""  # folder of the media files
+    clips_missing: tuple[str, ...] = ()  # of a Kinetics list: clips without a file
 
     @property
     def segments(self) -> tuple[TrimmedClip, ...]:
@@ -82,15 +84,17 @@ def open_datasets(data: DataConfig, seed: int, run_dir: str | Path) -> Datasets:
         cure = "Set data.train_subset and data.test_subset"
         raise ValueError(f"{data.annotations}: no video in subset {wanted}; found: {found}. {cure}")
     train = tuple(v for v in used if v.subset == data.train_subset and v.segments)
+    lost: list[str] = []
     if data.source == "segments":
         clips = segments_as_clips(train)
     elif data.source == "segments+background":
         clips = with_background(train)
     else:
-        clips = read_clip_list(data.source) if data.source else []
+        clips = read_clip_list(data.source, lost) if data.source else []
     test = tuple(v for v in used if v.subset == data.test_subset)
     missing = tuple(v.id for v in used if v.path is None)
     paths = {"annotations": Path(data.annotations), "videos": data.videos}
+    paths["clips_missing"] = tuple(lost)
     return Datasets(train, test, missing, tuple(clips), classes=tuple(class_names(used)), **paths)
 
 
@@ -155,13 +159,14 @@ def open_reader(data: DataConfig) -> ClipReader:
     return ClipReader(workers, cache_bytes=int(data.cache_gib * 2**30))
 
 
-def video_grid(data: DataConfig, info: VideoInfo, snippets: int) -> Grid:
-    """Where the snippets of one video lie: `snippets` of a whole one, else every few frames."""
+def video_grid(data: DataConfig, info: VideoInfo, full: Fidelity) -> Grid:
+    """Where the snippets of one video lie: L of a whole one, else one every few frames."""
     if not data.window_stride:
-        return Grid.whole(snippets, info.duration_s)
+        return Grid.whole(full.snippets, info.duration_s)
     count = len(resampled_frames(info.num_frames, info.fps, data.resample_fps))
     fps = count / info.duration_s if data.resample_fps else info.fps
-    return Grid.strided(-(-count // data.window_stride), data.window_stride, fps, count)
+    window = (full.frames - 1) * data.frame_stride + 1 if data.rule == "window" else 0
+    return Grid.sliding(count, fps, data.window_stride, window)
 
 
 def video_request(
@@ -171,7 +176,10 @@ def video_request(
     """How the configuration cuts the snippets of one video, or of the window that is `grid`."""
     span = None
     if grid is not None and grid.stride:
-        span = grid.first_frame, grid.first_frame + round(grid.length_s * grid.fps)
+        first = grid.first_frame + math.floor(grid.offset_s * grid.fps + 1e-6)
+        span = first, first + round(grid.length_s * grid.fps)
+    elif data.rule == "window":
+        raise ValueError("data.rule window needs the frames between two: set data.window_stride")
     cut = data.frame_stride, data.rule, data.crop_ratio
     return ClipRequest(path, fidelity, *cut, augmentation, data.resample_fps, span, data.squeeze)
 

@@ -39,7 +39,7 @@ class FeatureHeader:
     pixels: int | None = None  # S
     frame_stride: int | None = None  # see `lofi.data.snippets.frame_indices`, as `rule`
     rule: str | None = None
-    encoder: str | None = None  # name of the architecture
+    encoder: str | None = None  # name of the architecture (and its convention)
     crop_ratio: float | None = None  # see `lofi.data.snippets.crop_of`
     squeeze: int | None = None  # 1 = whole frames, see `crop_of`
     amp: str | None = None  # precision, fp32 where nothing is said
@@ -56,7 +56,8 @@ class FeatureHeader:
             return Grid.whole(self.snippets, duration_s)
         frames = len(resampled_frames(self.num_frames, self.fps, self.resample_fps or 0.0))
         fps = frames / duration_s if self.resample_fps else self.fps
-        return Grid.strided(self.snippets, self.window_stride, fps, frames)
+        window = (self.frames - 1) * self.frame_stride + 1 if self.rule == "window" else 0
+        return Grid.sliding(frames, fps, self.window_stride, window)
 
 
 def write_features(path: str | Path, features: Tensor, header: FeatureHeader) -> None:

@@ -17,11 +17,12 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from queue import LifoQueue
 from subprocess import DEVNULL, Popen
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from lofi.data.video import VideoError
+
+if TYPE_CHECKING:  # children that only look at files start without it
+    import torch
 
 SHARED_MEMORY = Path("/dev/shm")
 START_LIMIT_S = 120.0  # for a child to import its libraries
@@ -148,7 +149,7 @@ def run_isolated(
         threads.shutdown()
 
 
-def shared_tensor(shape: tuple[int, ...]) -> tuple[str, torch.Tensor]:
+def shared_tensor(shape: tuple[int, ...]) -> "tuple[str, torch.Tensor]":
     """A file in memory (on disk where memory is short) and the uint8 tensor that is mapped on it.
 
     Space is reserved first: writing into full shared memory would kill the process, not raise.
@@ -169,7 +170,9 @@ def shared_tensor(shape: tuple[int, ...]) -> tuple[str, torch.Tensor]:
     raise OSError(f"no space for a clip of {size:,} bytes in {SHARED_MEMORY} or {folder}")
 
 
-def mapped(place: str, shape: tuple[int, ...]) -> torch.Tensor:
+def mapped(place: str, shape: tuple[int, ...]) -> "torch.Tensor":
     """The tensor that lies in a file of `shared_tensor`, in any process."""
+    import torch
+
     size = math.prod(shape)
     return torch.from_file(place, shared=True, size=size, dtype=torch.uint8).view(shape)

@@ -12,19 +12,21 @@ floor(x + 0.5), done in whole numbers where frames are chosen.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import numpy as np
-import torch
 from numpy.typing import ArrayLike
 
 from lofi.data.annotations import Segment, TrimmedClip, Video
 from lofi.data.video import VideoError
 from lofi.fidelity import Fidelity
 
-RULES = ("centred", "tile", "bsp")
+if TYPE_CHECKING:
+    import torch
+
+RULES = ("centred", "tile", "bsp", "window")
 KEPT = 0.9  # share of a segment that must lie inside for a training window to be kept
-Time = TypeVar("Time", float, np.ndarray, torch.Tensor)
+Time = TypeVar("Time", float, np.ndarray, "torch.Tensor")
 
 
 def snippet_to_seconds(position: Time, duration_s: float, snippets: int) -> Time:
@@ -55,7 +57,8 @@ def frame_indices(
         frame_stride: frames between two frames of a snippet ("centred" only).
         rule: "centred": F frames at distance `frame_stride` around the snippet's middle, clamped
             to the video (frames repeat at its ends). "tile": F frames evenly inside the
-            snippet's own interval. "bsp": F consecutive frames around the middle.
+            snippet's own interval. "bsp": F consecutive frames around the middle. "window":
+            "centred", in a `Grid.sliding` whose windows do not leave the video.
         jitter: L numbers in [0, 1), where each snippet's middle lies in its interval of N / L
             frames; None = 0.5, the middle of it.
         span: frames [first, end) that the L snippets divide, instead of all N: one window of a long
@@ -68,8 +71,8 @@ def frame_indices(
     if num_frames < 1 or frame_stride < 1:
         wanted = "frame_indices needs at least 1 frame and stride 1"
         raise ValueError(f"{wanted}, got {num_frames}, {frame_stride}")
-    if first < 0 or end <= first:
-        raise ValueError(f"span is frames [{first}, {end}), expected 0 <= first < end")
+    if end <= first:
+        raise ValueError(f"span is frames [{first}, {end}), expected first < end")
     if rule not in RULES:
         raise ValueError(f"unknown frame rule {rule!r}; known: {', '.join(RULES)}")
     if jitter is not None and len(jitter) != length:
@@ -119,8 +122,10 @@ class Augmentation:
     scale: tuple[float, float] | None = None  # height and width of the crop over the short side
 
     @classmethod
-    def draw(cls, generator: torch.Generator | None = None, snippets: int = 0) -> "Augmentation":
+    def draw(cls, generator: "torch.Generator | None" = None, snippets: int = 0) -> "Augmentation":
         """Uniform, mirrored half of the time; takes 4 + `snippets` numbers of a CPU generator."""
+        import torch  # not needed to look at files, and slow to import
+
         top, left, flip, time = torch.rand(4, generator=generator).tolist()
         jitter = tuple(torch.rand(snippets, generator=generator).tolist()) if snippets else None
         return cls(top, left, flip < 0.5, time, jitter)
@@ -267,6 +272,18 @@ class Grid:
         """The grid of a video with a step every `stride` frames from its first frame on."""
         length_s, duration_s = steps * stride / fps, num_frames / fps
         return Grid(steps, length_s, duration_s, stride, fps, num_frames, 0, offset_s)
+
+    @staticmethod
+    def sliding(num_frames: int, fps: float, stride: int, window: int = 0) -> "Grid":
+        """Steps every `stride` frames up to the end of a video.
+
+        With `window` each is centred in a window of so many frames that begins at its frame; those
+        that would end behind the video are left out, but for the first.
+        """
+        if not window:
+            return Grid.strided(-(-num_frames // stride), stride, fps, num_frames)
+        steps = max(0, num_frames - window) // stride + 1
+        return Grid.strided(steps, stride, fps, num_frames, (window - stride) / 2 / fps)
 
     @property
     def start_s(self) -> float:

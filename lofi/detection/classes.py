@@ -65,18 +65,29 @@ class VideoClasses:
         return float(np.mean(hits)) if hits else float("nan")
 
 
-def read_video_classes(path: str | Path) -> VideoClasses:
+def read_video_classes(
+    path: str | Path, names: Sequence[str] = (), videos: Sequence[str] = ()
+) -> VideoClasses:
     """Read class scores keyed by video id.
 
     UntrimmedNet's table (.npy, see `read_untrimmednet`), or JSON in two layouts:
     `{"results": {id: [C scores]}, "class": [C names]}` (the CUHK file of G-TAD), and
     `{id: [{"label": name, "score": x}, ...]}`, optionally under "results"; classes that a video
     does not list get score 0 there. Scores are used as stored. A prefix `v_` of ids is dropped.
+    Keys 0, 1, 2, … with class numbers are G-TAD's file for HACS (`read_hacs_top2`): they count the
+    sorted ids `videos` of the test set and the sorted classes `names`, and are refused without.
     FileNotFoundError, ValueError: with the file and what was expected.
     """
     if Path(path).suffix == ".npy":
         return read_untrimmednet(path)
     content = read_json(path, "video class scores")
+    if isinstance(content, dict) and content.keys() == set(map(str, range(len(content)))):
+        if len(content) != len(videos):
+            found = f"{len(content)} videos by position, but there are {len(videos)} test videos"
+            cure = "take a file that is keyed by id, or annotations of the whole test set"
+            raise ValueError(f"{path}: {found}; {cure}")
+        folders = sorted(names, key=lambda name: name.replace(" ", "_"))  # as HACS sorts them
+        return read_hacs_top2(path, folders, sorted(videos))
     rows = content.get("results", content) if isinstance(content, dict) else None
     if not isinstance(rows, dict) or not all(isinstance(row, list) for row in rows.values()):
         form = '{"results": {id: [scores]}, "class": [names]} or {id: [{"label", "score"}]}'

@@ -4,7 +4,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,7 @@ from lofi.detection.segment_classes import (
     train_segment_classifier,
 )
 from lofi.encoders import Encoder
-from lofi.encoders.extraction import video_features
+from lofi.encoders.extraction import placed, video_features
 from lofi.files import write_json
 from lofi.heads.base import Proposals
 from lofi.heads.scaled import ScaledHead
@@ -72,6 +72,32 @@ def propose(config: Config, head: ScaledHead, features: Features) -> Proposals:
     """The proposals of one video after suppression, windows of it joined."""
     joined = config.data.window_stride > 0 and head.head.resizes
     return suppress(list(decoded(config, head, features)), config.detect, joined=joined)
+
+
+def class_free(config: Config, head: ScaledHead, features: Features) -> Proposals:
+    """The proposals of one video after a suppression that knows no classes, for AR@AN.
+
+    Of a head that scores classes each segment keeps its best score, and all are suppressed
+    together; windows are joined by Gaussian soft-NMS in any case.
+    """
+    tables, post = [], config.detect
+    for table in decoded(config, head, features):
+        if table.scores.ndim == 2:
+            table = table._replace(scores=table.scores.max(1))
+        elif table.labels is not None:
+            best = np.argsort(-table.scores, kind="stable")
+            best = best[np.unique(table.segments_s[best], axis=0, return_index=True)[1]]
+            rows = (part[best] for part in table[:3])
+            table = Proposals(*rows, grid=table.grid)
+        tables.append(table)
+    joined = config.data.window_stride > 0 and head.head.resizes
+    if not any(len(table.scores) for table in tables):
+        return tables[0]  # nothing is found
+    if joined:
+        post = replace(post, suppression="gaussian")
+    elif post.suppression == "per-class":
+        post = replace(post, suppression="joint", voting=0.0)
+    return suppress(tables, post, joined=joined)
 
 
 def classified(
@@ -137,7 +163,8 @@ class Detector:
             path = classifier_path(run_dir, method, by_segment)
             cure = f"run: {methods.command('classes', config, run_dir, method)}"
             classifier = (SegmentClassifier if by_segment else VideoClassifier).load(path, cure)
-        return Detector(config, method, encoder.to(device).eval(), head.to(device), classifier)
+        encoder = placed(config, encoder, device).eval()
+        return Detector(config, method, encoder, head.to(device), classifier)
 
     def detect(self, path: str | Path) -> list[Detection]:
         """All detections of one video file, best first; errors as in `video_features`."""
@@ -271,7 +298,23 @@ def video_classes(
         return true_classes(data.test)
     source = (kind == "shared" and config.detect.shared_classes) or method
     if kind == "shared" and is_class_file(source):
-        return read_video_classes(source)
+        ids = [video.id for video in data.test]
+        found = read_video_classes(source, data.classes, ids)
+        if not any(key in found.scores for key in ids):
+            known, wanted = next(iter(found.scores), "nothing"), ids[0]
+            reason = f"class scores of none of the {len(ids)} test videos"
+            raise ValueError(f"{source}: {reason}; it knows {known} and others, not {wanted}")
+        places = [i for i, name in enumerate(found.names) if name in data.classes]
+        if unknown := sorted(set(found.names) - {*data.classes}):
+            first = f"the first of these is {unknown[0]!r}, annotated is {data.classes[0]!r}"
+            text = f"{len(unknown)} of {len(found.names)} classes of {source} are not annotated"
+            if not places:
+                raise ValueError(f"{text}: {first}; take a file that spells them alike")
+            log.warning("%s and are left out (%s)", text, first)
+            names = tuple(found.names[i] for i in places)
+            scores = {key: row[places] for key, row in found.scores.items()}
+            found = VideoClasses(names, scores, found.source)
+        return found
     train_classifier(config, run_dir, source)
     store = methods.open_features(config, run_dir, source, data)
     classifier = VideoClassifier.load(classifier_path(run_dir, source))
@@ -289,10 +332,12 @@ def detect_stage(
 ) -> dict[str, Any]:  # fmt: skip
     """Stage `detect`: detections of all test videos under each source of `detect.classes`.
 
-    Writes <run>/<method>/detections/{shared,own,oracle,segment,head}.{json,csv}, srt/<video>.srt
-    and what it returns, result.json; several processes share the videos. Shared classes need the
+    Writes <run>/<method>/detections/{shared,own,oracle,segment,head}.{json,csv}, srt/<video>.srt,
+    proposals.json (the same without classes, for AR@AN) and what it returns, result.json;
+    several processes share the videos. Shared classes need the
     features of another method, or a score file: where neither is there they are left out, with a
-    warning that says how to get them.
+    warning that says how to get them. Videos that the file lacks, "classes_missing" of them, get
+    those of the method's own classifier; ValueError: it lacks all.
     """
     method = method or methods.default_method(config)
     data = methods.run_data(config, run_dir)
@@ -307,18 +352,22 @@ def detect_stage(
         path = Path(train_classifier(config, run_dir, method)["classifier"])
         classifier = SegmentClassifier.load(path)
     itself = kinds in (("segment",), ("head",))  # each proposal has its own class
-    kept, seconds = {}, {}
+    kept, seconds, unnamed = {}, {}, {}
     for done, i in enumerate(mine := share(len(keys))):
         features = store[keys[i]]
         if itself:
             kept[keys[i]] = classified(config, head, classifier, features)
+            rows = class_free(config, head, features)
         else:
-            kept[keys[i]] = propose(config, head, features)
+            rows = kept[keys[i]] = propose(config, head, features)
         seconds[keys[i]] = features.grid.duration_s
+        rows = detections(rows, seconds[keys[i]], config.detect)
+        unnamed[keys[i]] = [d for d in rows if d.start_s <= d.end_s]  # others began behind the end
         if on_step and is_first():
             on_step(done, len(mine), {})
     folder, written = detections_dir(run_dir, method, variant), {}
     needed = ("own", "oracle") if "shared" in kinds else set(kinds) & {"oracle"}
+    lacking = 0
     classes = {kind: video_classes(config, run_dir, method, kind, data) for kind in needed}
     if "shared" in kinds:
         try:
@@ -336,6 +385,7 @@ def detect_stage(
             found[key] = [d for d in rows if d.start_s <= d.end_s]  # others began behind the end
         together = {key: d for part in gather(found) for key, d in part.items()}
         if filled := sum(gather(filled)):
+            lacking = filled
             log.warning("%d of %d videos are not in %s and got the classes of the method's own "
                         "classifier", filled, len(keys), classes[kind].source)  # fmt: skip
         written[kind] = str(folder / f"{kind}.json")
@@ -346,8 +396,14 @@ def detect_stage(
             write_csv(folder / f"{kind}.csv", together)
             for key, listed in together.items() if len(written) == 1 else ():
                 write_srt(folder / "srt" / f"{key}.srt", subtitles(listed))
+    written["proposals"] = str(folder / "proposals.json")
+    together = {key: found for part in gather(unnamed) for key, found in part.items()}
+    if is_first():
+        source = _source(config, method, "none") | ({"variant": variant} if variant else {})
+        together = {key: together[key] for key in keys}
+        write_detections(written["proposals"], together, config.detect, source=source)
     absent = methods.without_features(store, data.test)
-    result = written | methods.counts(len(data.test), absent)
+    result = written | methods.counts(len(data.test), absent) | {"classes_missing": lacking}
     if is_first():
         write_json(folder / "post_processing.json", config.detect.to_json())
         write_json(folder / "result.json", result)

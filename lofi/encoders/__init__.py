@@ -1,8 +1,8 @@
 """Encoders: from the frames of a snippet to one feature vector.
 
 `build_encoder(name)` makes one, `load_weights` and `save_encoder` move weights, `pretrained_file`
-finds those of an installed package, `normalise` prepares frames, `freeze_batch_norm` and
-`freeze_until` decide what trains.
+finds those of an installed package, `normalise` prepares frames, `freeze_batch_norm`,
+`freeze_until` and `freeze_trunk` decide what trains.
 """
 
 import torch
@@ -11,27 +11,40 @@ from torch import nn
 from lofi.encoders.base import (
     Encoder,
     freeze_batch_norm,
+    freeze_trunk,
     freeze_until,
     normalise,
     unfreeze_batch_norm,
 )
-from lofi.encoders.frames import EfficientNetLite, pretrained_file
+from lofi.encoders.frames import DINOv2, EfficientNetLite, pretrained_file
 from lofi.encoders.r2plus1d import R2Plus1D
 from lofi.encoders.tsm import ResNet, temporal_shift
+from lofi.encoders.vit import VideoViT
 from lofi.encoders.weights import LoadReport, encoder_hash, load_weights, save_encoder
 
 # tsm-*: shift of 1/8 + 1/8 of the channels (toy: 1/4 + 1/4); resnet-*: the same without shift,
 # which is what image pre-training (ICP) trains.
 ENCODERS = ("tsm-r18", "tsm-r34", "tsm-r50", "r2plus1d-18", "resnet-18", "resnet-34", "resnet-50")
 # motion-*: tsm-* that sees changes as well.
-ENCODERS += ("efficientnet-lite0", "tsm-toy", "resnet-toy", "motion-toy")
+ENCODERS += ("efficientnet-lite0", "dinov2-s", "tsm-toy", "resnet-toy", "motion-toy")
+# VideoMAE; any even F and any S of whole patches.
+ENCODERS += ("vit-toy", "vit-s", "vit-b", "vit-l", "vit-h", "vit-g")
+_VIT = {  # patch, width, depth, heads, hidden units of the MLP
+    "toy": (4, 32, 4, 2, 128),
+    "s": (16, 384, 12, 6, 1536),
+    "b": (16, 768, 12, 12, 3072),
+    "l": (16, 1024, 24, 16, 4096),
+    "h": (16, 1280, 32, 16, 5120),
+    "g": (14, 1408, 40, 16, 6144),
+}
 _BLOCKS = {"18": (2, 2, 2, 2), "34": (3, 4, 6, 3), "50": (3, 4, 6, 3), "toy": (1, 1, 1)}
 
 
 def build_encoder(
     name: str, seed: int | None = None, *, generator: torch.Generator | None = None
 ) -> Encoder:
-    """A new encoder with random weights (He et al. 2015, fan out, as torchvision starts them).
+    """A new encoder with random weights (He et al. 2015, fan out, as torchvision starts them; the
+    linear layers of a ViT: normal, SD 0.02; biases 0).
 
     `seed` makes the weights a function of the name and this number alone; a (CPU) `generator` is
     used instead of it; with neither, torch's global one. ValueError for names not in `ENCODERS`.
@@ -47,6 +60,10 @@ def build_encoder(
             encoder = R2Plus1D(name)
         elif family == "efficientnet":
             encoder = EfficientNetLite(name)
+        elif family == "dinov2":
+            encoder = DINOv2(name)
+        elif family == "vit":
+            encoder = VideoViT(name, *_VIT[size])
         elif size == "toy":
             motion = family == "motion"
             encoder = ResNet(name, _BLOCKS[size], 16, fold=fold // 2, toy_stem=True, motion=motion)
@@ -57,4 +74,8 @@ def build_encoder(
             # Depthwise, both fans are k · k, but torch's "fan_out" counts all channels together.
             fan = "fan_in" if module.groups > 1 else "fan_out"
             nn.init.kaiming_normal_(module.weight, mode=fan, generator=generator)
+        elif isinstance(module, nn.Linear):
+            nn.init.normal_(module.weight, std=0.02, generator=generator)
+        if isinstance(module, nn.Linear | nn.Conv2d | nn.Conv3d) and module.bias is not None:
+            nn.init.zeros_(module.bias)
     return encoder

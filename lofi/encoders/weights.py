@@ -40,7 +40,7 @@ PUBLIC = {
 class LoadReport(NamedTuple):
     """What `load_weights` did; every entry is a tuple of tensor names as the encoder spells them.
 
-    `classifier` holds the names of the classification layer, which an encoder has no use for.
+    `classifier` holds the names of the classification layer (and a decoder), of no use here.
     `origin` is the metadata of our own files, else empty.
     """
 
@@ -56,11 +56,13 @@ def save_encoder(encoder: Encoder, path: str | Path, extra: Mapping[str, str] = 
     """Write the weights (safetensors, atomically) and return their `encoder_hash`.
 
     `extra` is further metadata, such as where the weights come from; a ValueError when it has a
-    name of the format itself ("format", "format_version", "encoder", "sha256").
+    name of the format itself ("format", "format_version", "encoder", "sha256", "convention").
     """
     digest = encoder_hash(encoder)
     own = {"format": FORMAT, "format_version": FORMAT_VERSION}
     own |= {"encoder": encoder.name, "sha256": digest}
+    if encoder.convention:
+        own["convention"] = encoder.convention
     if clash := sorted(own.keys() & extra.keys()):
         raise ValueError(f"metadata {', '.join(clash)} belongs to the format; use another name")
     save_tensors(path, encoder.state_dict(), {**extra, **own})
@@ -68,11 +70,11 @@ def save_encoder(encoder: Encoder, path: str | Path, extra: Mapping[str, str] = 
 
 
 def encoder_hash(encoder: Encoder) -> str:
-    """Hex SHA-256 of what the encoder computes: its name and all weights and statistics.
+    """Hex SHA-256 of what the encoder computes: its name, convention, weights, statistics.
 
     The same on every device and in every memory format. Counters of seen batches do not enter.
     """
-    digest = hashlib.sha256(encoder.name.encode())
+    digest = hashlib.sha256(encoder.name.encode() + encoder.convention.encode())
     for key, value in sorted(encoder.state_dict().items()):
         if not key.endswith("num_batches_tracked"):
             digest.update(f"\0{key}\0{value.dtype}\0{tuple(value.shape)}\0".encode())
@@ -81,17 +83,21 @@ def encoder_hash(encoder: Encoder) -> str:
     return digest.hexdigest()
 
 
-def load_weights(encoder: Encoder, path: str | Path, strict: bool = True) -> LoadReport:
+def load_weights(
+    encoder: Encoder, path: str | Path, strict: bool = True, normalisation: str = ""
+) -> LoadReport:
     """Copy the weights of a file into the encoder, whatever the layout.
 
     Layouts: "lofi" (`save_encoder`), "torchvision", "tsm" (TSM's own Kinetics files), "mmaction2",
-    "tsp", "efficientnet". A classification layer is left out. Nothing is copied when an error is
-    raised. `source` and `licence` of the encoder become those of the file; of files that are not
-    ours they are printed (logged as a warning), once.
+    "tsp", "efficientnet", "dinov2" (`transformers`), and of VideoMAE "videomae" and "transformers",
+    which also set `convention`. A classification layer is left out. Nothing is copied when an
+    error is raised. `source` and `licence` of the encoder become those of the file; of files that
+    are not ours they are printed (logged as a warning), once.
 
     `strict` refuses a file that lacks tensors of the encoder or has others; False copies what fits
-    in name and shape and reports the rest. FileNotFoundError, or ValueError: not a weight file,
-    damaged, not finite, with non-local blocks, or (strict) of another encoder.
+    in name and shape and reports the rest. `normalisation`, see `Encoder.follow`, says how a file
+    of others wants its pixels. FileNotFoundError, or ValueError: not a weight file, damaged, not
+    finite, with non-local blocks, (strict) of another encoder, or ours with other pixels.
     """
     path = Path(path)
     found, origin = _read(path)
@@ -99,6 +105,9 @@ def load_weights(encoder: Encoder, path: str | Path, strict: bool = True) -> Loa
     found = {name: value for name, value in found.items() if isinstance(value, Tensor)}
     if strict and origin and origin.get("encoder") != encoder.name:
         _raise_other(encoder, path, origin.get("encoder", "an unnamed encoder"), found)
+    convention = layout if layout in _VIDEOMAE else origin.get("convention", "")
+    if origin and any(".adapter." in name for name in found):
+        encoder.add_adapters()
     wanted = encoder.state_dict()
     common = [name for name in wanted if name in found]
     matched = tuple(name for name in common if found[name].shape == wanted[name].shape)
@@ -111,6 +120,11 @@ def load_weights(encoder: Encoder, path: str | Path, strict: bool = True) -> Loa
     for name in matched:
         if not torch.isfinite(found[name]).all():
             raise ValueError(f"{path}: {name} is not finite; take an earlier checkpoint")
+    if origin and normalisation and not convention.endswith(normalisation):
+        what = f"{path}: trained with pixels {convention or 'as they are'!r}, not {normalisation!r}"
+        raise ValueError(f"{what}; leave normalisation out, or train it anew")
+    if convention or normalisation:
+        encoder.follow(convention, normalisation)
     with torch.no_grad():
         for name in matched:
             wanted[name].copy_(found[name])
@@ -119,8 +133,14 @@ def load_weights(encoder: Encoder, path: str | Path, strict: bool = True) -> Loa
     encoder.licence = origin.get("weights_licence", "")
     if not origin:
         unknown = path.name, "unknown: see where the file came from"
+        if family := {"dinov2": "DINOv2"}.get(layout) or "VideoMAE" * (layout in _VIDEOMAE):
+            terms = f"{type(encoder).licence}, unless the publisher says more"
+            unknown = f"{path.name} ({family})", terms
         encoder.source, encoder.licence = PUBLIC.get(sha256(path)[:8], unknown)
-        _say_once(f"weights: {encoder.source}; licence: {encoder.licence}")
+        pixels = f"; pixels: {encoder.convention}" if encoder.convention else ""
+        if layout == "videomae" and not normalisation:
+            pixels += " as VideoMAEv2's features; else give --normalisation imagenet"
+        _say_once(f"weights: {encoder.source}; licence: {encoder.licence}{pixels}")
     return LoadReport(matched, missing, unexpected, layout, classifier, origin)
 
 
@@ -146,7 +166,7 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file can raise anything in the unpickler
         raise ValueError(f"{path}: {_reason(error)}") from None
-    for field in ("state_dict", "model"):
+    for field in ("state_dict", "model", "module"):
         if isinstance(content, Mapping) and isinstance(content.get(field), Mapping):
             content = content[field]
             break
@@ -175,7 +195,7 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     return tensors, metadata
 
 
-_CLASSIFIER = re.compile(r"(fc|new_fc|fc1|fc2|cls_head\.fc_cls)\.(weight|bias)")
+_CLASSIFIER = re.compile(r"(fc|new_fc|fc1|fc2|cls_head\.fc_cls|head|classifier)\.(weight|bias)")
 # Layouts of others: a sign in some name, and what becomes torchvision's name by which changes.
 _MMACTION = (
     (r"^backbone\.", ""),
@@ -184,7 +204,39 @@ _MMACTION = (
     (r"\bconv(\d)\.conv\.(net\.)?", r"conv\1."),
     (r"\bconv(\d)\.bn\.", r"bn\1."),
 )
+_VIDEOMAE = {
+    # Files from pre-training alone: the encoder below "encoder.", and a decoder that is left out.
+    # Files on the hub have all below "model.".
+    "videomae": ((r"^(model\.)?(encoder\.)?", ""), (r"^norm\.", "fc_norm.")),
+    "transformers": (
+        (r"^videomae\.", ""),
+        (r"^embeddings\.patch_embeddings\.projection\.", "patch_embed.proj."),
+        (r"^encoder\.layer\.", "blocks."),
+        (r"\.attention\.attention\.", ".attn."),
+        (r"\.attn\.(q|v)(uery|alue)\.bias$", r".attn.\1_bias"),
+        (r"\.attention\.output\.dense\.", ".attn.proj."),
+        (r"\.layernorm_before\.", ".norm1."),
+        (r"\.layernorm_after\.", ".norm2."),
+        (r"\.intermediate\.dense\.", ".mlp.fc1."),
+        (r"\.output\.dense\.", ".mlp.fc2."),
+        (r"^layernorm\.", "fc_norm."),
+    ),
+}
+_DECODER = re.compile(r"(decoder|encoder_to_decoder)\.|mask_token$|(position|pos)_embed")
+_DINOV2 = (
+    (r"^dinov2\.", ""),
+    (r"^embeddings\.(patch_embeddings\.)?", ""),
+    (r"^encoder\.layer\.", "blocks."),
+    (r"\.attention\.(attention\.)?", "."),
+    (r"\.output\.dense\.", ".proj."),
+    (r"\.layer_scale(\d)\.lambda1$", r".scale\1"),
+    (r"\.mlp\.", "."),
+    (r"^layernorm\.", "norm."),
+)
 _LAYOUTS = (
+    ("dinov2", r"\.layer_scale\d\.lambda1$", _DINOV2),
+    ("videomae", r"\bpatch_embed\.proj\.", _VIDEOMAE["videomae"]),
+    ("transformers", r"\bpatch_embeddings\.projection\.", _VIDEOMAE["transformers"]),
     ("tsm", r"^base_model\.", ((r"^base_model\.", ""), (r"\.conv1\.net\.", ".conv1."))),
     ("mmaction2", r"conv1\.conv\.", _MMACTION),
     ("tsp", r"^features\.", ((r"^features\.", ""),)),
@@ -201,14 +253,26 @@ def _translate(
         what = f"non-local blocks ({local}), which no encoder here has"
         raise ValueError(f"{path}: {what}; take the checkpoint without _nl")
     layout = "lofi" if own else "torchvision"
-    for foreign, sign, changes in _LAYOUTS:
+    for foreign, sign, changes in () if own else _LAYOUTS:
         if any(re.search(sign, name) for name in names.values()):
             layout = foreign
             for pattern, new in changes:
                 names = {old: re.sub(pattern, new, name) for old, name in names.items()}
             break
-    classifier = tuple(name for name in names.values() if _CLASSIFIER.fullmatch(name))
+    left_out = [name for name in names.values() if _CLASSIFIER.fullmatch(name)]
+    left_out += ["mask_token"] * (layout == "dinov2")
+    if layout in _VIDEOMAE:
+        left_out += [name for name in names.values() if _DECODER.match(name)]
+    classifier = tuple(left_out)
     kept = {new: found[old] for old, new in names.items() if new not in classifier}
+    for name in [name for name in kept if name.endswith(".attn.query.weight")]:
+        parts = [name.replace("query", part) for part in ("query", "key", "value")]
+        bias = kept.get(parts[1].replace("weight", "bias"))
+        if bias is not None and not bias.any():  # written by some versions, never trained
+            del kept[parts[1].replace("weight", "bias")]
+        if all(part in kept for part in parts):
+            joined = torch.cat([kept.pop(part) for part in parts])
+            kept[name.replace("query", "qkv")] = joined
     return layout, kept, classifier
 
 

@@ -10,6 +10,7 @@ from lofi.figures.tables import (
     amnet_table,
     paper_numbers,
     paper_table,
+    paper_tables,
     paper_vs_ours,
     results_bars,
     results_table,

@@ -28,12 +28,14 @@ from lofi.files import printable
 NAMES = {  # of methods, as the paper writes them where it has them
     "random": "untrained encoder", "acp": "ACP", "acp+": "ACP+", "s-lofi": "S-LoFi",
     "t-lofi": "T-LoFi", "st-lofi": "ST-LoFi", "short-c-lofi": "Short C-LoFi",
-    "c-lofi": "Long C-LoFi", "low-lofi": "low budget",
+    "c-lofi": "Long C-LoFi", "low-lofi": "low budget", "icp": "ICP", "arrow": "Arrow",
+    "speed": "Speed", "acp+arrow": "ACP+Arrow", "acp+speed": "ACP+Speed",
 }  # fmt: skip
 CLASSES = ("shared", "own", "oracle")
 SHOWN_TIOUS = (0.5, 0.75, 0.95)
 PAPER_MAP = ("0.5", "0.75", "0.95", "average")  # columns of paper.csv
-PAPER_METRICS = (*PAPER_MAP, "AR@1", "AR@5", "AR@10", "AR@100", "AUC")
+RECALLS = ("AR@1", "AR@5", "AR@10", "AR@100", "AUC")  # in lower case also those of results.json
+PAPER_METRICS = (*PAPER_MAP, *RECALLS)
 
 
 @dataclass(frozen=True)
@@ -103,10 +105,12 @@ class ResultRow(NamedTuple):
     spread: float  # sample standard deviation of `average` over the trials; 0 for one
     trials: int
     text: str  # `average` in percent, with ± over trials
+    numbers: dict[str, tuple[float, float]]  # `PAPER_METRICS` that there are → mean, deviation
+    rates: tuple[float, ...]  # learning rates of its heads that were searched for
 
 
 def results_rows(results: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> list[ResultRow]:
-    """The rows of a `results.json` by method and classes; other seeds of one row are averaged.
+    """The rows of a `results.json` by method and classes; trials and seeds of one are averaged.
 
     Args:
         results: {"rows": [{"method", "classes", "average_map", "map": [per tIoU]}], "tious"} or
@@ -115,7 +119,7 @@ def results_rows(results: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> li
         ValueError: a row lacks a field, or its "map" has another length than "tious".
     """
     results = results if isinstance(results, Mapping) else {"rows": results}
-    trials = defaultdict(list)
+    trials, rates = defaultdict(list), defaultdict(set)
     for i, row in enumerate(results["rows"]):
         missing = [key for key in ("method", "classes", "average_map", "map") if key not in row]
         if missing:
@@ -123,18 +127,34 @@ def results_rows(results: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> li
         tious = row.get("tious") or results.get("tious") or np.linspace(0.5, 0.95, 10)
         if len(tious) != len(row["map"]):
             raise ValueError(f"result row {i}: {len(row['map'])} values for {len(tious)} tIoUs")
-        at = dict(zip(np.round(tious, 6).tolist(), row["map"]))
-        trials[row["method"], row["classes"]].append((row["average_map"], at))
+        at = zip(np.round(tious, 6).tolist(), row["map"])
+        found = dict(at) | {"average": row["average_map"]}
+        found |= {name: row[name.lower()] for name in RECALLS if name.lower() in row}
+        trials[row["method"], row["classes"]].append(found)
+        rates[row["method"], row["classes"]] |= {row["lr"]} if "lr" in row else set()
     rows = []
-    for key, numbers in trials.items():
-        averages, maps = zip(*numbers)
-        at = {tiou: fmean(values[tiou] for values in maps) for tiou in maps[0]}
-        count, average = len(averages), fmean(averages)
-        spread = stdev(averages) if count > 1 else 0.0
-        text = percent(average) + (f" ± {100 * spread:.1f}" if count > 1 else "")
-        rows.append(ResultRow(*key, average, at, spread, count, text))
+    for key, found in trials.items():
+        common, count = [name for name in found[0] if all(name in one for one in found)], len(found)
+        values = {name: [one[name] for one in found] for name in common}
+        numbers = {
+            f"{name:g}" if isinstance(name, float) else name: (
+                fmean(mine), stdev(mine) if count > 1 else 0.0
+            )
+            for name, mine in values.items()
+        }  # fmt: skip
+        at = {name: numbers[f"{name:g}"][0] for name in common if isinstance(name, float)}
+        average, spread = numbers["average"]
+        text = _with_deviation(average, spread, count)
+        rate = tuple(sorted(rates[key]))
+        rows.append(ResultRow(*key, average, at, spread, count, text, numbers, rate))
     methods, kinds = _order(rows)
     return sorted(rows, key=lambda row: (methods.index(row.method), kinds.index(row.classes)))
+
+
+def _with_deviation(mean: float, deviation: float, trials: int, digits: int = 1) -> str:
+    """A fraction in percent, with ± where there are several trials."""
+    text = f"{100 * mean:.{digits}f}"
+    return f"{text} ± {100 * deviation:.{digits}f}" if trials > 1 else text
 
 
 def _order(rows: Sequence[ResultRow]) -> tuple[list[str], list[str]]:
@@ -145,11 +165,15 @@ def _order(rows: Sequence[ResultRow]) -> tuple[list[str], list[str]]:
 
 
 def _trial_note(rows: Sequence[ResultRow]) -> tuple[str, ...]:
-    counts = sorted({row.trials for row in rows})
-    if counts in ([], [1]):
-        return ()
-    trials = " to ".join(dict.fromkeys(map(str, (counts[0], counts[-1]))))
-    return (f"Mean ± standard deviation over {trials} trials.",)
+    counts, notes = sorted({row.trials for row in rows}), []
+    if counts not in ([], [1]):
+        trials = " to ".join(dict.fromkeys(map(str, (counts[0], counts[-1]))))
+        notes.append(f"Mean ± standard deviation over {trials} trials.")
+    rates = {row.method: ", ".join(f"{lr:g}" for lr in row.rates) for row in rows if row.rates}
+    if rates:
+        found = "; ".join(f"{method} {lr}" for method, lr in rates.items())
+        notes.append(f"Learning rate of the head, chosen on held-out training videos: {found}.")
+    return tuple(notes)
 
 
 def results_table(results: Any) -> Table:
@@ -248,14 +272,22 @@ def paper_table(table: str) -> Table:
     return Table(header, body, f"{rows[0].source} of the paper (percent)", notes)
 
 
-def paper_vs_ours(results: Any, dataset: str = "ActivityNet-1.3") -> Table:
-    """The paper's Table 2 beside our mAP with shared classes.
+ENCODERS = {"R(2+1)D-R18": "r2plus1d-18", "R18": "tsm-r18", "R34": "tsm-r34", "R50": "tsm-r50"}
+LOW = "25×8×224²"  # what Table C trains and tests at
 
-    The difference is there only where encoder, head, protocol and number of videos are the paper's;
-    else a note says what is not.
+
+def paper_vs_ours(results: Any, dataset: str = "ActivityNet-1.3", table: str = "2") -> Table:
+    """One of the paper's tables beside ours: mAP with shared classes, of Table A recall.
+
+    A paper's row is ours where the encoder is, too, if the table has several. The difference is
+    there only where encoder, head, protocol and number of videos are the paper's; else a note says
+    what is not.
     """
+    paper = paper_numbers(table, dataset)
+    encoders = [next((e for s, e in ENCODERS.items() if s in r.setting), "") for r in paper]
     wanted = {
-        "encoder": ("tsm-r18",), "head": ("gtad",), "protocol": ("activitynet",),
+        "encoder": tuple(dict.fromkeys(filter(None, encoders))),
+        "head": ("bmn",) if table == "A" else ("gtad",), "protocol": ("activitynet",),
         "subset": ("validation",), "videos": PAPER_VIDEOS[dataset],
     }  # fmt: skip
     notes = tuple(
@@ -263,19 +295,43 @@ def paper_vs_ours(results: Any, dataset: str = "ActivityNet-1.3") -> Table:
         for name, known in wanted.items()
         if results.get(name) not in known
     )
-    rows = (row for row in results_rows(results) if row.classes == "shared")
-    ours = {NAMES.get(row.method, row.method): row for row in rows}
-    body = []
-    for row in paper_numbers("2", dataset):
-        cells = ["–"] * 5
-        if match := ours.get(row.method):
-            change = "–" if notes else f"{100 * match.average - row.values[-1]:+.1f}"
-            cells = [percent(match.at.get(tiou)) for tiou in SHOWN_TIOUS]
-            cells += [percent(match.average), change]
-        body.append((row.method, *row.printed.values(), *cells))
-    names = [f"{whose} {name}" for whose in ("paper", "ours") for name in PAPER_MAP]
-    caption = f"Table 2, {dataset}: the paper and this run (mAP in percent, shared classes)"
-    return Table(("method", *names, "Δ average"), tuple(body), caption, notes)
+    rows = results_rows(results)
+    ours = {NAMES.get(r.method, r.method): r for r in rows if table == "A" or r.classes == "shared"}
+    body, metrics = [], tuple(paper[0].printed)
+    for row, encoder in zip(paper, encoders):
+        name = {"LoFi": "Long C-LoFi"}.get(row.method, row.method)
+        name += f" at {LOW}" if table == "C" else ""
+        match = ours.get(name)
+        if match and len(wanted["encoder"]) > 1 and encoder != results.get("encoder"):
+            match = None
+        cells, change = ["–"] * len(metrics), "–"
+        if match:
+            trials = match.trials if table == "D" else 1
+            known = [match.numbers.get(metric) for metric in metrics]
+            cells = [_with_deviation(*found, trials) if found else "–" for found in known]
+            if known[-1] and not notes:
+                change = f"{100 * known[-1][0] - row.values[-1]:+.1f}"
+        setting = [row.setting] if len(wanted["encoder"]) > 1 else []
+        body.append((row.method, *setting, *row.printed.values(), *cells, change))
+    names = [f"{whose} {name}" for whose in ("paper", "ours") for name in metrics]
+    what = "recall" if table == "A" else "mAP in percent, shared classes"
+    caption = f"{paper[0].source}, {dataset}: the paper and this run ({what})"
+    first = ("method", *["setting"] * (len(wanted["encoder"]) > 1))
+    return Table((*first, *names, f"Δ {metrics[-1]}"), tuple(body), caption, notes)
+
+
+def paper_tables(results: Any, dataset: str = "ActivityNet-1.3") -> list[Table]:
+    """`paper_vs_ours` for the tables of this encoder and head that the run has more than the ACP
+    row of, D only for trials; Table 2 where there is none."""
+    several, found = any(row.trials > 1 for row in results_rows(results)), []
+    for name in dict.fromkeys(row.source[-1] for row in paper_numbers("", dataset)):
+        table = paper_vs_ours(results, dataset, name)
+        first = next(i for i, title in enumerate(table.header) if title.startswith("ours"))
+        ours = {row[0] for row in table.rows if set(row[first:]) != {"–"}}
+        other = any(note.startswith(("encoder: ", "head: ")) for note in table.notes)
+        if ours - {"ACP"} and not other and (name != "D" or several):
+            found.append(table)
+    return found or [paper_vs_ours(results, dataset)]
 
 
 def amnet_table(results: Any) -> Table:

@@ -21,7 +21,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
 from lofi.config import Mode
-from lofi.encoders import Encoder, freeze_until, normalise
+from lofi.encoders import Encoder, freeze_trunk, freeze_until, normalise
 from lofi.encoders.extraction import autocast, grad_scaler
 
 log = logging.getLogger(__name__)
@@ -51,8 +51,9 @@ class EndToEnd:
     """Forward and backward of encoder and head over one process's share of a logical batch.
 
     Args:
-        mode: see `lofi.config.Mode`; "partial" and "frozen" freeze the encoder here. ValueError
-            where live batch statistics would make it inexact.
+        mode: see `lofi.config.Mode`; "partial", "adapters", "frozen" freeze the encoder here
+            (adapters are there already, as `parameters`). ValueError where live batch statistics
+            would make it inexact.
         parameters: everything that is trained; their gradients are accumulated.
         amp: "fp32", or "bf16", "fp16" for autocast (both passes of the chunked modes alike).
         micro_batch: videos whose graph is held at once; 0 = the whole share.
@@ -72,6 +73,8 @@ class EndToEnd:
         encoder.recompute = mode.recompute
         if mode.name in ("partial", "frozen"):
             freeze_until(encoder, mode.stage if mode.name == "partial" else encoder.stages[-1])
+        if mode.name == "adapters":
+            freeze_trunk(encoder)
         self.refuse_live_statistics()
 
     def refuse_live_statistics(self) -> None:
@@ -220,6 +223,8 @@ def verify_exact(encoder: Encoder, mode: Mode, clips: Tensor) -> float:
     """
     step = max(1, clips.shape[-1] // SMALL)
     clips = clips[:1, : 2 * mode.chunk + 1, ..., ::step, ::step]
+    side = clips.shape[-1] // encoder.patch * encoder.patch
+    clips = clips[..., :side, :side]
 
     def coupled(features: Tensor, _: slice) -> dict[str, Tensor]:
         unit = features / features.norm()

@@ -5,7 +5,7 @@ needs annotations and a `FeatureStore`, no videos: features may be our own or pu
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -50,7 +50,7 @@ def extract_features(
     settings = methods.video_settings(config) | {"stage": "features", "encoder_sha256": sha256}
     run = RunFolder(Path(run_dir) / method / "features", settings, resume, reopen=True)
     videos = [*data.train, *data.test]
-    header = methods.feature_header(config, encoder.name, sha256)
+    header = methods.feature_header(config, encoder, sha256)
     mine = [videos[i] for i in share(len(videos))]
     with run.logging(), open_reader(config.data) as reader:
         _extract(config, encoder, header, mine, run, reader, on_step)
@@ -110,25 +110,32 @@ def _extract(config, encoder, header, videos, run: RunFolder, reader: ClipReader
 def train_head(
     config: Config, run_dir: str | Path, method: str = "", *, variant: str = "",
     resume: bool = True, on_step: OnStep | None = None, device: str = "cpu",
+    without: Collection[str] = (), folder: str | Path = "", about: Mapping[str, Any] = {},
 ) -> dict[str, Any]:  # fmt: skip
-    """Stage 3: a head from scratch on full-fidelity features; `variant`: see `head_variant`."""
+    """Stage 3: a head from scratch on full-fidelity features; `variant`: see `head_variant`.
+
+    A search leaves out the videos of the ids `without` and says which `folder` the head gets;
+    `about` is added to what result.json says.
+    """
     method = method or methods.default_method(config)
     data = methods.run_data(config, run_dir)
     store = methods.open_features(config, run_dir, method, data)
-    config = methods.head_variant(config, variant)
-    setting = config.head_training
-    features = {video.id: store[video.id] for video in store.require(data.train)}
+    trial = method.partition("@")[2]  # of stages 2 and 3
+    seed = config.seed + (int(trial) if trial.isdigit() else 0)
+    config = methods.head_variant(replace(config, seed=seed), variant)
+    setting, train = config.head_training, [v for v in data.train if v.id not in without]
+    features = {video.id: store[video.id] for video in store.require(train)}
     channels = next(iter(features.values())).values.shape[0]
     scaled = ScaledHead(config.head, channels, data.classes, config.seed)
     resizes = scaled.head.resizes or not config.data.window_stride
-    items = _training_items(config, data.train, features, resizes)
+    items = _training_items(config, train, features, resizes)
     videos, standardise = [video for video, _ in items], methods.standardises(config, method)
     settings = {"stage": "head", "features": store.identity, "videos": fingerprint(videos)}
     settings |= {"seed": config.seed, "snippets": config.full.snippets}
     settings |= {"window_stride": config.data.window_stride, "head": asdict(config.head)}
     settings |= {"training": asdict(setting), "standardise": standardise}
     settings |= {"amp": config.amp} if config.amp != "fp32" else {}
-    run = RunFolder(methods.head_dir(run_dir, method, variant), settings, resume)
+    run = RunFolder(folder or methods.head_dir(run_dir, method, variant), settings, resume)
     if (done := run.result()) is not None:
         return done
     if standardise:
@@ -175,8 +182,9 @@ def train_head(
     fit(Training(modules, setting, batches, load, step, 0, *every, **more), run, on_step)
     if is_first():
         scaled.save(run.folder / "head.safetensors")
-    counts = methods.counts(len(data.train), methods.without_features(store, data.train))
-    return run.finish({"head": "head.safetensors", "features": store.identity} | counts)
+    counts = methods.counts(len(train), methods.without_features(store, train))
+    made = {"head": "head.safetensors", "features": store.identity}
+    return run.finish(made | dict(about) | counts)
 
 
 def _training_items(

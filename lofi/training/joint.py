@@ -33,7 +33,7 @@ from lofi.training.run_folder import RunFolder
 
 log = logging.getLogger(__name__)
 # Settings that change speed and memory, not the result: an interrupted run may go on with others.
-FREE = ("micro_batch", "verify_exact")
+FREE = ("micro_batch", "verify_exact", "trial")  # a trial is another seed
 FREE_OF_MODE = ("chunk", "recompute", "fold")
 STATISTICS_STEPS = 8  # mini-batches whose features give the input statistics of the head
 
@@ -51,6 +51,7 @@ def train_lofi(
     encoder, start = methods.load_encoder(config, run_dir, config.lofi.start)
     unreadable = {v.id: FileNotFoundError(methods.NO_FILE) for v in data.train if v.path is None}
     items = joint_items(config, data.with_files(data.train), unreadable.__setitem__)
+    config = replace(config, seed=config.seed + config.lofi.trial)
     lofi = {key: value for key, value in asdict(config.lofi).items() if key not in FREE}
     lofi["mode"] = {k: v for k, v in lofi["mode"].items() if k not in FREE_OF_MODE}
     settings = {"stage": "lofi", "start": start, "videos": fingerprint([v for v, _ in items])}
@@ -86,7 +87,7 @@ def joint_items(
         if isinstance(info, VideoError):
             skip(video.id, info)
             continue
-        grid = video_grid(config.data, info, config.full.snippets)
+        grid = video_grid(config.data, info, config.full)
         items += training_parts(video, grid, config.full.snippets)
     if not items:
         size = f"{config.full.snippets} snippets, {config.data.window_stride} frames apart"
@@ -116,6 +117,8 @@ class JointTraining:
         self.reader, self.run, self.device = reader, run, device
         lofi = config.lofi
         self.head = ScaledHead(config.head, encoder.channels, classes, config.seed)
+        if lofi.mode.name == "adapters":
+            encoder.add_adapters()
         self.modules = {"encoder": encoder, "head": self.head}
         self.labels = sorted({s.label for video, _ in items for s in video.segments})
         if lofi.class_loss:
@@ -134,7 +137,7 @@ class JointTraining:
         sizes = len(items), lofi.training.batch, lofi.training.epochs
         self.batches = Batches(*sizes, (config.seed, "lofi"))
         periods = {name: getattr(lofi, name) for name in ("period_epochs", "period_iterations")}
-        self.plan = schedule(lofi.schedule, config.full, **periods)
+        self.plan = schedule(lofi.schedule, config.full, **periods, patch=encoder.patch)
         self.verified = not (lofi.verify_exact and lofi.mode.name in ("exact", "sampled"))
 
     def training(self) -> Training:

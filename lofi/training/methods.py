@@ -45,7 +45,7 @@ SCHEDULES = {
     "s": "s-lofi", "t": "t-lofi", "st": "st-lofi",
     "short": "short-c-lofi", "long": "c-lofi", "low": "low-lofi",
 }  # fmt: skip
-MODES = ("full", "exact", "sampled", "partial", "frozen")
+MODES = ("full", "exact", "sampled", "partial", "adapters", "frozen")
 # Methods of stage 2: name → schedule and mode. At full fidelity a method is named as its mode; at
 # low fidelity "full" and "exact" are the same training, so they share a name.
 JOINT = {mode: ("full", mode) for mode in MODES}
@@ -62,20 +62,23 @@ def lofi_method(config: Config) -> str:
     if schedule not in (known := [*SCHEDULES, "full"]):
         raise ValueError(f"unknown lofi.schedule {schedule!r}; known: {', '.join(known)}")
     wanted = schedule, "full" if mode == "exact" and schedule != "full" else mode
-    return next(name for name, trained_by in JOINT.items() if trained_by == wanted)
+    name = next(name for name, trained_by in JOINT.items() if trained_by == wanted)
+    return f"{name}@{config.lofi.trial}" if config.lofi.trial else name
 
 
 def method_config(config: Config, method: str) -> Config:
-    """`config` with the schedule and mode that train `method`, see `JOINT`; else ValueError."""
-    if method not in JOINT:
+    """`config` with schedule, mode and trial that train `method`, see `JOINT`; else ValueError."""
+    base, _, trial = method.partition("@")
+    if base not in JOINT or not (trial.isdigit() or method == base):
         known = ["random", "acp", "acp+", *SCHEDULES.values(), *MODES, "icp", "arrow", "speed"]
-        listed = f"{', '.join(known)}, weights, or two of them side by side, such as acp+arrow"
+        listed = f"{', '.join(known)}, weights, c-lofi@2 (a trial), acp+arrow (side by side), …"
         raise ValueError(f"unknown method {method!r}; known: {listed}")
-    schedule, name = JOINT[method]
-    if method in SCHEDULES.values() and config.lofi.mode.name == "exact":
+    schedule, name = JOINT[base]
+    if base in SCHEDULES.values() and config.lofi.mode.name == "exact":
         name = "exact"
     mode = replace(config.lofi.mode, name=name)
-    return replace(config, lofi=replace(config.lofi, schedule=schedule, mode=mode))
+    lofi = replace(config.lofi, schedule=schedule, mode=mode, trial=int(trial or 0))
+    return replace(config, lofi=lofi)
 
 
 def default_method(config: Config) -> str:
@@ -96,6 +99,7 @@ def command(
     if stage == "lofi" and method not in ("", lofi_method(config)):
         wanted = method_config(config, method).lofi
         words += ["--lofi.schedule", wanted.schedule, "--lofi.mode.name", wanted.mode.name]
+        words += ["--lofi.trial", str(wanted.trial)] if wanted.trial else []
     elif method and method != stage:
         words += ["--method", method]
     return shlex.join([*words, "--out", str(run_dir)]) + more
@@ -129,6 +133,8 @@ def head_dir(run_dir: str | Path, method: str, variant: str = "") -> Path:
 def head_variant(config: Config, variant: str) -> Config:
     """`config` with the changes that a variant's name lists, "lr=0.001,seed=3,kind=bmn".
 
+    Variants that differ in their seed alone are trials of one, see `trial_of`.
+
     Names are fields of `head_training` and of the head's own settings, or `seed`. Variants of stage
     3 share encoder and features, and lie side by side in <method>/head/<variant>.
     ValueError for another name (it lists the known ones) or a value of another type.
@@ -155,6 +161,12 @@ def changes(variant: str) -> Iterable[tuple[str, Any]]:
             yield name, text
 
 
+def trial_of(method: str, variant: str = "") -> str:
+    """What a head is a trial of, "acp lr=0.001": method and variant without what only repeats."""
+    named = ",".join(part for part in variant.split(",") if not part.startswith("seed="))
+    return f"{method.partition('@')[0]} {named}".strip()
+
+
 def counts(items: int, skipped: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """What every result says of the videos or clips it was made from: how many, and which of them
     were left out, with the reason; `missing` of these have no file."""
@@ -166,10 +178,12 @@ def told(result: Mapping[str, Any]) -> str:
     """`counts` as a sentence."""
     skipped = result["skipped"]
     found = f"{len(skipped)} of {result['items']} videos or clips were left out"
-    if not skipped:
-        return found
-    first = f"first: {skipped[0]['item']}: {skipped[0]['reason']}"
-    return f"{found}, {result['missing']} of them without a file ({first})"
+    if skipped:
+        first = f"first: {skipped[0]['item']}: {skipped[0]['reason']}"
+        found += f", {result['missing']} of them without a file ({first})"
+    if lacking := result.get("classes_missing"):
+        found += f"; {lacking} are not in detect.shared_classes and got classes of our own"
+    return found
 
 
 def without_features(store: FeatureStore, videos: Iterable[Video]) -> list[dict[str, str]]:
@@ -224,10 +238,12 @@ def start_encoder(config: Config, name: str = "") -> Encoder:
     """
     encoder = build_encoder(name or config.encoder, seed=config.seed)
     encoder.origin = {"weights": "random"}
+    if config.normalisation:
+        encoder.follow("", config.normalisation)
     if config.start_weights:
         packaged = config.weights == "pretrained"
         path = pretrained_file(encoder.name) if packaged else Path(config.weights)
-        report = load_weights(encoder, path)
+        report = load_weights(encoder, path, normalisation=config.normalisation)
         encoder.origin = {
             "weights": path.name,
             "weights_source": encoder.source,
@@ -255,6 +271,8 @@ class Concatenated(Encoder):
         self.encoders = nn.ModuleList([first, second])
         self.name = f"{first.name}+{second.name}" + (" l2" if l2 else "")
         self.mean, self.std, self.l2 = first.mean, first.std, l2
+        if first.convention or second.convention:
+            self.convention = f"{first.convention}+{second.convention}"
         self.channels = first.channels + second.channels
         self.stages = ()  # it never trains
 
@@ -275,8 +293,8 @@ def load_encoder(config: Config, run_dir: str | Path, method: str) -> tuple[Enco
     """A method's encoder and its hash, which covers both encoders of a combination.
 
     `method`: a trained one; "random", untrained; "weights", as `config.weights` has them; or two
-    joined by a plus. "icp" is the network without temporal shift that its weights were trained in,
-    for features as well: behind a shift they would see channels of other frames, which no image
+    joined by a plus. Without `config.icp_shift` "icp" is the network without temporal shift that
+    its weights were trained in: behind a shift they see channels of other frames, which no image
     has taught them. FileNotFoundError (with the command) where it is not trained, ValueError where
     the file belongs to another architecture.
     """
@@ -292,6 +310,7 @@ def load_encoder(config: Config, run_dir: str | Path, method: str) -> tuple[Enco
         encoder = _image_side(config, run_dir)
     else:
         encoder = _trained_encoder(config, run_dir, method)
+    encoder.check_size(config.full.frames, config.full.pixels)
     return encoder, encoder_hash(encoder)
 
 
@@ -310,16 +329,17 @@ def _image_side(config: Config, run_dir: str | Path) -> Encoder:
 
 def _trained_encoder(config: Config, run_dir: str | Path, method: str) -> Encoder:
     path = encoder_path(run_dir, method)
-    stage = "lofi" if method in JOINT else method
+    joint = method.partition("@")[0] in JOINT
+    stage = "lofi" if joint else method
     if method not in FIRST_LESSONS:
         method_config(config, method)  # refuses a misspelling
     if not path.is_file():
         cure = command(stage, config, run_dir, method)
         raise FileNotFoundError(f"{path}: no {method} encoder in this run; train it first: {cure}")
-    still = method == "icp" or (method in JOINT and config.lofi.start == "icp")
+    still = "icp" in (method, joint and config.lofi.start) and not config.icp_shift
     encoder = build_encoder(unshifted(config.encoder) if still else config.encoder, config.seed)
     try:
-        report = load_weights(encoder, path)
+        report = load_weights(encoder, path, normalisation=config.normalisation)
     except ValueError as error:
         cure = command(stage, config, run_dir, method, " --no-resume")
         raise ValueError(f"{error}; to train it anew: {cure}") from None
@@ -340,6 +360,7 @@ def clip_settings(config: Config) -> dict[str, Any]:
     data = config.data
     sampling = {key: getattr(data, key) for key in ("frame_stride", "crop_ratio", "resample_fps")}
     sampling |= {"squeeze": True} if data.squeeze else {}
+    sampling |= {"normalisation": config.normalisation} if config.normalisation else {}
     return {"seed": config.seed, "encoder": config.encoder, "pixels": config.full.pixels} | sampling
 
 
@@ -349,7 +370,7 @@ def video_settings(config: Config) -> dict[str, Any]:
     return clip_settings(config) | where | {"full": asdict(config.full)}
 
 
-def feature_header(config: Config, encoder: str, sha256: str) -> FeatureHeader:
+def feature_header(config: Config, encoder: Encoder, sha256: str) -> FeatureHeader:
     """What features of this encoder and configuration have to have been made of."""
     data, full = config.data, config.full
     names = ("frame_stride", "rule", "crop_ratio", "resample_fps", "window_stride")
@@ -360,7 +381,8 @@ def feature_header(config: Config, encoder: str, sha256: str) -> FeatureHeader:
         found["amp"] = config.amp
     if data.window_stride:  # as many snippets as the video is long
         del found["snippets"]
-    return FeatureHeader(encoder=encoder, encoder_sha256=sha256, **found)
+    name = f"{encoder.name} ({encoder.convention})" if encoder.convention else encoder.name
+    return FeatureHeader(encoder=name, encoder_sha256=sha256, **found)
 
 
 def open_features(config: Config, run_dir: str | Path, method: str, data: Datasets) -> FeatureStore:
@@ -374,7 +396,7 @@ def open_features(config: Config, run_dir: str | Path, method: str, data: Datase
         return FeatureStore.published(config.data.features, [*data.train, *data.test])
     encoder, sha256 = load_encoder(config, run_dir, method)
     cure = f"run: {command('features', config, run_dir, method)}"
-    header = feature_header(config, encoder.name, sha256)
+    header = feature_header(config, encoder, sha256)
     return FeatureStore.extracted(Path(run_dir) / method / "features", header, cure)
 
 

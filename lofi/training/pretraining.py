@@ -56,6 +56,7 @@ class Task:
     read: Callable[["ClipSource", Sequence[TrimmedClip], tuple, str], Batch]
     settings: dict[str, Any]  # what the result depends on besides common settings and weights
     result: dict[str, Any]  # for result.json
+    saved: Encoder | None = None  # what the weights are saved in, where not in `encoder`
 
 
 def trains(task_of: Callable[[Config, str | Path], Task]) -> Callable[..., dict[str, Any]]:
@@ -100,16 +101,20 @@ def train_icp(
     config: Config, run_dir: str | Path, *, resume: bool = True,
     on_step: OnStep | None = None, device: str = "cpu",
 ) -> dict[str, Any]:  # fmt: skip
-    """ICP: the network without temporal shift, classifying still images (paper table 1).
+    """ICP: what still images have taught the network without temporal shift (paper table 1).
 
-    Published ImageNet weights (`config.weights`) are taken as they are. In a toy world, which has
-    no images, single frames of the source clips carry the clip's label; half of that label is the
-    axis of the motion, which no frame shows, so about half of the accuracy is out of reach.
-    ValueError for real data without `config.weights`, or an encoder without an image form.
+    With `config.icp_shift` these weights go to the shifted network, as in the paper, else they stay
+    where they were trained. Published ImageNet weights (`config.weights`) are taken as they are. In
+    a toy world, which has no images, single frames of the source clips carry the clip's label; half
+    of that label is the axis of the motion, which no frame shows, so about half of the accuracy is
+    out of reach. ValueError for real data without `config.weights`, or an encoder without an image
+    form.
     """
-    encoder = methods.start_encoder(config, methods.unshifted(config.encoder))
+    plain = methods.unshifted(config.encoder)
+    shift = {"shift": True} if config.icp_shift else {}
     if config.start_weights:
-        settings = {"stage": "icp", "start": encoder_hash(encoder)}
+        encoder = methods.start_encoder(config, config.encoder if shift else plain)
+        settings = {"stage": "icp", "start": encoder_hash(encoder)} | shift
         run = RunFolder(Path(run_dir) / "icp" / "encoder", settings, resume)
         if (done := run.result()) is not None:
             return done
@@ -119,8 +124,10 @@ def train_icp(
         cure = "set weights to such a file (torchvision's resnet18-f37072fd.pth, …)"
         found = f"stage icp takes published ImageNet weights: {cure}"
         raise ValueError(f"{found}; only the toy worlds train it")
-    clips = source_clips(config, run_dir, "icp")
+    clips, encoder = source_clips(config, run_dir, "icp"), methods.start_encoder(config, plain)
     task = _classification(config, "icp", encoder, clips, split_clips(clips), config.icp, frames=1)
+    task.settings |= shift
+    task.saved = methods.start_encoder(config) if shift else None
     return pretrain(config, run_dir, task, resume, on_step, device)
 
 
@@ -227,9 +234,11 @@ def pretrain(config: Config, run_dir, task: Task, resume: bool, on_step, device:
     "accuracy": on held-out clips, "sha256", "weights": where it started, …}.
 
     The loss is the cross-entropy, a mean over all items of the logical batch that could be read.
-    Where segments of the training videos are the clips, a video without a file is one left out.
+    A clip of a Kinetics list without a file is one left out; where segments of the training videos
+    are the clips, a video without a file is.
     """
     stage, encoder = task.stage, task.encoder
+    encoder.check_size(config.acp_frames, config.full.pixels)
     published = {"start": encoder_hash(encoder)} if config.start_weights else {}
     settings = {"stage": stage, **published, **task.settings, **methods.clip_settings(config)}
     settings |= {"training": asdict(task.setting)}
@@ -238,10 +247,12 @@ def pretrain(config: Config, run_dir, task: Task, resume: bool, on_step, device:
     run = RunFolder(Path(run_dir) / stage / "encoder", settings, resume)
     if (done := run.result()) is not None:
         return done
-    absent = []
-    if stage == "acp+" or config.data.source == "segments":
-        train = methods.run_data(config, run_dir).train
-        absent = [video.id for video in train if video.path is None]
+    absent: Sequence[str] = []
+    if stage == "acp+" or config.data.source:
+        data = methods.run_data(config, run_dir)
+        absent = data.clips_missing
+        if stage == "acp+" or config.data.source == "segments":
+            absent = [video.id for video in data.train if video.path is None]
     for item in absent:
         run.skip(item, FileNotFoundError(methods.NO_FILE))
     placed(config, encoder, device)
@@ -253,6 +264,9 @@ def pretrain(config: Config, run_dir, task: Task, resume: bool, on_step, device:
                 if buffer.is_floating_point():
                     buffer.copy_(reduce_sum(buffer) / size())
         accuracy = _accuracy(config, task, source, device) if task.held else None
+    if task.saved:
+        task.saved.load_state_dict(encoder.state_dict())
+        encoder = task.saved
     result = methods.save_stage_encoder(config, run, encoder, stage)
     counts = methods.counts(len(task.kept) + len(task.held) + len(absent), run.skipped())
     return run.finish(result | {"accuracy": accuracy} | counts | task.result)

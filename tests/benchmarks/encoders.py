@@ -1,6 +1,7 @@
 """TSM-R18 of `lofi` against a plain one, forward and backward, in turns in one process.
 
     python tests/benchmarks/encoders.py [--json OUT] [--device cuda] [--snippets 2] [--pixels 112]
+                                        [--compile]
 
 The plain network is written out below: shift by concatenation, channels first, float32, and
 nn.BatchNorm2d with frozen statistics. A row gives the median time of a step (CPU: one thread's
@@ -152,8 +153,10 @@ def random_weights() -> dict[str, Tensor]:
     return weights
 
 
-def measure(device: str, snippets: int, pixels: int, repeats: int) -> list[dict]:
-    """One row a variant; the first is the plain network itself."""
+def measure(
+    device: str, snippets: int, pixels: int, repeats: int, compiled: bool = False
+) -> list[dict]:
+    """One row a variant; the first is the plain network itself. `compiled` adds torch.compile."""
     weights = random_weights()
     generator = torch.Generator().manual_seed(2)
     frames = torch.randn(snippets, FRAMES, 3, pixels, pixels, generator=generator).to(device)
@@ -170,6 +173,10 @@ def measure(device: str, snippets: int, pixels: int, repeats: int) -> list[dict]
         ("ours, channels_last, folded, bf16", True, True, True),
     ):
         variants[name] = stepper(our_encoder(weights, device, *options), frames, bfloat16)
+    if compiled:
+        for name, last in (("ours, compiled", False), ("ours, channels_last, compiled", True)):
+            encoder = torch.compile(our_encoder(weights, device, last, False))
+            variants[name] = stepper(encoder, frames, False)
     results = {name: run() for name, run in variants.items()}  # also the warm-up
     times: dict[str, list[float]] = {name: [] for name in variants}
     for _ in range(repeats):
@@ -194,11 +201,13 @@ def main() -> int:
     parser.add_argument("--snippets", type=int, default=2, help="of 8 frames each")
     parser.add_argument("--pixels", type=int, default=112)
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--compile", action="store_true", help="torch.compile beside the others")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     torch.backends.cudnn.allow_tf32 = False  # rows that say float32 are float32
     error = float64_error(random_weights(), arguments.device)
-    rows = measure(arguments.device, arguments.snippets, arguments.pixels, arguments.repeats)
+    sizes = arguments.snippets, arguments.pixels, arguments.repeats
+    rows = measure(arguments.device, *sizes, arguments.compile)
     for row in rows:
         print("{variant:36} {seconds:9.4f} s  {ratio:6.2f}x  {difference:9.1e}".format(**row))
     print(f"largest float64 difference of a feature or gradient: {error:.1e}")
