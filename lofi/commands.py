@@ -32,12 +32,14 @@ Variant = Annotated[
 EVERY_S = 60.0  # between two lines of progress in a log
 Protocol = Literal["activitynet", "thumos14"]
 StageName = Literal["acp", "acp+", "icp", "arrow", "speed", "lofi", "features", "head", "classes",
-                    "detect", "evaluate"]  # fmt: skip
+                    "detect", "evaluate", "dual", "weak-warm-up", "weak-b", "weak-f",
+                    "weak-detect"]  # fmt: skip
 
 
 def toy(
-    folder: Positional[Path], /, preset: Literal["tiny", "toy", "long"] = "toy", seed: int = 0
-) -> None:
+    folder: Positional[Path], /, preset: Literal["tiny", "toy", "long", "weak"] = "toy",
+    seed: int = 0,
+) -> None:  # fmt: skip
     """Render the toy world: source clips, untrimmed videos and their annotations."""
     from lofi.data.toyworld import WORLDS, write_world
 
@@ -187,8 +189,9 @@ def train(
 
     Stages: acp, acp+, icp (classification), arrow, speed (without labels), lofi (joint, low
     fidelity), features (frozen encoder), head, classes (video classifier), detect (the test
-    videos), evaluate (mAP). Settings: --preset NAME < --config FILE, whole or partial (such as the
-    config.json of another run) < options.
+    videos), evaluate (mAP); dual (a stand-in for CLIP), weak-warm-up, weak-b, weak-f, weak-detect
+    (two branches from video labels alone). Settings: --preset NAME < --config FILE, whole or
+    partial (such as the config.json of another run) < options.
 
     Args:
         out: run folder; every method gets a folder in it.
@@ -226,7 +229,7 @@ def one_thread_for_small_work(config: Config) -> None:
     """The toy networks are too small to share: threads that wait for each other cost time."""
     import torch
 
-    if config.preset in ("tiny", "toy", "long") and "OMP_NUM_THREADS" not in os.environ:
+    if config.preset in ("tiny", "toy", "long", "weak") and "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(1)
 
 
@@ -537,6 +540,8 @@ def compare(
 ) -> None:  # fmt: skip
     """The whole procedure for several encoders and seeds, without notebooks: mean ± SD.
 
+    With preset weak (or *-weak): its two branches, step by step, in variations, and the gates.
+
     Args:
         out: results.json, and one run folder a seed.
         seeds: each makes a world, initial weights and random draws of its own.
@@ -551,11 +556,21 @@ def compare(
     from lofi.figures.tables import amnet_table, summary_table
     from lofi.training.distributed import is_first, joined
     from lofi.training.methods import told
+    from lofi.weak_study import compare_weak, tables
 
     one_thread_for_small_work(config)
     with joined(device) as device:
         lines = progress_lines("training")
         repeats = Repeats(trials, repeat, at_low)
+        if "weak" in config.preset.split("-"):
+            plain = ("random", "acp", "acp+", "c-lofi"), ("",), Repeats()
+            if (methods, variants, repeats) != plain:
+                found = f"preset {config.preset} has rows of its own"
+                raise ValueError(f"{found}; leave out --methods, --variants, trials and --at-low")
+            results = compare_weak(config, out, seeds, device=device, on_step=lines)
+            if is_first():
+                print("\n\n".join(table.text() for table in tables(results)))
+            return
         results = compare_seeds(config, out, seeds, methods, lines, device, variants, repeats)
         if is_first():
             print(summary_table(results).text())

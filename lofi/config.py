@@ -288,6 +288,51 @@ class PostProcessing:
 
 
 @dataclass(frozen=True)
+class WeakConfig:
+    """Two branches from video labels alone; [seed] = the paper's supplement, else [ours]."""
+
+    features: str = "acp"  # method of CBP's features where data.features.folder names none
+    # Of single frames (CLIP), for VLP; without a folder those of stage `features --method dual`.
+    frames: PublishedFeatures = field(default_factory=PublishedFeatures)
+    clip: str = ""  # file of CLIP's weights or of a stand-in; "" = that of the run (stage `dual`)
+    steps: int = 1000  # T, longest crop in training [seed, THUMOS14; 400 on ActivityNet-1.2]
+    width: int = 512
+    heads: int = 8
+    levels: int = 4  # of CBP's pyramid
+    prompts: int = 16  # vectors before the name, and as many behind it [seed]
+    layers: int = 2  # temporal layers of VLP [seed]
+    prob: Literal["softmax", "softmax_bg", "sigmoid", "pair"] = "softmax"
+    temperature: float = 0.07  # [seed]
+    delta_high: float = 0.7
+    delta_low: float = 0.3
+    stretch: bool = True  # a teacher's curve to [0, 1] in each video before the thresholds
+    zeros: Literal["cbp", "vlp", "none"] = "cbp"  # of the F step; none = a trap: it collapses
+    foreground_in_b: bool = False
+    init: Literal["continue", "scratch"] = "scratch"  # last layer of CBP in the F step
+    distillation: float = 1.0
+    contrast: float = 0.1
+    mil: float = 1.0  # weight of the video labels in the B step
+    round: int = 1  # which alternation the B and the F step belong to
+    score: Literal["max", "contrast"] = "max"  # of a proposal: largest inside [seed], or oic
+    thresholds: int = 1  # 1 = theta_loc alone [seed]; more = as many from 0.1 to 0.95
+    theta_cls: float = 0.1
+    theta_loc: float = 0.5
+    ensemble: bool = False  # mean of both branches at test time
+    warm_up: Optimisation = field(
+        default_factory=lambda: Optimisation(10, 64, "adam", 1e-4, weight_decay=0.0, decay=1.0)
+    )
+    training: Optimisation = field(
+        default_factory=lambda: Optimisation(20, 64, "adam", 1e-4, weight_decay=0.0, decay=1.0)
+    )
+
+    def __post_init__(self) -> None:
+        _check_choices(self)
+        if not 0 <= self.delta_low < self.delta_high <= 1:
+            found = f"weak.delta_low {self.delta_low}, weak.delta_high {self.delta_high}"
+            raise ValueError(f"{found}; expected 0 <= low < high <= 1")
+
+
+@dataclass(frozen=True)
 class Config:
     """One run: seed, encoder, full fidelity and the settings of every stage."""
 
@@ -320,6 +365,7 @@ class Config:
     head_search: tuple[float, ...] = ()  # rates tried on a held-out tenth of the training videos
     standardise: bool = False  # per-channel input of the head, statistics of the training set
     detect: PostProcessing = field(default_factory=PostProcessing)
+    weak: WeakConfig = field(default_factory=WeakConfig)
     amp: Literal["fp32", "bf16", "fp16"] = "fp32"  # stages 1 and 3, features; stage 2: lofi.amp
     channels_last: bool = False  # memory order of the encoder's weights and maps, for GPUs
     checkpoint_every: int = 100  # iterations

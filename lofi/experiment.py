@@ -12,6 +12,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -37,6 +38,7 @@ from lofi.evaluation import detection_map, proposal_recall
 from lofi.fidelity import Fidelity, schedule
 from lofi.files import atomic_path, read_json, write_json
 from lofi.heads.scaled import ScaledHead
+from lofi.training import weak
 from lofi.training.distributed import barrier, gather, is_first, share
 from lofi.training.head import extract_features, train_head
 from lofi.training.joint import train_lofi
@@ -57,8 +59,9 @@ from lofi.training.methods import (
     write_run_config,
 )
 from lofi.training.pretext import train_arrow, train_speed
-from lofi.training.pretraining import train_acp, train_acp_plus, train_icp
+from lofi.training.pretraining import train_acp, train_acp_plus, train_dual, train_icp
 from lofi.training.run_folder import RunFolder
+from lofi.weak_study import weak_detect
 
 log = logging.getLogger(__name__)
 METHODS = ("random", "acp", "acp+", "c-lofi")
@@ -193,6 +196,11 @@ STAGES = {
     "classes": Stage(train_classifier, "features", "classifier.safetensors"),
     "detect": Stage(detect_stage, "features, head", "detections"),
     "evaluate": Stage(evaluate_stage, "detections", "metrics"),
+    "dual": Stage(train_dual, "trimmed clips, icp", "encoder"),
+    "weak-warm-up": Stage(partial(weak.train, "warm-up"), "features of acp and dual", "head"),
+    "weak-b": Stage(partial(weak.train, "b"), "weak-warm-up", "head"),
+    "weak-f": Stage(partial(weak.train, "f"), "weak-b", "head"),
+    "weak-detect": Stage(weak_detect, "weak-f", "detections, metrics"),
 }
 
 

@@ -15,6 +15,7 @@ from lofi.config import (
     Optimisation,
     PostProcessing,
     PublishedFeatures,
+    WeakConfig,
 )
 from lofi.fidelity import Fidelity
 
@@ -120,6 +121,17 @@ _PYRAMID = replace(  # videos twice as long, long enough for heads whose levels 
     detect=PostProcessing(suppression="per-class", sigma=0.5, classes="own"),
 )  # fmt: skip
 
+_STEP = Optimisation(25, 16, "adam", 2e-3, weight_decay=0.0, decay=1.0)
+_WEAK = replace(  # two branches from video labels, in the world made for them [ours]
+    _TOY,
+    preset="weak",
+    data=replace(_TOY.data, preset="weak"),
+    weak=WeakConfig(
+        steps=64, width=64, heads=4, levels=3, prompts=4, prob="pair", thresholds=9,
+        score="contrast", warm_up=_STEP, training=_STEP,
+    ),
+)  # fmt: skip
+
 _THUMOS14 = replace(  # G-TAD as released for THUMOS14 [spec]
     _PAPER,
     preset="thumos14",
@@ -174,6 +186,13 @@ def _published(base: Config, preset: str, stride: int, fps: float, **features: A
     return replace(base, preset=preset, data=data)
 
 
+def _weak(base: Config, steps: int) -> Config:
+    """Two branches at the paper's sizes [seed]; weak.frames and weak.clip are left to the user."""
+    frames = PublishedFeatures(stride=16, window=16, fps=25.0, width=512)
+    data = replace(base.data, window_stride=0)
+    return replace(base, data=data, weak=WeakConfig(frames=frames, steps=steps))
+
+
 _LOW, _T = (replace(_PAPER.lofi, schedule=name) for name in ("low", "t"))
 _ALL = (
     _TINY,
@@ -206,9 +225,12 @@ _ALL = (
     ),
     _THUMOS14,
     _PYRAMID,
+    _WEAK,
     _published(_LONG, "thumos14-i3d", 4, 30.0, width=2048),
     _published(replace(_LONG, head=AMNetConfig()), "thumos14-amnet", 4, 30.0, width=2048),
     _published(_VIDEOMAE, "thumos14-videomae", 4, 0.0, width=1408),
+    _published(_weak(_THUMOS14, 1000), "thumos14-weak", 16, 25.0, width=2048),
+    _published(_weak(_PAPER, 400), "activitynet-weak", 16, 25.0, width=2048),
     _published(_RESIZED, "activitynet-tsp", 16, 15.0, width=512, prefix="v_"),
     _published(_RESIZED, "activitynet-i3d", 16, 25.0, width=2048, prefix="v_"),
     _published(_LONG, "epic-slowfast", 16, 30.0, width=2304, window=32, kind="npz"),

@@ -22,7 +22,7 @@ LAYERS = [
     ["detection"],
     ["evaluation"],
     ["figures"],
-    ["experiment", "report", "viewer", "rivals"],
+    ["weak_study", "experiment", "report", "viewer", "rivals"],
     ["fitting_report", "fitting"],
     ["notebook"],
     ["course"],
@@ -46,7 +46,7 @@ PLUMBING = [
     *("heads", "heads.scaled", "training.augmentation", "training.distributed"),
     *("training.end_to_end", "training.methods", "training.run_folder"),
 ]
-STAGES = ["pretraining", "pretext", "joint", "head"]  # modules of lofi.training that hold stages
+STAGES = ["pretraining", "pretext", "joint", "head", "weak"]  # of lofi.training
 
 
 def imports(path: Path, lazy: bool = True) -> set[str]:
@@ -128,7 +128,7 @@ def test_the_spine_is_closed_and_readable_in_an_afternoon():
         outside = {other for other in outside if other != module.split(".")[0]}  # its package
         assert not outside, f"{module} imports {outside}, which are not in the spine"
     lines = sum(file_of(module).read_text().count("\n") for module in SPINE)
-    assert lines <= 5623, f"the spine has {lines} lines"
+    assert lines <= 5668, f"the spine has {lines} lines"
     readme = (ROOT / "README.md").read_text()
     names = [f"{m.split('.')[-1]}.py" for m in SPINE]
     missing = [name for name in names if name not in readme]

@@ -59,6 +59,7 @@ class ToyWorld:
     luma_distance: float  # grey levels between an actor and the background's mean
     fps: int = 8
     crf: int = 22
+    filler: int = 0  # frames of the blocks of an action that alternate with other motion; 0 = none
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -159,6 +160,13 @@ def _motion(
         centre = np.array([world.height, world.width]) / 2 + rng.uniform(-room, room)
         y[span] = centre[0] + direction[0] * swing * wave[span]
         x[span] = centre[1] + direction[1] * swing * wave[span]
+        if world.filler:  # vigorous motion across the class's axis, which names no class
+            for phase in (phase for phase in group if phase.kind == "action"):
+                frame = np.arange(phase.start, phase.end)
+                frame = frame[(frame - phase.start) // world.filler % 2 == 1]
+                across = phase.swing * world.swing * np.cos(2 * np.pi * frame / period)
+                y[frame] += direction[1] * across
+                x[frame] += direction[0] * across
     return track
 
 

@@ -276,6 +276,11 @@ def _translate(
     return layout, kept, classifier
 
 
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a local weights file by name; errors as in `load_weights`."""
+    return _read(path)[0]
+
+
 def _recognise(found: Mapping[str, Tensor]) -> str:
     """Which known encoders have exactly these names and shapes."""
     from lofi.encoders import ENCODERS, build_encoder

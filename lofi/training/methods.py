@@ -139,20 +139,26 @@ def head_variant(config: Config, variant: str) -> Config:
     3 share encoder and features, and lie side by side in <method>/head/<variant>.
     ValueError for another name (it lists the known ones) or a value of another type.
     """
-    for change in filter(None, variant.split(",")):
-        name, _, text = change.partition("=")
-        try:
-            value = json.loads(text)
-        except json.JSONDecodeError:
-            value = text
+    for name, value in changes(variant):
         places = {"seed": {"seed": value}}
         places |= {key: {"head": {key: value}} for key in asdict(config.head)}
         places |= {k: {"head_training": {k: value}} for k in asdict(config.head_training)}
         if name not in places:
             known = ", ".join(["seed", *asdict(config.head_training), *asdict(config.head)])
+            change = f"{name}={value}"
             raise ValueError(f"variant {change!r}: no such setting of stage 3; known: {known}")
-        config = from_dict(Config, places[name], f"variant {change}", config)
+        config = from_dict(Config, places[name], f"variant {name}={value}", config)
     return config
+
+
+def changes(variant: str) -> Iterable[tuple[str, Any]]:
+    """Names and values in the name of a variant, "lr=0.001,seed=3,kind=bmn"."""
+    for change in filter(None, variant.split(",")):
+        name, _, text = change.partition("=")
+        try:
+            yield name, json.loads(text)
+        except json.JSONDecodeError:
+            yield name, text
 
 
 def trial_of(method: str, variant: str = "") -> str:
@@ -300,10 +306,25 @@ def load_encoder(config: Config, run_dir: str | Path, method: str) -> tuple[Enco
         if method == "weights" and not config.start_weights:
             raise ValueError("method weights: the setting weights names no file; give --weights")
         encoder = start_encoder(config if method == "weights" else replace(config, weights=""))
+    elif method == "dual":
+        encoder = _image_side(config, run_dir)
     else:
         encoder = _trained_encoder(config, run_dir, method)
     encoder.check_size(config.full.frames, config.full.pixels)
     return encoder, encoder_hash(encoder)
+
+
+def _image_side(config: Config, run_dir: str | Path) -> Encoder:
+    """The image encoder of the file `weak.clip`, or of the run's stand-in."""
+    from lofi.encoders.dual import Clip, ImageSide, TinyDual
+
+    path = Path(config.weak.clip) if config.weak.clip else encoder_path(run_dir, "dual")
+    if not config.weak.clip and not path.is_file():
+        cure = command("dual", config, run_dir)
+        raise FileNotFoundError(f"{path}: no words for the images yet; run: {cure}")
+    if TinyDual.wrote(path):
+        return ImageSide(TinyDual.load(path), "tiny-dual")
+    return ImageSide(Clip.load(path), "clip")
 
 
 def _trained_encoder(config: Config, run_dir: str | Path, method: str) -> Encoder:

@@ -25,10 +25,11 @@ from lofi.data import TrimmedClip, TrimmedRequest, VideoError
 from lofi.data.datasets import fingerprint, open_reader
 from lofi.encoders import encoder_hash, normalise
 from lofi.encoders.base import Encoder
+from lofi.encoders.dual import TinyDual, clean_name, train_tiny_dual
 from lofi.encoders.extraction import autocast, grad_scaler, placed
 from lofi.training import methods
 from lofi.training.augmentation import draw_colour, draw_geometry, recolour, vary
-from lofi.training.distributed import rank, reduce_sum, share, size
+from lofi.training.distributed import is_first, rank, reduce_sum, share, size
 from lofi.training.end_to_end import is_out_of_memory
 from lofi.training.loop import Batches, OnStep, Training, backward, fit, generator_for
 from lofi.training.run_folder import RunFolder
@@ -36,6 +37,7 @@ from lofi.training.run_folder import RunFolder
 log = logging.getLogger(__name__)
 # (uint8 clips (n, F, 3, S, S), labels (n,)) of this process's share, or None when it is empty.
 Batch = tuple[torch.Tensor, torch.Tensor] | None
+CAPTIONED = 640  # source clips whose frames get captions
 HELD_OUT = 10  # without subsets in the list, every tenth source clip only measures accuracy
 
 
@@ -127,6 +129,44 @@ def train_icp(
     task.settings |= shift
     task.saved = methods.start_encoder(config) if shift else None
     return pretrain(config, run_dir, task, resume, on_step, device)
+
+
+def train_dual(
+    config: Config, run_dir: str | Path, *, resume: bool = True, device: str = "cpu"
+) -> dict[str, Any]:
+    """A stand-in for CLIP from the run's ICP encoder: contrasts frames of source clips with words.
+
+    One frame each of `CAPTIONED` training clips, the class name as caption. It is no substitute
+    for CLIP, whose file `weak.clip` makes this stage unnecessary. Every process does the same.
+    """
+    clips = split_clips(source_clips(config, run_dir, "dual"))[0]
+    clips = clips[:: max(1, len(clips) // CAPTIONED)]
+    trunk, start = methods.load_encoder(config, run_dir, "icp")
+    settings = {"stage": "dual", "start": start, "clips": fingerprint(clips)}
+    run = RunFolder(Path(run_dir) / "dual" / "encoder", settings | methods.clip_settings(config),
+                    resume)  # fmt: skip
+    if (done := run.result()) is not None:
+        return done
+    names = [clip.label for clip in clips]
+    words = sorted({word for name in names for word in clean_name(name).split()})
+    dual = TinyDual(trunk, words, config.seed)
+    features, labels = [], []
+    with run.logging(), ClipSource(config, run) as source, torch.no_grad():
+        for first in range(0, len(clips), 64):
+            part = clips[first : first + 64]
+            found = source.read(part, [None] * len(part), 1)
+            kept = [(x, clip.label) for x, clip in zip(found, part) if x is not None]
+            if not kept:
+                continue
+            frames, own = zip(*kept)
+            features.append(dual.trunk(normalise(torch.stack(frames), dual.trunk)))
+            labels += own
+    result = train_tiny_dual(dual, torch.cat(features), labels, config.seed)
+    log.warning("%d words stand in for CLIP; this is no substitute for it", len(words))
+    if is_first():
+        dual.save(run.folder / "encoder.safetensors")
+    counts = methods.counts(len(clips), run.skipped())
+    return run.finish({"encoder": "encoder.safetensors"} | result | counts)
 
 
 def source_clips(config: Config, run_dir: str | Path, stage: str) -> tuple[TrimmedClip, ...]:
