@@ -66,7 +66,7 @@ def test_features_of_any_length_train_a_head_that_names_classes(config, tmp_path
     assert row["classes"] == "head"
     assert row["average_map"] > 0.5, "of three classes that one channel tells apart"
     assert row["ar@100"] > 0.5
-    folder = tmp_path / "whole/published/detections"
+    folder = tmp_path / "published/detections"
     free, named = (read_detections(folder / f"{name}.json") for name in ("proposals", "head"))
     for video, found in free.items():
         assert found[0].score == named[video][0].score and not any(d.label for d in found)

@@ -3,6 +3,7 @@
 import json
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -33,7 +34,7 @@ from lofi.training.weak import (
     stretched,
     top_mean,
 )
-from lofi.weak_study import ROWS, compare_weak, frame_scores, tables, verdict
+from lofi.weak_study import ROWS, compare_weak, frame_scores, gates, tables, verdict
 
 SMALL = Optimisation(6, 4, "adam", 3e-3, weight_decay=0.0, decay=1.0)
 
@@ -374,3 +375,15 @@ def test_two_stores_on_one_time_axis():
     short = Features(torch.zeros(1, 20), Grid.strided(20, 1, 25.0, 20))
     with pytest.raises(ValueError, match="video v: 4 steps cover 2.6 s .* 20 cover 0.8 s"):
         on_axis("v", ours, short)
+
+
+def test_the_readme_holds_what_the_runs_say():
+    """Every mean and verdict of the committed rows (python: `lofi.weak_study.gates`)."""
+    root = Path(__file__).parent
+    readme = (root.parent / "README.md").read_text()
+    results = json.loads((root / "benchmarks" / "weak.json").read_text())
+    results["gates"] = gates(results["rows"], results["labels"])
+    rows, _, verdicts = tables(results)
+    assert len(verdicts.rows) == 8 and len(results["seeds"]) == 5
+    for cells in (*rows.rows, *verdicts.rows):
+        assert f"| {' | '.join(cells)} |" in readme

@@ -5,7 +5,7 @@
 Memory is predicted as by `lofi plan --preset NAME`: the largest step of stage 2 that the preset's
 schedule makes, or of stage 3 on published features, with the optimiser's state. Hours are an
 estimate: multiply-adds of all stages (the official numbers of videos and clips, every window of
-THUMOS14, forward and backward three times a forward pass) over what one core of this machine does
+THUMOS14, forward and backward three times a forward pass; none for weak supervision) over what one core of this machine does
 when it trains TSM-R18 on 112 pixels, measured here. Decoding is not in them, nor ACP+. Nothing
 here runs the presets.
 """
@@ -46,6 +46,8 @@ RAN = {
     "own": "whole (`tests/benchmarks/own_videos.py`)",
     "activitynet": f"{STANDIN}; one step at full size, `tests/benchmarks/real_step.py`",
     "activitynet-low": "one step at full size, `tests/benchmarks/real_step.py`",
+    "thumos14-weak": "rendered values on the real lists, `tests/test_weak.py`",
+    "weak": "the rows of the gates, seeds 3002–3006 (Results)",
 }
 NOT = "not on the real data"
 
@@ -129,12 +131,14 @@ def row_of(config: Config, rate: float) -> dict:
     command = f"lofi train $stage --preset {config.preset} …"
     command = f"lofi compare --preset {config.preset} …" if toy else command
     command = "lofi fit LABELS --videos DIR …" if own else command
-    total = multiply_adds(config)
+    weak = "weak" in config.preset.split("-")  # other stages than those that are counted here
+    command = command.replace("$stage", "weak-warm-up") if weak else command
+    total = None if weak else multiply_adds(config)
     return {
         "preset": config.preset,
         "command": f"`{command}`",
         "hardware": HARDWARE.get(config.preset, "one CPU core" if toy or own else "–"),
-        "gib": memory_gib(config),
+        "gib": None if weak else memory_gib(config),
         "memory": "stage 3" if published else "stage 2",
         "hours": None if total is None else total / rate / 3600,
         "ran": RAN.get(config.preset, NOT),
@@ -150,7 +154,7 @@ def markdown(rows: list[dict]) -> str:
         if row["hours"] is not None:
             rounded = float(f"{row['hours']:.2g}")  # two digits are more than it deserves
             hours = f"{rounded:,g}"
-        memory = f"{row['gib']:.3g} ({row['memory']})"
+        memory = "–" if row["gib"] is None else f"{row['gib']:.3g} ({row['memory']})"
         cells = row["preset"], row["command"], row["hardware"], memory, hours, row["ran"]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
