@@ -5,9 +5,9 @@
 Memory is predicted as by `lofi plan --preset NAME`: the largest step of stage 2 that the preset's
 schedule makes, or of stage 3 on published features, with the optimiser's state. Hours are an
 estimate: multiply-adds of all stages (the official numbers of videos and clips, every window of
-THUMOS14, forward and backward three times a forward pass; none for weak supervision) over what one core of this machine does
-when it trains TSM-R18 on 112 pixels, measured here. Decoding is not in them, nor ACP+. Nothing
-here runs the presets.
+THUMOS14, forward and backward three times a forward pass; not for weak supervision) over what one
+core of this machine does when it trains TSM-R18 on 112 pixels, measured here. Decoding is not in
+them, nor ACP+. Nothing here runs the presets.
 """
 
 import argparse
