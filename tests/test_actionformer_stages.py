@@ -70,7 +70,9 @@ def test_features_of_any_length_train_a_head_that_names_classes(config, tmp_path
     free, named = (read_detections(folder / f"{name}.json") for name in ("proposals", "head"))
     for video, found in free.items():
         assert found[0].score == named[video][0].score and not any(d.label for d in found)
-        assert len({d.segment for d in found}) == len(found), "the best class of a segment counts"
+        last = max(d.end_s for d in found)  # segments that leave the video are cut to one
+        inner = [d.segment for d in found if d.start_s > 0 and d.end_s < last]
+        assert len(set(inner)) == len(inner) > 9, "the best class of a segment counts"
 
 
 def test_crops_drops_mean_weights_and_count_resume(config, tmp_path):
