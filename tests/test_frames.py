@@ -18,7 +18,7 @@ from lofi import config as configs
 from lofi.data.toyworld import TINY, write_world
 from lofi.encoders import build_encoder, frames, freeze_batch_norm, load_weights, normalise, weights
 from lofi.encoders.base import BatchNorm
-from lofi.encoders.frames import DINOv2
+from lofi.encoders.frames import DINOv2, RegNetY
 from lofi.experiment import STAGES
 from lofi.report import weights_parts
 from lofi.training.methods import load_encoder, start_encoder
@@ -267,3 +267,36 @@ def test_dinov2_s_has_the_published_number_of_parameters():
     with torch.device("meta"):
         count = sum(p.numel() for p in build_encoder("dinov2-s").parameters())
     assert count + 384 == 22_056_576  # with the token of masked patches
+
+
+REGNET = (  # frames, sum and first numbers of the RegNetModel of transformers 5.24, in float64
+    ((3, 3, 64, 64), 30.7541625, (0.0099223448, 0.056294418, 0.36917348, 0.080700489)),
+    ((2, 3, 45, 60), 22.5560173, (0.0041298058, 0.051669479, 0.31596736, 0.0)),
+)
+
+
+def test_regnety_equals_transformers_and_takes_files_of_timm(tmp_path):
+    encoder = RegNetY("small", (16, 24, 40, 48), (1, 1, 2, 2))
+    shapes = {name: list(value.shape) for name, value in encoder.state_dict().items()}
+    shapes = {name: shape for name, shape in shapes.items() if shape} | {"head.fc.weight": [9, 48]}
+    weights = {name: reference_tensor(name, 0, shape) for name, shape in shapes.items()}
+    weights |= {name: w.abs() + 0.5 for name, w in weights.items() if "running_var" in name}
+    torch.save(weights, tmp_path / "regnety.pth")
+    report = load_weights(encoder, tmp_path / "regnety.pth")
+    assert (report.layout, report.classifier) == ("regnety", ("head.fc.weight",))
+    assert encoder.licence.startswith("MIT") and "RegNetY" in encoder.source
+    encoder.double().eval()
+    for shape, total, first in REGNET:
+        x = torch.from_numpy(reference_numbers("frames", 0, list(shape))).double()
+        found = encoder.frame_features(x[None])[0]
+        assert found.sum().item() == pytest.approx(total, rel=1e-6)
+        assert found[0, :4].tolist() == pytest.approx(first, rel=1e-6, abs=1e-9)
+
+
+def test_regnety_200mf_has_the_published_names_and_number_of_parameters():
+    with torch.device("meta"):
+        encoder = build_encoder("regnety-200mf")
+    count = sum(p.numel() for p in encoder.parameters())
+    assert count + 369 * 1000 == 3_162_996  # with the classifier, as timm counts regnety_002
+    names = set(encoder.state_dict())
+    assert {"stem.conv.weight", "s1.b1.downsample.bn.bias", "s4.b7.se.fc2.bias"} <= names

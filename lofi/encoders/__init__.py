@@ -16,7 +16,7 @@ from lofi.encoders.base import (
     normalise,
     unfreeze_batch_norm,
 )
-from lofi.encoders.frames import DINOv2, EfficientNetLite, pretrained_file
+from lofi.encoders.frames import DINOv2, EfficientNetLite, RegNetY, pretrained_file
 from lofi.encoders.r2plus1d import R2Plus1D
 from lofi.encoders.tsm import ResNet, temporal_shift
 from lofi.encoders.vit import VideoViT
@@ -26,7 +26,14 @@ from lofi.encoders.weights import LoadReport, encoder_hash, load_weights, save_e
 # which is what image pre-training (ICP) trains.
 ENCODERS = ("tsm-r18", "tsm-r34", "tsm-r50", "r2plus1d-18", "resnet-18", "resnet-34", "resnet-50")
 # motion-*: tsm-* that sees changes as well.
-ENCODERS += ("efficientnet-lite0", "dinov2-s", "tsm-toy", "resnet-toy", "motion-toy")
+ENCODERS += (
+    "efficientnet-lite0",
+    "dinov2-s",
+    "regnety-200mf",
+    "tsm-toy",
+    "resnet-toy",
+    "motion-toy",
+)
 # VideoMAE; any even F and any S of whole patches.
 ENCODERS += ("vit-toy", "vit-s", "vit-b", "vit-l", "vit-h", "vit-g")
 _VIT = {  # patch, width, depth, heads, hidden units of the MLP
@@ -62,6 +69,8 @@ def build_encoder(
             encoder = EfficientNetLite(name)
         elif family == "dinov2":
             encoder = DINOv2(name)
+        elif family == "regnety":
+            encoder = RegNetY(name)
         elif family == "vit":
             encoder = VideoViT(name, *_VIT[size])
         elif size == "toy":

@@ -5,7 +5,8 @@ Rethinking Model Scaling for Convolutional Neural Networks", ICML 2019; its Lite
 squeeze-and-excitation, stem and last layer of fixed width) as TensorFlow's authors published it,
 with TensorFlow's padding, batch-norm constants and pixel range; without stochastic depth and
 dropout. DINOv2: Oquab et al., "DINOv2: Learning Robust Visual Features without Supervision", TMLR
-2024. N snippets, F frames a snippet, S pixels a side.
+2024. RegNetY-200MF: Radosavovic et al., "Designing Network Design Spaces", CVPR 2020. N snippets,
+F frames a snippet, S pixels a side.
 """
 
 import sys
@@ -217,6 +218,73 @@ class TokenBlock(nn.Module):
         y = F.scaled_dot_product_attention(*parts).transpose(1, 2).flatten(2)
         x = x + self.scale1 * self.proj(y)
         return x + self.scale2 * self.fc2(F.gelu(self.fc1(self.norm2(x))))
+
+
+class RegNetY(FrameEncoder):
+    """RegNetY-200MF: 2.8 M parameters; modules are called as in timm, whose files it takes."""
+
+    mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+    source, licence = "timm/regnety_002.pycls_in1k (ImageNet-1k)", "MIT"
+    stages = ("stem", "layer1", "layer2", "layer3", "layer4")
+
+    def __init__(self, name: str, widths=(24, 56, 152, 368), depths=(1, 1, 4, 7), group=8) -> None:
+        super().__init__()
+        self.name, self.channels = name, 2 * widths[-1]
+        self.stem, inputs = ConvNorm(3, 32, 3, stride=2), 32
+        for number, (width, depth) in enumerate(zip(widths, depths), 1):
+            stage = nn.Module()
+            for i in range(depth):
+                stage.add_module(f"b{i + 1}", GroupBlock(inputs, width, 1 if i else 2, group))
+                inputs = width
+            self.add_module(f"s{number}", stage)
+
+    def stage_modules(self, stage: str) -> list[nn.Module]:
+        return [getattr(self, stage.replace("layer", "s"))]
+
+    def _vectors(self, x: Tensor) -> Tensor:
+        x = self.run(self._stem, x)
+        for stage in self.stages[1:]:
+            for block in self.stage_modules(stage)[0].children():
+                x = self.run(block, x)
+        return x.mean((2, 3), dtype=torch.promote_types(x.dtype, torch.float32))
+
+    def _stem(self, x: Tensor) -> Tensor:
+        return F.relu(self.stem(x))
+
+
+class GroupBlock(nn.Module):
+    """1×1, grouped 3×3 and 1×1 convolution with squeeze-and-excitation, a quarter as wide as the
+    input, before the last one; a 1×1 convolution on the skip path where the shape changes."""
+
+    def __init__(self, inputs: int, width: int, stride: int, group: int) -> None:
+        super().__init__()
+        self.conv1, self.conv3 = ConvNorm(inputs, width), ConvNorm(width, width)
+        self.conv2 = ConvNorm(width, width, 3, stride, width // group)
+        narrow = round(inputs / 4)
+        layers = {"fc1": nn.Conv2d(width, narrow, 1), "fc2": nn.Conv2d(narrow, width, 1)}
+        self.se = nn.ModuleDict(layers)
+        changes = stride > 1 or inputs != width
+        self.downsample = ConvNorm(inputs, width, 1, stride) if changes else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N·F, inputs, H, W) to (N·F, width, H / stride, W / stride)."""
+        out = F.relu(self.conv2(F.relu(self.conv1(x))))
+        gate = self.se["fc2"](F.relu(self.se["fc1"](out.mean((2, 3), keepdim=True))))
+        out = self.conv3(out * gate.sigmoid())
+        return F.relu(out + (x if self.downsample is None else self.downsample(x)))
+
+
+class ConvNorm(nn.Module):
+    """A convolution and its batch norm."""
+
+    def __init__(self, inputs: int, width: int, kernel=1, stride=1, groups=1) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(inputs, width, kernel, stride, kernel // 2, groups=groups, bias=False)
+        self.bn = BatchNorm(width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N·F, inputs, H, W) to (N·F, width, H / stride, W / stride)."""
+        return convolve(self.conv, self.bn, x)
 
 
 def pretrained_file(name: str) -> Path:

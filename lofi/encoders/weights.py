@@ -89,10 +89,10 @@ def load_weights(
     """Copy the weights of a file into the encoder, whatever the layout.
 
     Layouts: "lofi" (`save_encoder`), "torchvision", "tsm" (TSM's own Kinetics files), "mmaction2",
-    "tsp", "efficientnet", "dinov2" (`transformers`), and of VideoMAE "videomae" and "transformers",
-    which also set `convention`. A classification layer is left out. Nothing is copied when an
-    error is raised. `source` and `licence` of the encoder become those of the file; of files that
-    are not ours they are printed (logged as a warning), once.
+    "tsp", "efficientnet", "dinov2" (`transformers`), "regnety" (timm), and of VideoMAE "videomae"
+    and "transformers", which also set `convention`. A classification layer is left out. Nothing is
+    copied when an error is raised. `source` and `licence` of the encoder become those of the file;
+    of files that are not ours they are printed (logged as a warning), once.
 
     `strict` refuses a file that lacks tensors of the encoder or has others; False copies what fits
     in name and shape and reports the rest. `normalisation`, see `Encoder.follow`, says how a file
@@ -133,7 +133,9 @@ def load_weights(
     encoder.licence = origin.get("weights_licence", "")
     if not origin:
         unknown = path.name, "unknown: see where the file came from"
-        if family := {"dinov2": "DINOv2"}.get(layout) or "VideoMAE" * (layout in _VIDEOMAE):
+        if family := {"dinov2": "DINOv2", "regnety": "RegNetY"}.get(layout) or "VideoMAE" * (
+            layout in _VIDEOMAE
+        ):
             terms = f"{type(encoder).licence}, unless the publisher says more"
             unknown = f"{path.name} ({family})", terms
         encoder.source, encoder.licence = PUBLIC.get(sha256(path)[:8], unknown)
@@ -195,7 +197,9 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     return tensors, metadata
 
 
-_CLASSIFIER = re.compile(r"(fc|new_fc|fc1|fc2|cls_head\.fc_cls|head|classifier)\.(weight|bias)")
+_CLASSIFIER = re.compile(
+    r"(fc|new_fc|fc1|fc2|cls_head\.fc_cls|head|head\.fc|classifier)\.(weight|bias)"
+)
 # Layouts of others: a sign in some name, and what becomes torchvision's name by which changes.
 _MMACTION = (
     (r"^backbone\.", ""),
@@ -234,6 +238,7 @@ _DINOV2 = (
     (r"^layernorm\.", "norm."),
 )
 _LAYOUTS = (
+    ("regnety", r"\.se\.fc1\.", ()),
     ("dinov2", r"\.layer_scale\d\.lambda1$", _DINOV2),
     ("videomae", r"\bpatch_embed\.proj\.", _VIDEOMAE["videomae"]),
     ("transformers", r"\bpatch_embeddings\.projection\.", _VIDEOMAE["transformers"]),
