@@ -44,6 +44,7 @@ from lofi.training.head import extract_features, train_head
 from lofi.training.joint import train_lofi
 from lofi.training.loop import OnStep, generator_for
 from lofi.training.methods import (
+    FIRST_LESSONS,
     JOINT,
     command,
     components,
@@ -236,7 +237,7 @@ def train_encoder(config: Config, run_dir: str | Path, method: str, **options: A
     if len(parts) > 1:  # "acp+arrow": two encoders side by side
         for part in parts:
             train_encoder(config, run_dir, part, **options)
-    elif method in STAGES and method not in ("lofi", "features", "head"):
+    elif method in FIRST_LESSONS:
         if method == "acp+":
             train_encoder(config, run_dir, config.acp_plus_start, **options)
         run_stage(method, config, run_dir, **options)

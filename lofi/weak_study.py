@@ -272,13 +272,11 @@ def selected(config: Config, run_dir, data: Datasets, pairs) -> dict[str, float]
 
 def label_quality(config: Config, run_dir, data: Datasets, pairs, device: str) -> dict[str, float]:
     """Share and purity of the pseudo-labels on whole training videos, own classes only."""
-    train = replace(data, test=data.train)
-    background, truth = true_curves(
-        data.train, pairs, data.classes, test_curves(config, run_dir, train, pairs, ["warm-up"])
-    )
-    foreground, _ = true_curves(
-        data.train, pairs, data.classes, test_curves(config, run_dir, train, pairs, ["b"])
-    )
+    train, found = replace(data, test=data.train), []
+    for branch in ("warm-up", "b"):
+        curves = test_curves(config, run_dir, train, pairs, [branch], device=device)
+        found.append(true_curves(data.train, pairs, data.classes, curves))
+    (background, truth), (foreground, _) = found
     zeros, ones = background < config.weak.delta_low, foreground > config.weak.delta_high
     return {
         "base": float(truth.mean()),

@@ -10,6 +10,7 @@ is read as it is and reported by `lofi.data.check_dataset`.
 import codecs
 import logging
 import os
+import shlex
 import unicodedata
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -229,7 +230,7 @@ def _read_table(path: Path, text: str, thumos: bool, keep_ambiguous: bool) -> li
     """
     times, text_of = (("start", "end"), "type") if thumos else (("start_s", "end_s"), "label")
     videos: dict[str, Video] = {}
-    cure = f", or run: lofi import {path} --videos FOLDER --out NEW.csv"
+    cure = f", or run: lofi import {shlex.quote(str(path))} --videos FOLDER --out NEW.csv"
     for row in table_rows(path, text, ("video", *times, text_of), cure):
         name = check_video_id(row["video"], row.where)
         stem, suffix = os.path.splitext(name)

@@ -66,6 +66,10 @@ class Encoder(nn.Module):
 
     def check_size(self, frames: int, *sides: int) -> None:
         """ValueError, with the cure, when it cannot take snippets of F frames with these sides."""
+        if wrong := [side for side in sides if side % self.patch or not side]:
+            near = max(1, round(wrong[0] / self.patch)) * self.patch
+            found = f"{self.name}: {wrong[0]} pixels a side, expected whole patches of {self.patch}"
+            raise ValueError(f"{found}; set full.pixels to {near}")
 
     def run(self, part: Callable[..., Tensor], *inputs: Any) -> Tensor:
         """part(*inputs), recomputed in the backward pass where `recompute` asks for it."""

@@ -175,12 +175,6 @@ class DINOv2(FrameEncoder):
         number, depth = int(stage.removeprefix("layer")), len(self.blocks)
         return list(self.blocks[(number - 1) * depth // 4 : number * depth // 4])
 
-    def check_size(self, frames: int, *sides: int) -> None:
-        if wrong := [side for side in sides if side % self.patch or not side]:
-            near = max(1, round(wrong[0] / self.patch)) * self.patch
-            found = f"{self.name}: {wrong[0]} pixels a side, expected whole patches of {self.patch}"
-            raise ValueError(f"{found}; set full.pixels to {near}")
-
     def _vectors(self, x: Tensor) -> Tensor:
         self.check_size(1, *x.shape[-2:])
         x = self.projection(x)

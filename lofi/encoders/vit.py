@@ -63,10 +63,7 @@ class VideoViT(Encoder):
         return list(self.blocks[(number - 1) * depth // 4 : number * depth // 4])
 
     def check_size(self, frames: int, *sides: int) -> None:
-        if wrong := [side for side in sides if side % self.patch or not side]:
-            near = max(1, round(wrong[0] / self.patch)) * self.patch
-            found = f"{self.name}: {wrong[0]} pixels a side, expected whole patches of {self.patch}"
-            raise ValueError(f"{found}; set full.pixels to {near}")
+        super().check_size(frames, *sides)
         if frames % 2:
             cure = f"set full.frames (stage 1: acp_frames) to {frames + 1}"
             raise ValueError(f"{self.name}: {frames} frames, expected an even number; {cure}")
