@@ -371,6 +371,11 @@ class Config:
     checkpoint_every: int = 100  # iterations
     keep_every: int = 0  # epochs between weights that are kept for study; 0 = none
 
+    def __post_init__(self) -> None:
+        rates = self.head_search
+        if not all(0 < rate < math.inf for rate in rates) or len({*rates}) < len(rates):
+            raise ValueError(f"head_search is {rates}; expected different rates above 0")
+
     @property
     def start_weights(self) -> str:
         """`weights`, "" where they are random."""

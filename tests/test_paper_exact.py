@@ -160,3 +160,9 @@ def test_presets_of_the_supplement_are_as_the_paper_says_and_plan(name):
     else:
         assert (config.encoder, config.full.pixels) == ("r2plus1d-18", 112)
         assert config.head_search == (0.0002, 0.0005, 0.001, 0.002, 0.005)
+
+
+@pytest.mark.parametrize("rates", [(0.0,), (-1.0, 0.1), (0.1, 0.1), (float("nan"),)])
+def test_rates_that_cannot_be_compared_are_refused_before_anything_trains(rates):
+    with pytest.raises(ValueError, match="expected different rates above 0"):
+        configs.override(configs.preset("tiny"), {"head_search": rates})
