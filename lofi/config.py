@@ -5,6 +5,7 @@ code of G-TAD or TSM, [ours] are our choices where both are silent (reasons in t
 """
 
 import dataclasses
+import math
 import types
 from dataclasses import dataclass, field
 from pathlib import Path
