@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -375,6 +376,14 @@ def test_two_stores_on_one_time_axis():
     short = Features(torch.zeros(1, 20), Grid.strided(20, 1, 25.0, 20))
     with pytest.raises(ValueError, match="video v: 4 steps cover 2.6 s .* 20 cover 0.8 s"):
         on_axis("v", ours, short)
+
+
+def test_a_store_with_half_of_a_video_is_refused(features, tmp_path):
+    folder = tmp_path / "data"
+    shutil.copytree(features, folder)
+    np.save(folder / "clip" / "v2.npy", np.zeros((12, 8), np.float32))
+    with pytest.raises(ValueError, match="video v2: 24 steps in data.features, 12 in weak.frames"):
+        run_stage("weak-warm-up", configured(folder), tmp_path / "run")
 
 
 def test_the_readme_holds_what_the_runs_say():

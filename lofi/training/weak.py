@@ -270,6 +270,14 @@ def paired(config: Config, run_dir: str | Path, data: Datasets) -> tuple[dict[st
         present[[names[segment.label] for segment in video.segments]] = True
         features = first[video.id]
         found[video.id] = Pair(features, on_axis(video.id, features, frames[video.id]), present)
+    # Without a stride features are stretched over their video, whatever their number.
+    steps = {id: (pair.classification.grid.steps, frames[id].grid.steps)
+             for id, pair in found.items()}  # fmt: skip
+    usual = float(np.median([more / own for own, more in steps.values()]))
+    for id, (own, more) in steps.items():
+        if abs(more - usual * own) > 1 + 0.05 * usual * own:
+            where = f"video {id}: {own} steps in data.features, {more} in weak.frames"
+            raise ValueError(f"{where}, elsewhere {usual:g} for each; extract one of them again")
     return found, f"{first.identity} {second.identity}"
 
 
