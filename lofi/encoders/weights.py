@@ -133,9 +133,7 @@ def load_weights(
     encoder.licence = origin.get("weights_licence", "")
     if not origin:
         unknown = path.name, "unknown: see where the file came from"
-        if family := {"dinov2": "DINOv2", "regnety": "RegNetY"}.get(layout) or "VideoMAE" * (
-            layout in _VIDEOMAE
-        ):
+        if family := _FAMILIES.get(layout):
             terms = f"{type(encoder).licence}, unless the publisher says more"
             unknown = f"{path.name} ({family})", terms
         encoder.source, encoder.licence = PUBLIC.get(sha256(path)[:8], unknown)
@@ -226,6 +224,7 @@ _VIDEOMAE = {
         (r"^layernorm\.", "fc_norm."),
     ),
 }
+_FAMILIES = {"dinov2": "DINOv2", "regnety": "RegNetY"} | dict.fromkeys(_VIDEOMAE, "VideoMAE")
 _DECODER = re.compile(r"(decoder|encoder_to_decoder)\.|mask_token$|(position|pos)_embed")
 _DINOV2 = (
     (r"^dinov2\.", ""),
