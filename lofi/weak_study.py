@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from statistics import fmean, stdev
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -23,12 +23,14 @@ from lofi.data.datasets import Datasets
 from lofi.detection.results import write_detections
 from lofi.detection.runs import run_detections
 from lofi.evaluation.detection import DetectionResult, detection_map
-from lofi.figures.tables import Table
 from lofi.files import write_json
 from lofi.training import weak
 from lofi.training.distributed import is_first
 from lofi.training.methods import run_data
 from lofi.training.weak import Pair
+
+if TYPE_CHECKING:
+    from lofi.figures.tables import Table
 
 log = logging.getLogger(__name__)
 LISTS = {20: "THUMOS14", 100: "ActivityNet-1.2", 200: "ActivityNet-1.3"}  # by number of classes
@@ -328,8 +330,9 @@ def gates(rows: Sequence[Mapping], labels: Sequence[Mapping]) -> list[dict[str, 
     return found
 
 
-def tables(results: Mapping[str, Any]) -> list[Table]:
+def tables(results: Mapping[str, Any]) -> "list[Table]":
     """Rows, means ± SD over seeds in percent; pseudo-labels; gates with verdicts."""
+    from lofi.figures.tables import Table  # matplotlib, which training does not need
 
     def cell(rows: Sequence[Mapping], key: str) -> str:
         values = [100 * row[key] for row in rows]

@@ -198,3 +198,10 @@ def test_lock_and_conda_environment_and_project_agree():
     conda = (ROOT / "environment.yml").read_text()
     assert "-r requirements.lock" in conda and "-e .[dev]" in conda
     assert "==" not in conda, "versions live in requirements.lock only"
+
+
+def test_a_command_does_not_wait_for_what_it_does_not_need():
+    light = "lofi.commands, lofi.data.check, lofi.data.importers, lofi.evaluation"
+    for modules, heavy in ((light, "torch"), ("lofi.experiment", "matplotlib")):
+        code = f"import sys, {modules}; sys.exit({heavy!r} in sys.modules)"
+        assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0, modules
