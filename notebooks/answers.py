@@ -1,0 +1,30 @@
+"""What the exercises expect, kept out of sight of who solves them.
+
+    from answers import check
+
+    check("01a", answer)            # prints "correct" or "not yet" and a hint
+    check("03b", answer, budget)    # what the notebook computed goes to the expected value's function
+
+Values are compared with a tolerance, truth values and texts exactly. `notebooks/solutions/`
+shows every answer worked out and goes through the same checks.
+"""
+
+from typing import Any
+
+from lofi import notebook
+
+# Name: (expected value, or a function of what the notebook hands over; hint; options of is_close)
+ANSWERS: dict[str, tuple] = {}
+
+
+def check(name: str, answer: Any, *given: Any) -> None:
+    """Print whether the answer to the exercise `name` is right, else a hint.
+
+    Raises:
+        KeyError: no exercise has this name.
+    """
+    wanted, hint, *options = ANSWERS[name]
+    wanted = wanted(*given) if callable(wanted) else wanted
+    close = notebook.is_close(answer, wanted, **(options[0] if options else {}))
+    exact = type(answer) is type(wanted) and isinstance(wanted, bool | str | list | tuple)
+    notebook.check(name, close or (exact and answer == wanted), hint)
