@@ -3,7 +3,7 @@
     from answers import check
 
     check("01a", answer)            # prints "correct" or "not yet" and a hint
-    check("03b", answer, budget)    # what the notebook computed goes to the expected value's function
+    check("03b", answer, budget)    # budget goes to the function that expects
 
 Values are compared with a tolerance, truth values and texts exactly. `notebooks/solutions/`
 shows every answer worked out and goes through the same checks.
