@@ -5,6 +5,7 @@ package does without.
 """
 
 import copy
+import csv
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,8 +18,9 @@ from matplotlib.patches import Arc
 from torch import nn
 
 from lofi.budget.memory import MemoryReport, Step
-from lofi.config import Mode
+from lofi.config import Config, Mode
 from lofi.data import write_video
+from lofi.data.datasets import Datasets, fingerprint, open_datasets
 from lofi.data.toyworld import ToyWorld, plan_clips, render_clip
 from lofi.encoders import Encoder
 from lofi.fidelity import Fidelity
@@ -27,7 +29,11 @@ from lofi.figures.maps import Seconds, shaded, time_axis
 from lofi.figures.style import Canvas, Segments, as_array, axes_for, fill, stroke
 from lofi.figures.timelines import pictures
 from lofi.files import write_text
+from lofi.training.augmentation import colour, draw_geometry
 from lofi.training.end_to_end import Watch
+from lofi.training.loop import generator_for
+from lofi.training.methods import start_encoder
+from lofi.training.pretraining import Task, split_clips, trains
 
 Sizes = Mapping[str, float]  # name → bytes
 GIB = 2**30
@@ -401,6 +407,60 @@ def variance_shares(features: torch.Tensor, labels: Sequence[str]) -> Shares:
     total = sum(parts)
     alive = total > 1e-12 * total.max()
     return Shares(*(float((part[alive] / total[alive]).mean()) for part in parts))
+
+
+def read_vigour(world: Datasets) -> dict[Path, float]:
+    """The hidden vigour of every source clip of a rendered world, by file."""
+    folder = world.annotations.parent
+    with open(folder / "source.csv", newline="") as file:
+        return {folder / row["clip"]: float(row["vigour"]) for row in csv.DictReader(file)}
+
+
+@trains
+def train_vigour(config: Config, run_dir: str | Path) -> Task:
+    """The positive control: ACP's network, clips and recipe, but vigour is the label, no class.
+
+    Binary cross-entropy with a label between 0 and 1. Returns what `pretrain` does, without an
+    accuracy; the encoder lies in <run>/vigour.
+    """
+    world = open_datasets(config.data, config.seed, run_dir)
+    vigour, encoder = read_vigour(world), start_encoder(config)
+    clips = split_clips(world.clips)[0]
+    torch.manual_seed(config.seed)
+    last = nn.Linear(encoder.channels, 1)
+
+    def read(source, clips, address, augment):
+        draws = generator_for(*address, "augmentation")
+        views = [draw_geometry(augment, draws) for _ in clips]
+        frames = torch.stack(source.read(clips, views, config.acp_frames))
+        return colour(frames, draws), torch.tensor([vigour[clip.path] for clip in clips])
+
+    return Task(
+        "vigour", encoder, last, lambda x: last(encoder(x))[:, 0], clips, [], config.acp, read,
+        settings={"clips": fingerprint(clips)}, result={},
+    )  # fmt: skip
+
+
+def read_vigour_off(
+    features: torch.Tensor, levels: Sequence[float], ridge: float = 100.0
+) -> tuple[torch.Tensor, float]:
+    """Vigour as a ridge regression on standardised channels reads it, and its R².
+
+    Fitted on the first half of the scenes, judged on the others.
+
+    Args:
+        features: (V, N, C), from the clips of `dial_vigour` at V levels between 0 and 1.
+    Returns:
+        (V, N / 2) readings; 1 - their squared error over that of always saying one half.
+    """
+    half, dial = features.shape[1] // 2, torch.tensor(levels, dtype=torch.float64) - 0.5
+    seen, new = features[:, :half].double(), features[:, half:].double()
+    mean, std = seen.mean((0, 1)), seen.std((0, 1)) + 1e-6
+    seen, new = (seen - mean) / std, (new - mean) / std
+    moments = torch.einsum("vnc,vnd->cd", seen, seen) + ridge * torch.eye(seen.shape[2])
+    read = new @ torch.linalg.solve(moments, torch.einsum("vnc,v->c", seen, dial))
+    missed, spread = (read - dial[:, None]).square().mean(), dial.square().mean()
+    return read + 0.5, float(1 - missed / spread)
 
 
 # ------------------------------------------------------------------------- memory, measured
