@@ -13,7 +13,6 @@ import argparse
 import sys
 from dataclasses import replace
 from pathlib import Path
-from statistics import fmean, stdev
 
 import torch
 
@@ -97,10 +96,6 @@ def study(preset: str, seed: int, run: Path) -> list[dict]:
     return [{k: round(v, 4) if type(v) is float else v for k, v in r.items()} for r in rows]
 
 
-def mean_and_error(values: list[float]) -> str:
-    return f"{fmean(values):6.2f} ± {stdev(values) / len(values) ** 0.5 if values[1:] else 0:.2f}"
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("runs/vigour"))
@@ -116,13 +111,11 @@ def main() -> None:
         write_json(PATH, {"videos": VIDEOS, "judged": JUDGED, "scenes": SCENES, "rows": rows})
     rows = read_json(PATH, "the study's rows")["rows"]
     for preset in sorted({row["preset"] for row in rows}):
-        for name in ENCODERS:
-            mine = [r for r in rows if (r["preset"], r["encoder"]) == (preset, name)]
-            print(f"{preset}, {name}, {len(mine)} seeds")
-            for key in ("label", "scene", "vigour", "r2", "accuracy"):
-                print(f"    {key:10s} {mean_and_error([row[key] for row in mine])}")
-            for key in mine[0]["map"]:
-                print(f"    mAP, {key:5s} {mean_and_error([row['map'][key] for row in mine])}")
+        for name, found in lectures.study(preset).items():
+            print(f"{preset}, {name}, seeds {found.pop('seed')}")
+            for key, values in found.items():
+                if type(values[0]) is float:
+                    print(f"    {key:10s} {lectures.mean_error(values)}")
 
 
 if __name__ == "__main__":
