@@ -32,7 +32,7 @@ def main() -> None:
         print(path.name, file=sys.stderr, flush=True)
         book = nbformat.read(path, as_version=4)
         NotebookClient(
-            book, timeout=300, kernel_name="python3", record_timing=False,
+            book, timeout=1800, kernel_name="python3", record_timing=False,
             resources={"metadata": {"path": str(path.parent)}},
         ).execute()  # fmt: skip
         for cell in book.cells:  # stderr holds versions and paths of this machine
