@@ -437,6 +437,13 @@ def mean_error(values: Sequence[float], digits: int = 2) -> str:
     return f"{np.mean(values):.{digits}f} ± {error:.{digits}f}"
 
 
+def paired(preset: str, a: str, b: str, what: str) -> str:
+    """Mean difference of two encoders on the same seeds of `study`, ± standard error."""
+    found = study(preset)
+    gap = np.subtract(found[a][what], found[b][what])
+    return f"{'+' if gap.mean() > 0 else ''}{mean_error(gap, 1)}"
+
+
 def seeds_table(preset: str, columns: Mapping[str, tuple[str, int]], encoders: Mapping) -> Table:
     """`study` as a table: title → measurement and digits, encoder → name; mean ± error."""
     found = study(preset)
