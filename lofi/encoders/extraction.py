@@ -96,8 +96,9 @@ def clip_features(encoder: nn.Module, clip: Tensor, chunk: int = 0, amp: str = "
     pixels = clip[0].numel() // 3
     chunk = chunk or (16 if device.type != "cpu" else min(16, max(1, 2**19 // pixels)))
     with autocast(amp, device):
-        parts = [encode(encoder, part[None].to(device))[0].cpu() for part in clip.split(chunk)]
-    return torch.cat(parts, dim=1) if amp == "fp32" else torch.cat(parts, dim=1).float()
+        frames = (part[None].to(device, non_blocking=True) for part in clip.split(chunk))
+        parts = [encode(encoder, part)[0] for part in frames]
+    return torch.cat(parts, dim=1).float().cpu()
 
 
 def video_features(

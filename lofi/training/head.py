@@ -91,7 +91,8 @@ def _extract(config, encoder, header, videos, run: RunFolder, reader: ClipReader
         return clip, None if isinstance(clip, Exception) else reader.info(jobs[job][1].path)
 
     parts: list[Tensor | None] = []
-    loaded = prefetched(read, 0, len(jobs), config.data.workers)
+    pin = next(encoder.parameters()).is_cuda
+    loaded = prefetched(read, 0, len(jobs), config.data.workers, pin)
     for (i, _, last), (clip, info) in zip(jobs, loaded):
         if info is None:
             run.skip(videos[i].id, clip)
