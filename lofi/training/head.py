@@ -38,8 +38,7 @@ def extract_features(
     """Features of every training and test video at full fidelity, one file a video.
 
     Files that an interrupted run left are kept where they are whole and of their video;
-    `resume=False` computes all of them again. Videos that do not decode are in `skipped`; a later
-    run tries them again.
+    `resume=False` computes all again. Videos that do not decode are in `skipped`, for a later run.
     """
     method = method or methods.default_method(config)
     if method == "published":
