@@ -5,6 +5,7 @@ in an order that suits arrays.
 """
 
 from collections.abc import Iterator, Sequence
+from copy import copy
 
 import numpy as np
 
@@ -41,16 +42,23 @@ class Matches:
         self.truth, self.tious = truth, tious
         self.order, self.sizes = best_first(label, found.scores, len(classes))
         self.rank = ranks(self.order, self.sizes)
-        self.level, self.row, self.hit = self.at(tious)
+        self.level, self.row, self.hit = self._match()
         self.instances = np.bincount(truth.label, minlength=len(classes))
 
-    def at(self, tious: np.ndarray) -> np.ndarray:
-        """level, row and hit for other thresholds.
+    def at(self, tious: np.ndarray) -> "Matches":
+        """The same at other thresholds."""
+        other = copy(self)
+        other.tious = tious
+        other.level, other.row, other.hit = other._match()
+        return other
+
+    def _match(self) -> np.ndarray:
+        """level, row and hit.
 
         Greedy inside every (video, class); all groups with about as many ground truths advance
         together, one prediction each a step.
         """
-        truth, segments = self.truth, self.found.segments
+        truth, segments, tious = self.truth, self.found.segments, self.tious
         key = truth.label * len(truth.videos) + truth.video
         truth_rows = np.argsort(key, kind="stable")  # file order inside a group
         if not truth.toolkit:  # there, 0/0 overlap passes every threshold
@@ -87,38 +95,40 @@ class Matches:
             parts.append(np.stack([level, mine[winner], truths[winner, place]]))
         return np.concatenate(parts, axis=1)
 
-    def average_precision(self, kept: np.ndarray | None = None) -> np.ndarray:
+    def average_precision(
+        self, kept: np.ndarray | None = None, instances: np.ndarray | None = None
+    ) -> np.ndarray:
         """AP (T, classes): area under the envelope of precision over recall.
 
         Recall only moves at true positives, and the envelope is attained there, so nothing else is
         needed; the closing point (recall 1, precision 0) stays because it changes how numpy sums.
-        With `kept` (N,) as if there were no others; all true positives have to be among them.
+        With `kept` (N,) as if there were no other detections, none of which may be a true positive;
+        with `instances` (classes,) as if there were as many of every class.
         """
-        ap = np.zeros((len(self.tious), len(self.instances)))
-        key, place = self.true_positives()
+        instances = self.instances if instances is None else instances
+        ap = np.zeros((len(self.tious), len(instances)))
+        key, rank, _ = self.true_positives()
         if kept is not None:
-            before = np.cumsum(self.sizes) - self.sizes
+            before = (np.cumsum(self.sizes) - self.sizes)[key // len(self.tious)]
             count = np.append(0, np.cumsum(kept[self.order]))
-            start = before[key // len(self.tious)]
-            place = count[start + place] - count[start]
+            rank = count[before + rank] - count[before]
         for run in equal_runs(key):
             c, t = np.divmod(key[run[:, 0]], len(self.tious))
-            recall = np.arange(run.shape[1] + 1.0) / self.instances[c, None]
-            precision = np.arange(1.0, run.shape[1] + 1.0) / (place[run] + 1)
-            envelope = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
+            recall = np.arange(run.shape[1] + 1.0) / instances[c, None]
+            precision = np.arange(1.0, run.shape[1] + 1.0) / (rank[run] + 1)
             steps = np.zeros(recall.shape)
-            np.multiply(np.diff(recall), envelope, out=steps[:, :-1])
+            steps[:, :-1] = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
+            steps[:, :-1] *= np.diff(recall)
             whole = recall[:, -1] == 1.0
             ap[t[~whole], c[~whole]] = steps[~whole].sum(axis=1)
-            ap[t[whole], c[whole]] = steps[whole, :-1].sum(axis=1)
+            ap[t[whole], c[whole]] = steps[whole, :-1].copy().sum(axis=1)
         return ap
 
-    def true_positives(self) -> tuple[np.ndarray, np.ndarray]:
-        """Of each, class · T + threshold, rising, and rank in the class, rising as well."""
+    def true_positives(self) -> np.ndarray:
+        """Of each class · T + threshold, rising, rank in the class, then rising, and instance."""
         key = self.found.label[self.row].astype(np.int64) * len(self.tious) + self.level
-        rank = self.rank[self.row]
-        sequence = np.lexsort((rank, key))
-        return key[sequence], rank[sequence]
+        table = np.stack([key, self.rank[self.row], self.hit])
+        return table[:, np.lexsort(table[1::-1])]
 
 
 def pairs(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
