@@ -301,8 +301,7 @@ def _normalised_map(matches: Matches, inside: np.ndarray) -> float:
     truth, mean = matches.truth, float(matches.instances.mean())
     wanted = np.bincount(truth.label[inside], minlength=len(truth.classes))
     values = np.zeros((len(matches.tious), len(wanted)))
-    key, rank, hit = matches.true_positives()
-    chosen = inside[hit]
+    key, rank, chosen = matches.key, matches.rank[matches.row], inside[matches.hit]
     others = np.cumsum(~chosen)  # true positives of other instances so far
     others -= (others - ~chosen)[np.searchsorted(key, key)]
     key, place = key[chosen], (rank - others)[chosen]

@@ -21,7 +21,8 @@ class Matches:
         found: the detections, their labels as indices of the truth's classes.
         video: (N,) index of their video in the truth, -1 = not there.
         order, sizes, rank: detections of a class, best first: `best_first` and `ranks`.
-        level, row, hit: of each true positive the index of threshold, detection and instance.
+        level, row, hit: of each true positive the index of threshold, detection and instance; by
+            class, level and rank.
         instances: (classes,) of the truth.
     """
 
@@ -87,13 +88,15 @@ class Matches:
         width = widths[np.searchsorted(widths, size)][slot]
         for count in np.unique(width).tolist():
             mine, its = rows[width == count], slot[width == count]
-            place = np.minimum(np.arange(count), size[its, None] - 1)
-            truths = truth_rows[first[its, None] + place]
-            tiou = tiou_of(segments.T[:, mine, None], truth.segments.T[:, truths])  # (P, count)
-            tiou[np.arange(count) >= size[its, None]] = -1.0  # stands for none
+            place = np.arange(count)[:, None]
+            truths = truth_rows[first[its] + np.minimum(place, size[its] - 1)]
+            tiou = tiou_of(segments[mine].T[:, None], truth.segments.T[:, truths])  # (count, P)
+            tiou[place >= size[its]] = -1.0  # stands for none
             level, winner, place = _assign(its, tiou, tious)
-            parts.append(np.stack([level, mine[winner], truths[winner, place]]))
-        return np.concatenate(parts, axis=1)
+            parts.append(np.stack([level, mine[winner], truths[place, winner]]))
+        level, row, hit = np.concatenate(parts, axis=1)
+        sequence = np.lexsort((self.rank[row], level, self.found.label[row]))
+        return np.stack([level, row, hit])[:, sequence]
 
     def average_precision(
         self, kept: np.ndarray | None = None, instances: np.ndarray | None = None
@@ -107,7 +110,7 @@ class Matches:
         """
         instances = self.instances if instances is None else instances
         ap = np.zeros((len(self.tious), len(instances)))
-        key, rank, _ = self.true_positives()
+        key, rank = self.key, self.rank[self.row]
         if kept is not None:
             before = (np.cumsum(self.sizes) - self.sizes)[key // len(self.tious)]
             count = np.append(0, np.cumsum(kept[self.order]))
@@ -124,11 +127,10 @@ class Matches:
             ap[t[whole], c[whole]] = steps[whole, :-1].copy().sum(axis=1)
         return ap
 
-    def true_positives(self) -> np.ndarray:
-        """Of each class · T + threshold, rising, rank in the class, then rising, and instance."""
-        key = self.found.label[self.row].astype(np.int64) * len(self.tious) + self.level
-        table = np.stack([key, self.rank[self.row], self.hit])
-        return table[:, np.lexsort(table[1::-1])]
+    @property
+    def key(self) -> np.ndarray:
+        """Of each true positive class · T + level, which never falls."""
+        return self.found.label[self.row].astype(np.int64) * len(self.tious) + self.level
 
 
 def pairs(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -177,33 +179,23 @@ def ranks(order: np.ndarray, sizes: np.ndarray) -> np.ndarray:
 def _assign(group: np.ndarray, tiou: np.ndarray, tious: np.ndarray) -> np.ndarray:
     """(3, hits) threshold index, row and place of the truth of the true positives.
 
-    Of P predictions with tIoU (P, count) to the truths of their group (P,), group after group and
+    Of P predictions with tIoU (count, P) to the truths of their group (P,), group after group and
     best first, each takes the first free truth in falling order of tIoU; NaN comes first and
-    passes.
+    passes. In every round the first prediction of each group that can take one does.
     """
-    found = [np.zeros((3, 0), np.int64)]
-    if tiou.shape[1] == 1:  # the first that passes
-        for t, threshold in enumerate(tious):
-            rows = np.flatnonzero(~(tiou[:, 0] < threshold))
-            rows = rows[np.diff(group[rows], prepend=-1) != 0]
-            found.append(np.stack([np.full(len(rows), t), rows, np.zeros_like(rows)]))
-        return np.concatenate(found, axis=1)
-    preference = np.argsort(tiou, axis=1, kind="stable")[:, ::-1]
-    ranked = np.take_along_axis(tiou, preference, 1)
-    passes = ~(ranked[:, None, :] < tious[None, :, None])  # (P, T, count)
-    new = np.diff(group, prepend=-1) != 0
-    member, first = np.cumsum(new) - 1, np.flatnonzero(new)
-    step = np.arange(len(group)) - first[member]
-    free = np.ones((len(first), len(tious), tiou.shape[1]), bool)
-    by_step = np.argsort(step, kind="stable")
-    for rows in np.split(by_step, np.flatnonzero(np.diff(step[by_step])) + 1):
-        choice = preference[rows][:, None, :]  # (R, 1, count)
-        state = free[member[rows]]  # (R, T, count)
-        open_ = passes[rows] & np.take_along_axis(state, np.broadcast_to(choice, state.shape), 2)
-        r, t = np.nonzero(open_.any(2))
-        place = choice[r, 0, open_[r, t].argmax(1)]
-        free[member[rows[r]], t, place] = False
-        found.append(np.stack([t, rows[r], place]))
+    found, best = [np.zeros((3, 0), np.int64)], tiou.max(axis=0)
+    for t, threshold in enumerate(tious):
+        rows = np.flatnonzero(~(best < threshold))
+        open_ = ~(tiou[:, rows] < threshold)
+        while len(rows):
+            new = np.diff(group[rows], prepend=-1) != 0
+            order = np.argsort(tiou[:, rows[new]], axis=0, kind="stable")[::-1]
+            chosen = np.take_along_axis(open_[:, new], order, 0).argmax(axis=0)
+            place = order[chosen, np.arange(len(chosen))]
+            found.append(np.stack([np.full(len(place), t), rows[new], place]))
+            open_[place[np.cumsum(new) - 1], np.arange(len(rows))] = False
+            left = open_.any(axis=0) & ~new
+            rows, open_ = rows[left], open_[:, left]
     return np.concatenate(found, axis=1)
 
 
