@@ -518,7 +518,8 @@ def plan(budget_gib: float = 32.0, work: Shared = Workload(), json: Path | None 
     from lofi.figures.tables import Table
 
     what, (encoder, *others) = work.read()
-    rows = rows_of(budget_gib, encoder, *others, optimiser_copies=1 if encoder else 2)
+    copies = 1 if encoder else 2
+    rows = rows_of(budget_gib, encoder, *others, optimiser_copies=copies, progress=bar("counting"))
     if json:
         write_json(json, [asdict(row) for row in rows])
     header = ("configuration", "L×F×S²", "mode", "peak GiB", "fits", "largest batch", "compute",
