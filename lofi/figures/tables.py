@@ -78,7 +78,9 @@ class Table:
     def markdown(self) -> str:
         """The table alone, for a page of documentation."""
         marks = tuple("--:" if right else ":--" for right in self._numeric())
-        return "\n".join(f"| {' | '.join(cells)} |" for cells in (self.header, marks, *self.rows))
+        rows = ([c.replace("|", r"\|") for c in cells] for cells in (self.header, *self.rows))
+        header, *rows = (" | ".join(cells) for cells in rows)
+        return "\n".join(f"| {row} |" for row in (header, " | ".join(marks), *rows))
 
     def html(self) -> str:
         """A `<table>` with caption and header cells that screen readers announce."""
