@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from lofi.config import Config, override, preset, to_dict
 from lofi.detection.detector import detect_stage, detections_dir
 from lofi.evaluation.bootstrap import video_draws
-from lofi.evaluation.paired import Paired, paired, verdict
+from lofi.evaluation.paired import paired, verdict
 from lofi.experiment import RECALL, at_low_fidelity, evaluate_method, localize, run_stage
 from lofi.experiment import train_encoder as train_with_what_it_needs
 from lofi.files import read_json, write_csv, write_json, write_text
@@ -297,12 +297,11 @@ def _cell(found: Found, arm: str, key: str) -> str:
     return f"{fmean(values):.1f}" + (f" ± {stdev(values):.1f}" if len(values) > 1 else "")
 
 
-def _lead_cells(differences: Sequence[float], judge: bool = True) -> tuple[str, ...]:
+def _lead_cells(differences: Sequence[float]) -> tuple[str, ...]:
     """Difference with its interval, seeds above, smallest difference that shows, and verdict."""
     if not differences:
         return ("–", "–", "–", "not run")
-    found: Paired = paired(differences)
-    known = found.n > 1
+    found, known = paired(differences), len(differences) > 1
     text = f"{found.mean:+.1f}" + (f" [{found.low:+.1f}, {found.high:+.1f}]" if known else "")
     shows = f"{3.84 * found.sd / found.n**0.5:.1f}" if known else "–"
     return text, f"{found.above} of {found.n}", shows, verdict(differences)
