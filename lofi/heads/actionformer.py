@@ -313,7 +313,42 @@ class Depthwise(nn.Module):
         self.conv = nn.Conv1d(hidden, hidden, 3, stride, 1, groups=hidden, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.conv(x.transpose(1, 2)).transpose(1, 2)
+        return _ByChannel.apply(x, self.conv.weight, *self.conv.stride)
+
+
+class _ByChannel(torch.autograd.Function):
+    """(B, T, D) with (D, 1, 3) → (B, ⌈T / stride⌉, D), zeros at both ends; saves its input alone.
+
+    On rows, where `conv1d` would turn its input and its gradient around.
+    """
+
+    @staticmethod
+    def forward(ctx, x, weight, stride):
+        ctx.save_for_backward(x, weight)
+        ctx.stride = stride
+        first, *others = zip(_shifted(F.pad(x, (0, 0, 1, 1)), stride), weight[:, 0].T.to(x.dtype))
+        y = torch.mul(*first)
+        for part, tap in others:
+            y.addcmul_(part, tap)
+        return y
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad):
+        x, weight = ctx.saved_tensors
+        x = F.pad(x, (0, 0, 1, 1))
+        given, wanted = torch.zeros_like(x), []
+        parts = _shifted(x, ctx.stride), _shifted(given, ctx.stride), weight[:, 0].T.to(x.dtype)
+        for part, place, tap in zip(*parts):
+            place.addcmul_(grad, tap)
+            wanted.append((grad * part).sum((0, 1)))
+        return given[:, 1:-1], torch.stack(wanted, 1)[:, None].to(weight.dtype), None
+
+
+def _shifted(x: Tensor, stride: int) -> list[Tensor]:
+    """Every `stride`-th step of (B, 1 + T + 1, D): the one before it, itself, the one behind it."""
+    steps = x.shape[1] - 2
+    return [x[:, k : k + steps : stride] for k in range(3)]
 
 
 class Tower(nn.Module):
