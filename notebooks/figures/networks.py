@@ -27,6 +27,7 @@ from figures.svg import (
 from lofi.heads import anchors
 
 SHIFTED = (1, 2, 3, 4), (5, 6, 7, 8)  # two channels of four frames
+RESIDUAL = (0, 2, 4, 4, 0)
 NODES = (2, 8, 4, 10)  # one channel of four snippets
 DARK_RED, DARK_GREEN, DARK_BLUE = "#A84300", "#00694D", "#00527F"
 
@@ -61,6 +62,75 @@ def temporal_shift() -> Picture:
            colour=DARK_BLUE)  # fmt: skip
     p.text(24, 310, "Second row: what the frame before held. Outside a snippet: 0.",
            anchor="start", size=SMALL, colour=DARK_GREEN)  # fmt: skip
+    return p
+
+
+def residual(row: np.ndarray) -> dict[str, np.ndarray]:
+    """What a residual block makes of a row of numbers: right minus left, ReLU, half, and the sum."""
+    padded = np.pad(row, 1)
+    first = padded[2:] - padded[:-2]
+    positive = np.maximum(first, 0)
+    return {"x": row, "conv 1": first, "ReLU": positive, "conv 2": positive / 2,
+            "+ x": np.maximum(row + positive / 2, 0)}  # fmt: skip
+
+
+def residual_block() -> Picture:
+    p = Picture(
+        440,
+        "A residual block on five numbers",
+        "The row 0 2 4 4 0 passes a convolution, right minus left: 2 4 2 -4 -4. ReLU sets what is "
+        "negative to zero: 2 4 2 0 0. A second convolution halves: 1 2 1 0 0. The skip path adds "
+        "the input, and another ReLU gives 1 4 5 4 0.",
+    )
+    about = ("", "right − left", "negative → 0", "times ½", "then ReLU")
+    fills, edges = (BLUE, "white", PLAIN, "white", YELLOW), (TRUTH, INK, GREY, INK, AMBER)
+    left = 120
+    for i, (name, values) in enumerate(residual(np.array(RESIDUAL, float)).items()):
+        y = 28 + 80 * i
+        p.text(left - 16, y + 31, name, anchor="end", bold=True)
+        for k, value in enumerate(values):
+            words = f"{value:g}".replace("-", "−")
+            p.box(left + 60 * k, y, 60, 46, words, fill=fills[i], edge=edges[i], size=24)
+        if about[i]:
+            p.text(left + 318, y + 30, about[i], anchor="start", size=SMALL)
+            p.arrow([(left + 150, y - 33), (left + 150, y - 2)], INK, 2)
+    p.arrow([(left + 302, 51), (620, 51), (620, 371), (544, 371)], TRUTH, 3.5)
+    p.text(610, 44, "skip path", anchor="end", size=SMALL, colour=DARK_BLUE)
+    return p
+
+
+def r2plus1d() -> Picture:
+    whole, middle = 27 * 64 * 64, 27 * 64 * 64 // (9 * 64 + 3 * 64)
+    space, time = 9 * 64 * middle, 3 * middle * 64
+    p = Picture(
+        230,
+        "A convolution split into space and time",
+        "Three frames of three by three pixels, three times. A 3 by 3 by 3 convolution reads all 27 "
+        "pixels at once; from 64 to 64 channels it has 110,592 weights. It is replaced by one that "
+        "reads the nine pixels of one frame, to 144 channels, 82,944 weights, and after a ReLU one "
+        "that reads one pixel of three frames, 27,648 weights. The sums are equal.",
+    )
+    every, pixels = range(27), range(9, 18)
+    kinds = (
+        ("3 × 3 × 3", 22, every, whole, "64 → 64", BLUE, TRUTH),
+        ("1 × 3 × 3", 244, pixels, space, f"64 → {middle}", GREEN, FOUND),
+        ("3 × 1 × 1", 504, (4, 13, 22), time, f"{middle} → 64", RED, FALSE_ALARM),
+    )
+    for name, left, read, weights, channels, fill, edge in kinds:
+        p.text(left + 87, 40, name, size=LARGE, bold=True)
+        for i in range(27):
+            frame, pixel = divmod(i, 9)
+            place = left + 60 * frame + 18 * (pixel % 3), 66 + 18 * (pixel // 3)
+            seen = i in read
+            p.box(*place, 18, 18, fill=fill if seen else "white", edge=edge if seen else GREY)
+        p.text(left + 87, 160, f"{weights:,}", bold=True)
+        p.text(left + 87, 190, channels, size=SMALL)
+    p.text(221, 101, "→", size=LARGE, bold=True)
+    p.text(221, 160, "=", size=LARGE, bold=True)
+    p.box(432, 69, 58, 48, "ReLU", fill=PLAIN, edge=GREY, corner=8, size=SMALL)
+    p.arrow([(418, 93), (431, 93)], INK, 1.5)
+    p.arrow([(490, 93), (503, 93)], INK, 1.5)
+    p.text(461, 160, "+", size=LARGE, bold=True)
     return p
 
 
