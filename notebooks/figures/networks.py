@@ -66,7 +66,7 @@ def temporal_shift() -> Picture:
 
 
 def residual(row: np.ndarray) -> dict[str, np.ndarray]:
-    """What a residual block makes of a row of numbers: right minus left, ReLU, half, and the sum."""
+    """What a residual block makes of a row of numbers, step by step."""
     padded = np.pad(row, 1)
     first = padded[2:] - padded[:-2]
     positive = np.maximum(first, 0)
@@ -105,8 +105,8 @@ def r2plus1d() -> Picture:
     p = Picture(
         230,
         "A convolution split into space and time",
-        "Three frames of three by three pixels, three times. A 3 by 3 by 3 convolution reads all 27 "
-        "pixels at once; from 64 to 64 channels it has 110,592 weights. It is replaced by one that "
+        "Three frames of three by three pixels, three times. A 3 by 3 by 3 convolution reads all "
+        "27 at once; from 64 to 64 channels it has 110,592 weights. It is replaced by one that "
         "reads the nine pixels of one frame, to 144 channels, 82,944 weights, and after a ReLU one "
         "that reads one pixel of three frames, 27,648 weights. The sums are equal.",
     )
