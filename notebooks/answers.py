@@ -18,6 +18,9 @@ from lofi.encoders import temporal_shift
 
 # Name: (expected value, or a function of what the notebook hands over; hint; options of is_close)
 ANSWERS: dict[str, tuple] = {
+    "00a": (2 / 3, "Seconds that both cover, divided by the seconds that at least one covers"),
+    "00b": (4, "Memory grows in proportion to the number of videos"),
+    "00c": ([1, 2 / 3, 1 / 3], "For each action: does any guess reach the level? Then the mean"),
     "02aa": (33, "One frame more on either side for every block: how many blocks are there?"),
     "02ab": (460, "layer1 has 64 channels, and every further stage has twice as many"),
     "02ac": (
