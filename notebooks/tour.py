@@ -1,7 +1,8 @@
 """What notebook 00 shows: the best detections of a finished run, kept beside it.
 
 `make demo`, then `python notebooks/tour.py runs/demo` writes notebooks/tour/<method>.json. The
-notebook itself trains nothing, so that it takes seconds.
+notebook itself trains nothing, so that it takes seconds. Its two paragraphs "Where it works" and
+"Where it does not" speak of what that run found: read them again afterwards.
 """
 
 import sys
