@@ -155,7 +155,7 @@ def gcnext() -> Picture:
         "Four snippets in time hold 2, 8, 4 and 10. Edges in time join neighbours. Dashed edges "
         "join each snippet with the one most like it: 2 with 4, 8 with 10. To its own number each "
         "adds half of its two neighbours in time and the larger of itself and its likeness; the "
-        "sums are 10, 21, 17 and 22.",
+        "sums are 10, 21, 17 and 22. In a trained block both rules are small networks.",
     )
     xs = [158 + 104 * i for i in range(4)]
     p.text(24, 127, "snippets", anchor="start", bold=True)
