@@ -4,26 +4,11 @@ Source: Xu et al., "Low-Fidelity Video Encoder Optimization for Temporal Action 
 NeurIPS 2021, section 3. Sizes are true: a square's area stands for pixels, a strip for time.
 """
 
-from figures.svg import (
-    AMBER,
-    BLUE,
-    FALSE_ALARM,
-    FOUND,
-    GREEN,
-    GREY,
-    INK,
-    LARGE,
-    PLAIN,
-    RED,
-    SMALL,
-    TRUTH,
-    WIDTH,
-    YELLOW,
-    Picture,
-)
+from figures.svg import BLUE, GREEN, LARGE, PLAIN, RED, SMALL, WIDTH, YELLOW, Picture
 
 from lofi.data import frame_indices
 from lofi.fidelity import Fidelity, schedule
+from lofi.figures.style import AMBER, FALSE_ALARM, FOUND, GREY, INK, TRUTH
 
 PLACES, PITCH = 8, 24  # of a drawn video; a full-fidelity tile fills its place but for 2 pixels
 ACTION = (4, 7)  # the action covers these places, [first, last)

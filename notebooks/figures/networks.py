@@ -5,25 +5,9 @@ Kang et al., "Action-aware Masking Network", WACV 2023 (our reconstruction); Ju 
 """
 
 import numpy as np
-from figures.svg import (
-    AMBER,
-    BLUE,
-    FALSE_ALARM,
-    FOUND,
-    GREEN,
-    GREY,
-    INK,
-    LARGE,
-    PLAIN,
-    RED,
-    SMALL,
-    TEXT,
-    TRUTH,
-    WIDTH,
-    YELLOW,
-    Picture,
-)
+from figures.svg import BLUE, GREEN, LARGE, PLAIN, RED, SMALL, TEXT, WIDTH, YELLOW, Picture
 
+from lofi.figures.style import AMBER, FALSE_ALARM, FOUND, GREY, INK, TRUTH
 from lofi.heads import anchors
 
 SHIFTED = (1, 2, 3, 4), (5, 6, 7, 8)  # two channels of four frames

@@ -7,7 +7,7 @@ at half that size, so words are few and large. The same call gives the same byte
 from collections.abc import Sequence
 from html import escape
 
-from lofi.figures.style import AMBER, FALSE_ALARM, FOUND, GREY, INK, PURPLE, SKY, TRUTH
+from lofi.figures.style import INK
 
 WIDTH = 700
 SMALL, TEXT, LARGE = 18, 20, 24  # pixels
@@ -15,7 +15,6 @@ PAPER, EDGE = "#FBFBF8", "#D0D0CA"
 # Pale forms of the colours, to write on.
 BLUE, GREEN, RED, YELLOW = "#CCE3F0", "#CCECE3", "#F9DFCF", "#FBEBCC"
 PLAIN = "#E9E9E4"
-__all__ = ["AMBER", "FALSE_ALARM", "FOUND", "GREY", "INK", "PURPLE", "SKY", "TRUTH"]
 
 Point = tuple[float, float]
 
@@ -28,7 +27,6 @@ class Picture:
     """
 
     def __init__(self, height: int, title: str, description: str) -> None:
-        self.height = height
         self.parts = [
             f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" '
             f'width="{WIDTH}" height="{height}" role="img" aria-labelledby="t d" '
