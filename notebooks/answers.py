@@ -17,6 +17,7 @@ import torch
 
 from lofi import notebook
 from lofi.data import Segment
+from lofi.encoders import temporal_shift
 from lofi.fidelity import Fidelity, schedule
 from lofi.heads import targets
 
@@ -45,6 +46,9 @@ def short_cycle(full: Fidelity) -> list[str]:
 
 # Name: (expected value, or a function of what the notebook hands over; hint; options of is_close)
 ANSWERS: dict[str, tuple] = {
+    "00a": (2 / 3, "Seconds that both cover, divided by the seconds that at least one covers"),
+    "00b": (4, "Memory grows in proportion to the number of videos"),
+    "00c": ([1, 2 / 3, 1 / 3], "For each action: does any guess reach the level? Then the mean"),
     "01a": ([part * 64 / 4 + (64 / 4 - 1) / 2 for part in range(4)],
             "Cut the 64 frames into 4 equal parts; frame numbers start at 0"),
     "01b": (snippets_needed, "Try every number from 5 upwards"),
@@ -53,6 +57,12 @@ ANSWERS: dict[str, tuple] = {
             "the true class", {"relative": 0.01}),
     "02b": (frames_needed, "One frame shows a shape, but no motion"),
     "02c": (cosines, "The diagonal must be 1; the result is (L, L)", {"absolute": 1e-4}),
+    "02aa": (33, "One frame more on either side for every block: how many blocks are there?"),
+    "02ab": (460, "layer1 has 64 channels, and every further stage has twice as many"),
+    "02ac": (
+        lambda: temporal_shift(torch.arange(40.0).view(5, 8, 1, 1), 5, 4)[..., 0, 0],
+        "Copy first, then overwrite two groups of columns; the missing neighbours are 0",
+    ),
     "03a": (16, "Snippets count once, the side length twice", {"relative": 0.02}),
     "03b": (16, "Double it until it fits"),
     "03c": (short_cycle, "The first five are S, the next five T"),

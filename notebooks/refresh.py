@@ -3,7 +3,7 @@
     python notebooks/refresh.py [NOTEBOOK …]     # without names all of them, and the solutions
 
 Their outputs are committed: readers see them, and the notebook tests compare with them. The
-README's figure is drawn again too.
+diagrams are drawn again too.
 """
 
 import os
@@ -12,7 +12,7 @@ from pathlib import Path
 
 import matplotlib
 import nbformat
-from figures.method import draw
+from figures.draw import draw
 from nbclient import NotebookClient
 
 from lofi.course import ordered_notebooks

@@ -177,25 +177,45 @@ def soft_nms_bmn(
     spans, values = _checked(segments, scores)
     if len(values) <= 1:
         return _like(segments, spans), _like(scores, values)
-    order = np.argsort(-values, kind="stable")
-    start, end = spans[order].T.copy()
-    live = values[order]
-    length = end - start
-    picks, kept = [], []
-    for _ in range(min(top_k + 1, len(live) - 1)):
-        best = int(live.argmax())
-        picks.append(best)
-        kept.append(live[best])
-        live[best] = -np.inf
-        overlap = np.maximum(np.minimum(end, end[best]) - np.maximum(start, start[best]), 0.0)
-        with np.errstate(invalid="ignore", divide="ignore"):
-            tiou = overlap / (length - overlap + end[best] - start[best])  # released order
-            hit = np.flatnonzero(tiou > low + (high - low) * length[best])
-        hit = hit[live[hit] > -np.inf]
-        live[hit] *= np.exp(-np.square(tiou[hit]) / alpha)
-    kept = np.array(kept)
+    by_start = np.argsort(spans[:, 0])
+    index = np.argsort(np.argsort(-values, kind="stable"))[by_start]  # of equal maxima the first
+    (start, end), live = spans[by_start].T.copy(), values[by_start]
+    length, slack = end - start, 1e-6 * np.abs(spans).max()
+    memory = np.empty((2, len(live)))
+    picks = np.empty(min(top_k + 1, len(live) - 1), np.int64)
+    kept = np.empty(len(picks))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        for n in range(len(picks)):
+            best = int(live.argmax())
+            value, live[best] = live[best], -np.inf
+            if live[live.argmax()] == value:  # a tie
+                live[best] = value
+                equal = np.flatnonzero(live == value)
+                best = int(equal[index[equal].argmin()])
+                live[best] = -np.inf
+            picks[n], kept[n] = best, value
+            first, last, size = start[best], end[best], length[best]
+            end[best] = -np.inf  # gone: nothing overlaps with it
+            if not size > 0:
+                continue
+            least = low + (high - low) * size
+            # Who starts further away overlaps less, whatever the rounding.
+            begin = int(start.searchsorted(first - size * (1 / least - 1) - slack))
+            stop = int(start.searchsorted(first + size * (1 - least) + slack))
+            overlap, span = memory[:, begin:stop]
+            np.minimum(end[begin:stop], last, out=overlap)
+            np.maximum(start[begin:stop], first, out=span)
+            overlap -= span
+            np.maximum(overlap, 0.0, out=overlap)
+            np.subtract(length[begin:stop], overlap, out=span)  # released order
+            span += last
+            span -= first
+            overlap /= span
+            hit = (overlap > least).nonzero()[0]
+            near, overlap = live[begin:stop], overlap[hit]
+            near[hit] *= np.exp(-np.square(overlap) / alpha)
     best_first = np.argsort(-kept, kind="stable")[:top_k]
-    spans = spans[order[np.array(picks)[best_first]]]
+    spans = spans[by_start[picks[best_first]]]
     return _like(segments, spans), _like(scores, kept[best_first])
 
 
