@@ -3,6 +3,7 @@
 import csv
 import gzip
 import json
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -517,3 +518,17 @@ def test_bad_input_is_named(change, message):
     with pytest.raises(ValueError, match=message) as error:
         detection_map(**({"ground_truth": gt, "detections": detections} | change))
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("evaluate", [detection_map, proposal_recall])
+def test_a_detection_of_a_file_takes_at_most_100_bytes(tmp_path, evaluate):
+    files, peaks = (tmp_path / "truth.json", tmp_path / "found.json"), []
+    counts = 40, 120
+    for count in counts:
+        for path, content in zip(files, challenge(200, count)):
+            path.write_text(json.dumps(content))
+        tracemalloc.start()
+        evaluate(*files)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert (peaks[1] - peaks[0]) / (200 * (counts[1] - counts[0])) <= 100

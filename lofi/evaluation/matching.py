@@ -171,8 +171,9 @@ def best_first(group: np.ndarray, scores: np.ndarray, groups: int) -> tuple[np.n
 
 def ranks(order: np.ndarray, sizes: np.ndarray) -> np.ndarray:
     """(N,) place of every row in its group, 0 = best, from what `best_first` returns."""
-    rank = np.empty(len(order), np.int64)
-    rank[order] = np.arange(len(order)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    first = np.cumsum(sizes, dtype=np.int32) - sizes.astype(np.int32)
+    rank = np.empty(len(order), np.int32)  # half the memory, of many
+    rank[order] = np.arange(len(order), dtype=np.int32) - np.repeat(first, sizes)
     return rank
 
 
