@@ -41,7 +41,8 @@ SPINE = [
     *("evaluation.columns", "evaluation.matching", "evaluation.detection"),
 ]
 PLUMBING = [
-    *("files", "data", "data.datasets", "data.isolated", "data.tables", "detection.nms_points"),
+    *("files", "data", "data.datasets", "data.isolated", "data.tables", "detection.nms_bmn"),
+    "detection.nms_points",
     *("encoders", "encoders.extraction"),
     *("heads", "heads.scaled", "training.augmentation", "training.distributed"),
     *("training.end_to_end", "training.methods", "training.run_folder"),
