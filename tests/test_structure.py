@@ -202,7 +202,7 @@ def test_lock_and_conda_environment_and_project_agree():
 
 
 def test_a_command_does_not_wait_for_what_it_does_not_need():
-    light = "lofi.commands, lofi.data.check, lofi.data.importers, lofi.evaluation"
+    light = "lofi.commands, lofi.data.check, lofi.data.importers, lofi.evaluation, lofi.detection"
     for modules, heavy in ((light, "torch"), ("lofi.experiment", "matplotlib")):
         code = f"import sys, {modules}; sys.exit({heavy!r} in sys.modules)"
         assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0, modules
