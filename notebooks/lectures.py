@@ -5,6 +5,7 @@ package does without.
 """
 
 import copy
+import csv
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,27 +14,38 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.patches import Arc
 from torch import nn
 
 from lofi.budget.memory import MemoryReport, Step
-from lofi.config import Mode
-from lofi.data import write_video
+from lofi.config import Config, Mode
+from lofi.data import TrimmedClip, Video, read_trimmed_clip, write_video
+from lofi.data.datasets import Datasets, fingerprint, open_datasets
 from lofi.data.toyworld import ToyWorld, plan_clips, render_clip
 from lofi.encoders import Encoder
 from lofi.fidelity import Fidelity
 from lofi.figures import confidence_map, style
 from lofi.figures.maps import Seconds, shaded, time_axis
 from lofi.figures.style import Canvas, Segments, as_array, axes_for, fill, stroke
+from lofi.figures.tables import Table
 from lofi.figures.timelines import pictures
-from lofi.files import write_text
+from lofi.files import read_json, write_text
+from lofi.notebook import repository_root
+from lofi.report import encoders_figure
+from lofi.training.augmentation import colour, draw_geometry
 from lofi.training.end_to_end import Watch
+from lofi.training.loop import generator_for
+from lofi.training.methods import start_encoder
+from lofi.training.pretraining import Task, split_clips, trains
 
 Sizes = Mapping[str, float]  # name → bytes
 GIB = 2**30
 UNITS = ((GIB, "GiB"), (2**20, "MiB"), (2**10, "KiB"), (1, "bytes"))
 CARDS_GIB = (32, 80, 141)
 POSITIVE_ABOVE = (0.7, 0.9)  # tIoU
+CYCLE = style.CYCLE
+KINDS = ("warm-up", "action", "cool-down", "false start")  # phases of a rendered video
 LABELLED_UP_TO = 12  # snippets; a graph this small gets a number at every node
 ENDS_IN_ACTIONS = (  # how a semantic edge looks with 0, 1 or 2 ends in actions, and its name
     {"color": style.GREY, "linestyle": "-", "linewidth": 0.8, "label": "other semantic edge"},
@@ -88,6 +100,34 @@ def film_yard(
                  for a, b, label in happens]  # fmt: skip
     write_text(folder / "events.csv", "\n".join(rows) + "\n")
     return folder / "events.csv"
+
+
+# ------------------------------------------------------------------------------ small things
+
+
+NAMES = {"random": "untrained", "acp": "ACP", "acp+": "ACP+", "c-lofi": "C-LoFi"}
+
+
+def tiou(a: tuple[float, float], b: tuple[float, float]) -> float:
+    """Temporal intersection over union of two segments (start, end)."""
+    shared = max(0.0, min(a[1], b[1]) - max(a[0], b[0]))
+    return shared / ((a[1] - a[0]) + (b[1] - b[0]) - shared)
+
+
+def named(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Rows of results with the course's names of methods."""
+    return [{**row, "method": NAMES.get(row["method"], row["method"])} for row in rows]
+
+
+def same_scale(figure: Figure) -> Figure:
+    """Give all heat maps of a figure one colour scale and one colour bar, the last one's."""
+    images = [image for ax in figure.axes for image in ax.images if image.colorbar]
+    limits = [image.get_clim() for image in images]
+    for image in images:
+        image.set_clim(min(low for low, _ in limits), max(high for _, high in limits))
+    for image in images[:-1]:
+        image.colorbar.remove()
+    return figure
 
 
 # ---------------------------------------------------------------------------------- one video
@@ -339,6 +379,83 @@ def _unit(largest: float) -> tuple[int, str]:
     return next((factor, unit) for factor, unit in UNITS if largest >= factor or factor == 1)
 
 
+# ------------------------------------------------------------------------ encoders, compared
+
+
+def alike(
+    config: Config, encoders: Mapping[str, nn.Module], video: Video, others: Sequence[Video]
+) -> Figure:
+    """Self-similarity of one video's features by method: one panel each, one colour scale."""
+    figure = encoders_figure(config, encoders, video, others)
+    for ax, method in zip(figure.axes, encoders):
+        ax.set_title(NAMES.get(method, method))
+    return same_scale(figure)
+
+
+def films(shown: Mapping[str, Any], columns: int = 1, width: float = 6.6) -> Figure:
+    """A `film` for each title, in rows of so many columns."""
+    rows = -(-len(shown) // columns)
+    height = 0.32 + width / columns / max(map(len, shown.values()))
+    size = {"figsize": (width, rows * height), "layout": "constrained", "squeeze": False}
+    figure, axes = plt.subplots(rows, columns, **size)
+    for ax, (title, frames) in zip(axes.flat, shown.items()):
+        film(frames, title, ax=ax)
+    for ax in axes.flat[len(shown) :]:
+        ax.set_axis_off()
+    return figure
+
+
+def source_batch(
+    config: Config, clips: Sequence[TrimmedClip], generator: torch.Generator | None = None
+) -> torch.Tensor:
+    """uint8 (B, F, 3, S, S) source clips as stage 1 reads them; augmented with a generator."""
+    draws = [draw_geometry("geometric", generator) if generator else None for _ in clips]
+    cut = {"frame_stride": config.data.frame_stride, "crop_ratio": config.data.crop_ratio}
+    size = (config.acp_frames, config.full.pixels)
+    frames = [read_trimmed_clip(c, *size, augmentation=d, **cut) for c, d in zip(clips, draws)]
+    return colour(torch.stack(frames), generator) if generator else torch.stack(frames)
+
+
+def study(preset: str) -> dict[str, dict[str, list[float]]]:
+    """What tests/benchmarks/vigour.json has of a preset: encoder → measurement → a value a seed.
+
+    "map x" is the average mAP of its segments with the classes of x, in percent.
+    """
+    path = repository_root() / "tests" / "benchmarks" / "vigour.json"
+    found: dict[str, dict[str, list[float]]] = {}
+    for row in read_json(path, "the study of vigour and classes")["rows"]:
+        if row["preset"] == preset:
+            mine = found.setdefault(row["encoder"], {})
+            for key, value in (row | {f"map {k}": v for k, v in row["map"].items()}).items():
+                mine.setdefault(key, []).append(value)
+    return found
+
+
+def mean_error(values: Sequence[float], digits: int = 2) -> str:
+    """Mean ± standard error."""
+    error = np.std(values, ddof=1) / len(values) ** 0.5 if len(values) > 1 else 0.0
+    return f"{np.mean(values):.{digits}f} ± {error:.{digits}f}"
+
+
+def paired(preset: str, a: str, b: str, what: str) -> str:
+    """Mean difference of two encoders on the same seeds of `study`, ± standard error."""
+    found = study(preset)
+    gap = np.subtract(found[a][what], found[b][what])
+    return f"{'+' if gap.mean() > 0 else ''}{mean_error(gap, 1)}"
+
+
+def seeds_table(preset: str, columns: Mapping[str, tuple[str, int]], encoders: Mapping) -> Table:
+    """`study` as a table: title → measurement and digits, encoder → name; mean ± error."""
+    found = study(preset)
+    seeds = len(found["acp"]["seed"])
+    rows = [
+        (name, *(mean_error(found[key][what], digits) for what, digits in columns.values()))
+        for key, name in encoders.items()
+    ]
+    notes = (f"preset {preset}, mean ± standard error over {seeds} seeds",)
+    return Table(("encoder", *columns), tuple(rows), notes=notes)
+
+
 # ------------------------------------------------------------------------- a dial for vigour
 
 
@@ -401,6 +518,60 @@ def variance_shares(features: torch.Tensor, labels: Sequence[str]) -> Shares:
     total = sum(parts)
     alive = total > 1e-12 * total.max()
     return Shares(*(float((part[alive] / total[alive]).mean()) for part in parts))
+
+
+def read_vigour(world: Datasets) -> dict[Path, float]:
+    """The hidden vigour of every source clip of a rendered world, by file."""
+    folder = world.annotations.parent
+    with open(folder / "source.csv", newline="") as file:
+        return {folder / row["clip"]: float(row["vigour"]) for row in csv.DictReader(file)}
+
+
+@trains
+def train_vigour(config: Config, run_dir: str | Path) -> Task:
+    """The positive control: ACP's network, clips and recipe, but vigour is the label, no class.
+
+    Binary cross-entropy with a label between 0 and 1. Returns what `pretrain` does, without an
+    accuracy; the encoder lies in <run>/vigour.
+    """
+    world = open_datasets(config.data, config.seed, run_dir)
+    vigour, encoder = read_vigour(world), start_encoder(config)
+    clips = split_clips(world.clips)[0]
+    torch.manual_seed(config.seed)
+    last = nn.Linear(encoder.channels, 1)
+
+    def read(source, clips, address, augment):
+        draws = generator_for(*address, "augmentation")
+        views = [draw_geometry(augment, draws) for _ in clips]
+        frames = torch.stack(source.read(clips, views, config.acp_frames))
+        return colour(frames, draws), torch.tensor([vigour[clip.path] for clip in clips])
+
+    return Task(
+        "vigour", encoder, last, lambda x: last(encoder(x))[:, 0], clips, [], config.acp, read,
+        settings={"clips": fingerprint(clips)}, result={},
+    )  # fmt: skip
+
+
+def read_vigour_off(
+    features: torch.Tensor, levels: Sequence[float], ridge: float = 100.0
+) -> tuple[torch.Tensor, float]:
+    """Vigour as a ridge regression on standardised channels reads it, and its R².
+
+    Fitted on the first half of the scenes, judged on the others.
+
+    Args:
+        features: (V, N, C), from the clips of `dial_vigour` at V levels between 0 and 1.
+    Returns:
+        (V, N / 2) readings; 1 - their squared error over that of always saying one half.
+    """
+    half, dial = features.shape[1] // 2, torch.tensor(levels, dtype=torch.float64) - 0.5
+    seen, new = features[:, :half].double(), features[:, half:].double()
+    mean, std = seen.mean((0, 1)), seen.std((0, 1)) + 1e-6
+    seen, new = (seen - mean) / std, (new - mean) / std
+    moments = torch.einsum("vnc,vnd->cd", seen, seen) + ridge * torch.eye(seen.shape[2])
+    read = new @ torch.linalg.solve(moments, torch.einsum("vnc,v->c", seen, dial))
+    missed, spread = (read - dial[:, None]).square().mean(), dial.square().mean()
+    return read + 0.5, float(1 - missed / spread)
 
 
 # ------------------------------------------------------------------------- memory, measured
