@@ -20,9 +20,13 @@ from lofi.notebook import repository_root
 
 
 def ordered_notebooks(first: str = "00", last: str = "99") -> list[Path]:
-    """The notebooks NN_*.ipynb with first ≤ NN ≤ last; they live in the repository only."""
+    """The notebooks NN_*.ipynb, each before its NNa_*.ipynb, with first ≤ NN ≤ last.
+
+    They live in the repository only.
+    """
     folder = repository_root() / "notebooks"
-    found = [p for p in sorted(folder.glob("[0-9][0-9]_*.ipynb")) if first <= p.name[:2] <= last]
+    books = sorted(folder.glob("[0-9][0-9]*_*.ipynb"))  # "_" sorts before "a"
+    found = [path for path in books if first <= path.name[:2] <= last]
     if not found:
         advice = "run from a clone of the repository"
         raise FileNotFoundError(f"{folder}: no notebooks {first} to {last}; {advice}")

@@ -9,12 +9,40 @@ Values are compared with a tolerance, truth values and texts exactly. `notebooks
 shows every answer worked out and goes through the same checks.
 """
 
+import math
 from typing import Any
 
 from lofi import notebook
+from lofi.heads import targets
 
 # Name: (expected value, or a function of what the notebook hands over; hint; options of is_close)
-ANSWERS: dict[str, tuple] = {}
+ANSWERS: dict[str, tuple] = {
+    "06a": (
+        (1 + 2 / 3 + 3 / 5) / 3,
+        "Write down the five rows of precision and recall again",
+        {"relative": 2e-3},
+    ),
+    "06b": (
+        0.6 * math.exp(-(0.5**2) / 0.3),
+        "Its tIoU with the best proposal is 0.5; or call soft_nms_by_hand with another sigma",
+        {"absolute": 1e-3},
+    ),
+    "06c": ([1 / 3, 2 / 3, 2 / 3, 2 / 3, 1], "At k = 3 no new action is found"),
+    "06d": (36, "Every step of recall gets a tenth narrower; what does the area do?"),
+    "06e": (
+        lambda: next(n for n in (4, 8, 16, 32, 64) if _best_of_grid(0.6, 2.9, 8.0, n) >= 0.95),
+        "Print the best tIoU for each of the five numbers",
+    ),
+    "06f": (
+        ["true positive", "double detection", "localisation error", "wrong label", "confusion",
+         "background"],
+        "Ask for the overlap first: below 0.1, below 0.75, or enough",
+    ),
+}  # fmt: skip
+
+
+def _best_of_grid(start_s: float, end_s: float, duration_s: float, snippets: int) -> float:
+    return float(targets([(start_s, end_s)], duration_s, snippets).iou.max())
 
 
 def check(name: str, answer: Any, *given: Any) -> None:

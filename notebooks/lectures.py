@@ -13,6 +13,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.patches import Arc
 from torch import nn
 
@@ -90,6 +91,34 @@ def film_yard(
     return folder / "events.csv"
 
 
+# ------------------------------------------------------------------------------ small things
+
+
+NAMES = {"random": "untrained", "acp": "ACP", "acp+": "ACP+", "c-lofi": "C-LoFi"}
+
+
+def tiou(a: tuple[float, float], b: tuple[float, float]) -> float:
+    """Temporal intersection over union of two segments (start, end)."""
+    shared = max(0.0, min(a[1], b[1]) - max(a[0], b[0]))
+    return shared / ((a[1] - a[0]) + (b[1] - b[0]) - shared)
+
+
+def named(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Rows of results with the course's names of methods."""
+    return [{**row, "method": NAMES.get(row["method"], row["method"])} for row in rows]
+
+
+def same_scale(figure: Figure) -> Figure:
+    """Give all heat maps of a figure one colour scale and one colour bar, the last one's."""
+    images = [image for ax in figure.axes for image in ax.images if image.colorbar]
+    limits = [image.get_clim() for image in images]
+    for image in images:
+        image.set_clim(min(low for low, _ in limits), max(high for _, high in limits))
+    for image in images[:-1]:
+        image.colorbar.remove()
+    return figure
+
+
 # ---------------------------------------------------------------------------------- one video
 
 
@@ -158,6 +187,41 @@ def share_bars(shares: Mapping[str, Any], *, ax: Canvas = None) -> Axes:
     ax.set(xlabel="share of the features' variance", xlim=(0, 1))
     ax.invert_yaxis()
     ax.legend(ncols=4, **style.ABOVE)
+    return ax
+
+
+def score_bars(
+    pairs: Mapping[str, tuple[float, float]], names: tuple[str, str], *, ax: Canvas = None
+) -> Axes:
+    """Two horizontal bars a row, one below the other, from 0: name → (first, second)."""
+    ax = axes_for(ax, 6.5, 0.6 * len(pairs) + 1.0)
+    places = np.arange(len(pairs))
+    for i, name in enumerate(names):
+        values = [pair[i] for pair in pairs.values()]
+        bars = ax.barh(places + 0.4 * i, values, 0.38, label=name, **fill(i))
+        ax.bar_label(bars, [f" {value:.3g}" for value in values], fontsize=style.SMALL)
+    ax.set_yticks(places + 0.2, list(pairs))
+    ax.margins(x=0.12)
+    ax.invert_yaxis()
+    ax.axvline(0, color=style.INK, linewidth=0.8)
+    ax.tick_params(axis="y", length=0)
+    ax.legend(ncols=2, **style.ABOVE)
+    return ax
+
+
+def change_bars(points: Mapping[str, float], *, ax: Canvas = None) -> Axes:
+    """How many points every row adds (//) or takes (xx)."""
+    ax = axes_for(ax, 6.8, 0.36 * len(points) + 0.8)
+    for i, value in enumerate(np.round(list(points.values()), 1) + 0.0):  # no -0.0
+        colour, hatch = (style.FOUND, "//") if value > 0 else (style.FALSE_ALARM, "xx")
+        ax.barh(i, value, 0.65, color=colour, hatch=hatch, edgecolor="white")
+        side, shift = ("left", 4) if value >= 0 else ("right", -4)
+        place = {"xytext": (shift, 0), "textcoords": "offset points", "ha": side, "va": "center"}
+        ax.annotate(f"{value:+.1f}", (value, i), fontsize=style.SMALL, **place)
+    ax.axvline(0, color=style.INK, linewidth=1)
+    ax.set_yticks(range(len(points)), list(points))
+    ax.invert_yaxis()
+    ax.margins(x=0.15)
     return ax
 
 

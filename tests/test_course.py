@@ -27,6 +27,8 @@ def notebook(path, *cells: str):
 def test_the_repository_s_notebooks_come_in_order():
     names = [path.name[:2] for path in ordered_notebooks()]
     assert names == sorted(names) and {"01", "02", "03", "04", "05", "06"} <= set(names)
+    parts = [path.name.partition("_")[0] for path in ordered_notebooks("06", "06")]
+    assert parts == ["06", "06a"]
     assert [path.name[:2] for path in ordered_notebooks("02", "03")] == ["02", "03"]
 
 
