@@ -13,10 +13,16 @@ import math
 from typing import Any
 
 from lofi import notebook
-from lofi.heads import targets
+from lofi.heads import Targets, targets
 
 # Name: (expected value, or a function of what the notebook hands over; hint; options of is_close)
 ANSWERS: dict[str, tuple] = {
+    "04a": (1275, "Row d of the map has L - d valid cells; add up the rows"),
+    "04b": (
+        lambda: 1 + max(n for n in range(4, 101) if not (_three_actions(n).iou > 0.9).any()),
+        "Print the column '> 0.9' for more L",
+    ),
+    "04c": (lambda: _three_actions(25).start, "Test it on snippet 2: the label is 1"),
     "06a": (
         (1 + 2 / 3 + 3 / 5) / 3,
         "Write down the five rows of precision and recall again",
@@ -39,6 +45,11 @@ ANSWERS: dict[str, tuple] = {
         "Ask for the overlap first: below 0.1, below 0.75, or enough",
     ),
 }  # fmt: skip
+
+
+def _three_actions(snippets: int) -> Targets:
+    """Labels of notebook 04's two minutes."""
+    return targets([(12.0, 47.5), (50.0, 51.2), (80.0, 119.0)], 120.0, snippets)
 
 
 def _best_of_grid(start_s: float, end_s: float, duration_s: float, snippets: int) -> float:

@@ -28,6 +28,9 @@ from lofi.figures.maps import Seconds, shaded, time_axis
 from lofi.figures.style import Canvas, Segments, as_array, axes_for, fill, stroke
 from lofi.figures.timelines import pictures
 from lofi.files import write_text
+from lofi.heads import BMN, Maps, anchors, published_state_dict
+from lofi.heads.bmn import duration_start
+from lofi.heads.gtad import GTAD, nearest_snippets
 from lofi.training.end_to_end import Watch
 
 Sizes = Mapping[str, float]  # name → bytes
@@ -259,6 +262,84 @@ def film(frames: Any, title: str = "", *, ax: Canvas = None) -> Axes:
     ax.set_title(title, fontsize=style.SMALL)
     ax.set_axis_off()
     return ax
+
+
+# --------------------------------------------------------- heads, written as their papers draw them
+
+
+def as_matrix(entries: anchors.Entries) -> np.ndarray:
+    """(rows, positions, snippets): what every sample of every region takes from every snippet."""
+    matrix = np.zeros((entries.rows, entries.positions, entries.snippets))
+    matrix[entries.row, entries.position, entries.snippet] = entries.weight
+    return matrix
+
+
+class GatherFirst(nn.Module):
+    """A G-TAD head that builds the samples of all anchors in one dense map, for one video."""
+
+    def __init__(self, head: GTAD, snippets: int) -> None:
+        super().__init__()
+        self.head, sizes = head, head.options[:2]  # inner and context samples
+        matrix = as_matrix(anchors.gtad_entries(snippets, snippets, *sizes, 0))
+        cells = anchors.make_cells(anchors.valid_cells(snippets, snippets), "cpu")
+        rows = torch.tensor(matrix).float()[cells.row_of_cell]  # a row for each cell
+        shared = rows.shape[1] < sum(sizes)  # THUMOS14: one table of samples for both
+        self.matrices = (rows, rows) if shared else rows.split(sizes, 1)
+        self.weight = nn.Parameter(published_state_dict(head)["localization.0.weight"])
+
+    def forward(self, features: torch.Tensor) -> Maps:
+        """(1, C, L) -> maps of L columns and rows."""
+        head, trunk = self.head, self.head.trunk(features)
+        x, grid = trunk.refined[0], (features.shape[2],) * 2
+        mean = x[nearest_snippets(x[None], head.neighbours)[0]].mean(1)  # (L, C)
+        pairs = zip(self.matrices, (x, mean))
+        samples = torch.cat([torch.einsum("vrl,lc->crv", m, f) for m, f in pairs], 1)
+        dense = samples.flatten(0, 1).unflatten(1, grid)[None]  # (1, C R, D, L)
+        first, *others = head.localization
+        cells = nn.Sequential(*others)(torch.conv2d(dense, self.weight, first.bias))
+        nodes = [
+            part[1:](part[0](trunk.base, trunk.graphs[1]).transpose(1, 2))[:, 0]
+            for part in (head.regu_s, head.regu_e)
+        ]
+        return Maps(cells, *nodes)
+
+
+class SampleFirst(nn.Module):
+    """A BMN head that builds the samples of all segments in one dense tensor."""
+
+    def __init__(self, head: BMN, snippets: int) -> None:
+        super().__init__()
+        rows = as_matrix(anchors.bmn_entries(snippets, *head.sampling))
+        cells = anchors.make_cells(anchors.bmn_cells(snippets, head.variant), "cpu")
+        self.head, self.grid = head, (snippets, snippets)
+        self.weights = torch.tensor(rows[cells.row_of_cell]).to(head.x_3d_p[0].weight)
+        self.first = nn.Parameter(published_state_dict(head)["x_3d_p.0.weight"])
+
+    def forward(self, features: torch.Tensor) -> Maps:
+        """(B, C, L) -> maps of L columns and rows."""
+        head, base = self.head, self.head.x_1d_b(features)
+        dense = torch.einsum("bcl,vrl->bcrv", head.x_1d_p(base), self.weights)
+        dense = dense.unflatten(3, self.grid)  # (B, C, 32, start, end)
+        cells = torch.conv3d(dense, self.first, head.x_3d_p[0].bias)[:, :, 0].relu()
+        nodes = head.x_1d_s(base)[:, 0], head.x_1d_e(base)[:, 0]
+        return Maps(duration_start(head.x_2d_p(cells)), *nodes)
+
+
+def kept_for_backward(
+    module: nn.Module, features: torch.Tensor, constants: Sequence[torch.Tensor] = ()
+) -> int:
+    """Bytes that autograd keeps of one forward pass, weights and `constants` left out."""
+    own = {p.data_ptr() for p in (*module.parameters(), *constants)}
+    kept = {}
+
+    def pack(t: torch.Tensor) -> torch.Tensor:
+        if t.data_ptr() not in own:
+            kept[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes()
+        return t
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        out = module(features)  # alive while counted: freed memory would be counted twice
+    return sum(kept.values()) if out.start.requires_grad else 0
 
 
 # ------------------------------------------------------------------------------------- memory
