@@ -23,6 +23,15 @@ ANSWERS: dict[str, tuple] = {
         "Print the column '> 0.9' for more L",
     ),
     "04c": (lambda: _three_actions(25).start, "Test it on snippet 2: the label is 1"),
+    "05a": (2352, "Count the values that go in and the values that come out of one video"),
+    "05b": (
+        lambda training, videos: training.decay_every * math.ceil(videos / training.batch),
+        "An epoch has as many steps as batches; decay_every counts epochs",
+    ),
+    "05c": (
+        0.5**0.5 - (0 + 3 / 5 + 0.5**0.5 + 7 / 50**0.5) / 4,
+        "One pair is inside, with a cosine of 0.707; four pairs cross the border",
+    ),
     "06a": (
         (1 + 2 / 3 + 3 / 5) / 3,
         "Write down the five rows of precision and recall again",
