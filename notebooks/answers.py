@@ -12,9 +12,16 @@ shows every answer worked out and goes through the same checks.
 import math
 from typing import Any
 
+import numpy as np
+import torch
+
 from lofi import notebook
+from lofi.budget import activation_bytes
+from lofi.config import Mode
+from lofi.fidelity import Fidelity
 from lofi.heads import Targets, targets
 
+THREE = [(12.0, 47.5), (50.0, 51.2), (80.0, 119.0)]  # actions of notebooks 04 and 07, in seconds
 # Name: (expected value, or a function of what the notebook hands over; hint; options of is_close)
 ANSWERS: dict[str, tuple] = {
     "04a": (1275, "Row d of the map has L - d valid cells; add up the rows"),
@@ -53,12 +60,45 @@ ANSWERS: dict[str, tuple] = {
          "background"],
         "Ask for the overlap first: below 0.1, below 0.75, or enough",
     ),
+    "07a": (1225, "No listed segment ends at the last grid line"),
+    "07b": (9, "The range now ends at 8 + 0.25 · 6 = 9.5; the last sample lies just before it"),
+    "07c": (
+        lambda: [_listed_share(n, 0.8) for n in (8, 25, 100)],
+        "At 8 snippets the best segment for the second action has a tIoU of 0.08",
+    ),
+    "08a": (2 / 3, "Solve 1 + 3 r = 3", {"relative": 0.02}),
+    "08b": (
+        lambda: max(chunk for chunk in (1, 2, 4, 8, 16, 32) if _peak_gib(chunk) < 4),
+        "The peak grows in step with the chunk",
+    ),
+    "08c": (lambda *given: _sampled_gradient(*given), "Do not forget the factor N / k"),
 }  # fmt: skip
+
+
+def _peak_gib(chunk: int) -> float:
+    fidelity, mode = Fidelity(100, 8, 224), Mode("exact", chunk=chunk)
+    return activation_bytes("tsm-r18", None, fidelity, 4, mode=mode).peak_bytes / 2**30
+
+
+def _sampled_gradient(encoder, loss_of, snippets, chosen) -> torch.Tensor:
+    """The mean over the chosen snippets of their part of the gradient, times all snippets."""
+    features = encoder(snippets).detach().requires_grad_()
+    loss_of(features).backward()
+    found = torch.autograd.grad(encoder(snippets[chosen]), list(encoder.parameters()),
+                                features.grad[chosen] * len(snippets) / len(chosen))  # fmt: skip
+    return torch.cat([part.flatten() for part in found])
+
+
+def _listed_share(snippets: int, threshold: float) -> float:
+    """Actions of the two minutes that a segment before the last grid line matches."""
+    ends = np.add.outer(np.arange(snippets), np.arange(snippets)) + 1
+    maps = [targets([action], 120.0, snippets).iou.numpy() for action in THREE]
+    return float(np.mean([tious[ends < snippets].max() >= threshold for tious in maps]))
 
 
 def _three_actions(snippets: int) -> Targets:
     """Labels of notebook 04's two minutes."""
-    return targets([(12.0, 47.5), (50.0, 51.2), (80.0, 119.0)], 120.0, snippets)
+    return targets(THREE, 120.0, snippets)
 
 
 def _best_of_grid(start_s: float, end_s: float, duration_s: float, snippets: int) -> float:

@@ -437,6 +437,35 @@ def memory_wall(
     return ax
 
 
+def saw_of_two_passes(chunks: int, *, ax: Canvas = None) -> Axes:
+    """Activations kept against compute: one graph, LoFi, and two passes with `chunks` chunks.
+
+    A sketch: forward is 1 unit of compute for the whole video, backward 2.
+    """
+
+    def triangle(start: float, size: float) -> tuple[list[float], list[float]]:
+        return [start, start + size, start + 3 * size], [0, size, 0]
+
+    ax = axes_for(ax, 6.8, 3.2)
+    exact_t, exact_m = [0.0, 1.0], [0.0, 0.0]  # pass 1: nothing is kept
+    for i in range(chunks):  # pass 2: one chunk after the other
+        t, m = triangle(1 + 3 * i / chunks, 1 / chunks)
+        exact_t, exact_m = exact_t + t, exact_m + m
+    ax.plot(*triangle(0, 1), label="one graph: 3 F", **stroke(0))
+    ax.plot(*triangle(0, 0.25), label="LoFi: 0.75 F, a coarser video", **stroke(1))
+    ax.fill_between(exact_t, exact_m, color=style.FALSE_ALARM, alpha=0.5)
+    label = f"two passes, {chunks} chunks: 4 F"
+    ax.plot(exact_t, exact_m, "-", color=style.FALSE_ALARM, label=label)
+    for name, left, right in (("pass 1", 0, 1), ("pass 2", 1, 4)):
+        ax.annotate("", (left, -0.06), (right, -0.06), arrowprops={"arrowstyle": "<->"})
+        ax.text((left + right) / 2, -0.16, name, color=style.INK, ha="center")
+    ax.set(xlabel="compute (F = one forward pass of the whole video)", xlim=(0, 4.05))
+    ax.set(ylabel="activations kept\n(1 = whole video)", ylim=(-0.2, 1.05))
+    ax.set_yticks([0, 0.25, 0.5, 0.75, 1])
+    ax.legend(frameon=False)
+    return ax
+
+
 def peak_by_snippets(
     curves: Mapping[str, Mapping[int, float]],
     lines_gib: Sequence[float] = (),
