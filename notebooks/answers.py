@@ -20,6 +20,7 @@ from lofi.budget import activation_bytes
 from lofi.config import Mode
 from lofi.fidelity import Fidelity
 from lofi.heads import Targets, targets
+from lofi.heads.points import point_targets
 
 THREE = [(12.0, 47.5), (50.0, 51.2), (80.0, 119.0)]  # actions of notebooks 04 and 07, in seconds
 # Name: (expected value, or a function of what the notebook hands over; hint; options of is_close)
@@ -72,7 +73,29 @@ ANSWERS: dict[str, tuple] = {
         "The peak grows in step with the chunk",
     ),
     "08c": (lambda *given: _sampled_gradient(*given), "Do not forget the factor N / k"),
+    "10a": (4536, "Halve six times and add: less than 2 · T"),
+    "10b": ([2, 3], "'Near' is strict: count in a picture"),
+    "10c": (
+        lambda: [_share_without_point(length) for length in (0.5, 1.0, 2.0)],
+        "A point must lie strictly inside",
+    ),
+    "11a": (120, "Each level has half as many as the last"),
+    "11b": (0, "Without background there is no N"),
+    "11c": ([True, False, False], "Five seeds: the mean against 2 · SD / √5"),
+    "12a": (2, "Both or neither: ignored"),
+    "12b": (math.log(1 + math.exp(-3)), "One step speaks for the video", {"absolute": 1e-3}),
+    "12c": ([[3 / 8, 2 / 3], [3 / 8, 2 / 3], [0, 0]], "Mind the case without such a label"),
 }  # fmt: skip
+
+
+def _share_without_point(length: float) -> float:
+    """Segments of this length that no point of a pyramid has to find."""
+    found = []
+    for start in np.linspace(0.0, 32.0, 65):
+        rows = np.array([[start, start + length]], np.float32)
+        made = point_targets(rows, np.zeros(1, int), 64, 6, classes=1)
+        found.append(any(bool(classes.any()) for classes in made.classes))
+    return 1 - float(np.mean(found))
 
 
 def _peak_gib(chunk: int) -> float:
