@@ -26,7 +26,7 @@ from lofi.fidelity import Fidelity
 from lofi.figures import confidence_map, style
 from lofi.figures.maps import Seconds, shaded, time_axis
 from lofi.figures.style import Canvas, Segments, as_array, axes_for, fill, stroke
-from lofi.figures.timelines import pictures
+from lofi.figures.timelines import LEGEND, pictures
 from lofi.files import write_text
 from lofi.heads import BMN, Maps, anchors, published_state_dict
 from lofi.heads.bmn import duration_start
@@ -122,6 +122,13 @@ def same_scale(figure: Figure) -> Figure:
     return figure
 
 
+def narrow(ax: Axes, height: float) -> Axes:
+    """Make a timeline with ground truth as wide as the page of a notebook, legend in two rows."""
+    ax.figure.set_size_inches(6.6, height)
+    ax.legend(handles=LEGEND, ncols=2, **style.ABOVE)
+    return ax
+
+
 # ---------------------------------------------------------------------------------- one video
 
 
@@ -167,7 +174,7 @@ def neighbour_graph(
     time_line = {"color": style.INK, "linewidth": 0.8, "marker": "o", "markerfacecolor": "white"}
     kinds = [time_line | {"label": "temporal edges"}]
     kinds += ENDS_IN_ACTIONS[::-1] if inside.any() else ENDS_IN_ACTIONS[:1]
-    ax.legend(handles=[plt.Line2D([], [], **kind) for kind in kinds], ncols=4, **style.ABOVE)
+    ax.legend(handles=[plt.Line2D([], [], **kind) for kind in kinds], ncols=2, **style.ABOVE)
     if count <= LABELLED_UP_TO:
         ax.set_xticks(centres, range(count))
     ax.set(xlim=(0, length), ylim=(-0.12, 1.08), yticks=[], xlabel=name)
