@@ -16,12 +16,22 @@ import numpy as np
 import torch
 
 from lofi import notebook
+from lofi.encoders import temporal_shift
 from lofi.heads import Targets, targets
 from lofi.heads.points import point_targets
 
 THREE = [(12.0, 47.5), (50.0, 51.2), (80.0, 119.0)]  # actions of notebooks 04 and 07, in seconds
 # Name: (expected value, or a function of what the notebook hands over; hint; options of is_close)
 ANSWERS: dict[str, tuple] = {
+    "00a": (2 / 3, "Seconds that both cover, divided by the seconds that at least one covers"),
+    "00b": (4, "Memory grows in proportion to the number of videos"),
+    "00c": ([1, 2 / 3, 1 / 3], "For each action: does any guess reach the level? Then the mean"),
+    "02aa": (33, "One frame more on either side for every block: how many blocks are there?"),
+    "02ab": (460, "layer1 has 64 channels, and every further stage has twice as many"),
+    "02ac": (
+        lambda: temporal_shift(torch.arange(40.0).view(5, 8, 1, 1), 5, 4)[..., 0, 0],
+        "Copy first, then overwrite two groups of columns; the missing neighbours are 0",
+    ),
     "04a": (1275, "Row d of the map has L - d valid cells; add up the rows"),
     "04b": (
         lambda: 1 + max(n for n in range(4, 101) if not (_three_actions(n).iou > 0.9).any()),
@@ -48,12 +58,12 @@ ANSWERS: dict[str, tuple] = {
         {"absolute": 1e-3},
     ),
     "06c": ([1 / 3, 2 / 3, 2 / 3, 2 / 3, 1], "At k = 3 no new action is found"),
-    "06d": (36, "Every step of recall gets a tenth narrower; what does the area do?"),
-    "06e": (
+    "06aa": (36, "Every step of recall gets a tenth narrower; what does the area do?"),
+    "06ab": (
         lambda: next(n for n in (4, 8, 16, 32, 64) if _best_of_grid(0.6, 2.9, 8.0, n) >= 0.95),
         "Print the best tIoU for each of the five numbers",
     ),
-    "06f": (
+    "06ac": (
         ["true positive", "double detection", "localisation error", "wrong label", "confusion",
          "background"],
         "Ask for the overlap first: below 0.1, below 0.75, or enough",

@@ -1,7 +1,7 @@
 """Execute the notebooks in place at their default parameters (preset tiny): `make notebooks`.
 
 Their outputs are committed: readers see them, and the notebook tests compare with them. The
-README's figure is drawn again too.
+diagrams are drawn again too.
 """
 
 import os
@@ -9,7 +9,7 @@ import sys
 
 import matplotlib
 import nbformat
-from figures.method import draw
+from figures.draw import draw
 from nbclient import NotebookClient
 
 from lofi.course import ordered_notebooks

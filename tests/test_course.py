@@ -25,11 +25,13 @@ def notebook(path, *cells: str):
 
 
 def test_the_repository_s_notebooks_come_in_order():
-    names = [path.name[:2] for path in ordered_notebooks()]
-    assert names == sorted(names) and {"01", "02", "03", "04", "05", "06"} <= set(names)
-    parts = [path.name.partition("_")[0] for path in ordered_notebooks("06", "06")]
-    assert parts == ["06", "06a"]
-    assert [path.name[:2] for path in ordered_notebooks("02", "03")] == ["02", "03"]
+    def numbers(*ends):
+        return [path.name.split("_")[0] for path in ordered_notebooks(*ends)]
+
+    assert numbers() == sorted(numbers()) and {"00", "01", "02a", "06"} <= set(numbers())
+    assert numbers()[0] == "00" and numbers("02", "02") == ["02", "02a"]
+    assert numbers("06", "06") == ["06", "06a"]
+    assert numbers("02a", "03")[0] == "02a" and numbers("02a", "02a") == ["02a"]
 
 
 def test_a_misspelt_parameter_is_refused_before_anything_runs(tmp_path):
