@@ -33,6 +33,7 @@ def test_the_repository_s_notebooks_come_in_order():
 
     assert numbers() == sorted(numbers()) and {"00", "01", "02a", "06"} <= set(numbers())
     assert numbers()[0] == "00" and numbers("02", "02") == ["02", "02a"]
+    assert numbers("06", "06") == ["06", "06a"]
     assert numbers("02a", "03")[0] == "02a" and numbers("02a", "02a") == ["02a"]
 
 
