@@ -89,7 +89,7 @@ def plain(markdown: str) -> str:
 def first_sentence(markdown: str) -> str:
     """The first sentence, or more until they have eight words."""
     first, *others = re.split(r"(?<=[.!?]) (?=[A-Z])", plain(markdown))
-    first = first.removeprefix("What to see: ")
+    first = re.sub(r"^What (?:to see|was drawn|is drawn): ", "", first)
     while others and len(first.split()) < 8:
         first += f" {others.pop(0)}"
     return first

@@ -79,12 +79,13 @@ class Browser:
                 return answer["result"]
             self.events.append(answer)
 
-    def open(self, path: Path, width: int = 1200, height: int = 900) -> None:
-        """Show a file; returns when its script has run."""
+    def open(self, page: Path | str, width: int = 1200, height: int = 900) -> None:
+        """Show a file or an address; returns when its script has run."""
         size = dict(width=width, height=height, deviceScaleFactor=1, mobile=width < 500)
         self.send("Emulation.setDeviceMetricsOverride", **size)
-        self.send("Page.navigate", url=Path(path).resolve().as_uri())
-        self.wait("document.readyState === 'complete' && location.protocol === 'file:'")
+        url = page if isinstance(page, str) else page.resolve().as_uri()
+        self.send("Page.navigate", url=url)
+        self.wait("document.readyState === 'complete' && location.protocol !== 'about:'")
 
     def run(self, expression: str):
         """The value of a JavaScript expression in the page."""
