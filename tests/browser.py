@@ -4,7 +4,6 @@ Messages are JSON that ends with a zero byte; the browser reads descriptor 3 and
 """
 
 import base64
-import fcntl
 import json
 import os
 import select
@@ -25,6 +24,7 @@ class Browser:
         path = next(filter(None, map(shutil.which, NAMES)), None)
         if path is None:
             pytest.skip(f"no browser on this machine (looked for {', '.join(NAMES)})")
+        fcntl = pytest.importorskip("fcntl")  # Windows has other pipes
         to_browser, self.out = os.pipe()
         self.inward, from_browser = os.pipe()
         high = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 10) for fd in (to_browser, from_browser)]
