@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 RUN    ?= runs/demo
 PRESET ?= toy
+SEEDS  ?= 10
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.lofi-env
 MAKEFLAGS += --no-print-directory
@@ -45,8 +46,8 @@ bench: env
 course: env
 	$(BIN)/lofi course --preset $(PRESET) --run runs/$(PRESET)
 
-tables: env
-	$(BIN)/lofi tables --run $(RUN)
+tables: env  # ten seeds, CPU hours in docs/RESULTS.md; SEEDS=1 in minutes; goes on where it was stopped
+	$(BIN)/lofi tables --study --run runs/tables --seeds $(SEEDS) --jobs 2
 
 notebooks: env  # run all notebooks at preset tiny and keep their outputs, ready to commit
 	$(BIN)/python notebooks/refresh.py

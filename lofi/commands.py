@@ -518,7 +518,8 @@ def plan(budget_gib: float = 32.0, work: Shared = Workload(), json: Path | None 
     from lofi.figures.tables import Table
 
     what, (encoder, *others) = work.read()
-    rows = rows_of(budget_gib, encoder, *others, optimiser_copies=1 if encoder else 2)
+    copies = 1 if encoder else 2
+    rows = rows_of(budget_gib, encoder, *others, optimiser_copies=copies, progress=bar("counting"))
     if json:
         write_json(json, [asdict(row) for row in rows])
     header = ("configuration", "L×F×S²", "mode", "peak GiB", "fits", "largest batch", "compute",
@@ -626,15 +627,30 @@ def report(run: Positional[Path], /) -> None:
     print(printable(str(write_any_report(run))))
 
 
-def tables(run: Path | None = None) -> None:
+def tables(
+    run: Path | None = None, study: bool = False, seeds: int = 10, jobs: int = 1,
+    arms: tuple[str, ...] = (),
+) -> None:  # fmt: skip
     """The results of a finished run beside the paper's numbers; without a run, the paper's tables.
 
     Args:
         run: run folder with results.json, as `lofi course` and `lofi compare` leave them.
+        study: run (or go on with) the study of all tables there, see docs/PROTOCOL.md; it writes
+            results.csv and RESULTS.md.
+        seeds: of the study, from 5001 on.
+        jobs: seeds that run side by side, a CPU core each.
+        arms: of the study, these alone.
     """
     from lofi import figures
     from lofi.experiment import read_results
 
+    if study:
+        from lofi.study import FIRST_SEED, run_study
+
+        root = (run or Path("runs/tables")).resolve()
+        run_study(root, range(FIRST_SEED, FIRST_SEED + seeds), jobs, arms)
+        print((root / "RESULTS.md").read_text(encoding="utf-8"))
+        return
     if run is None:
         print("\n\n".join(figures.paper_table(name).text() for name in "1234567ABCD"))
         return

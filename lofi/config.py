@@ -351,6 +351,7 @@ class Config:
     acp: Optimisation = field(default_factory=Optimisation)
     acp_plus: Optimisation = field(default_factory=Optimisation)
     acp_plus_start: str = "acp"  # method whose encoder ACP+ continues; "weights" = the file above
+    acp_plus_background: bool = False  # ACP+ also learns what lies between the segments [ours]
     acp_frames: int = 8  # frames of one training clip
     # Stage 1: clips whose graph is held at once, 0 = all. Live batch norm sees only them.
     acp_micro_batch: int = 0

@@ -12,6 +12,7 @@ from lofi.config import (
     DataConfig,
     GTADConfig,
     LoFiConfig,
+    Mode,
     Optimisation,
     PostProcessing,
     PublishedFeatures,
@@ -39,7 +40,10 @@ _PAPER = Config(
     arrow=_PRETEXT,
     speed=_PRETEXT,
     # joint training: SGD without momentum, 0.1, halved every 5 epochs [paper]; 15 epochs [ours]
-    lofi=LoFiConfig(training=Optimisation(epochs=15, batch=16, lr=0.1, decay_every=5, decay=0.5)),
+    lofi=LoFiConfig(
+        training=Optimisation(epochs=15, batch=16, lr=0.1, decay_every=5, decay=0.5),
+        mode=Mode(chunk=16),  # of the chunked modes; twice as fast as 4 on an H200 [ours]
+    ),
     head_training=Optimisation(
         epochs=10, batch=16, optimizer="adam", lr=0.004, decay_every=5, decay=0.1, augment="none"
     ),

@@ -6,7 +6,6 @@ judged over seeds that chose nothing. results.json: {"rows": [{"seed", "row", "r
 """
 
 import logging
-import math
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
@@ -23,6 +22,7 @@ from lofi.data.datasets import Datasets
 from lofi.detection.results import write_detections
 from lofi.detection.runs import run_detections
 from lofi.evaluation.detection import DetectionResult, detection_map
+from lofi.evaluation.paired import verdict
 from lofi.files import write_json
 from lofi.training import weak
 from lofi.training.distributed import is_first
@@ -287,17 +287,6 @@ def label_quality(config: Config, run_dir, data: Datasets, pairs, device: str) -
         "foreground_share": float(ones.mean()),
         "foreground_purity": float(truth[ones].mean()),
     }
-
-
-def verdict(differences: Sequence[float]) -> str:
-    """ "reproduced" where the mean is 3 standard errors above 0, "contradicted" where below."""
-    if len(differences) < 2:
-        return "not established"
-    error = stdev(differences) / math.sqrt(len(differences))
-    mean = fmean(differences)
-    if mean > 0 and mean >= 3 * error:
-        return "reproduced"
-    return "contradicted" if mean < 0 and mean <= -3 * error else "not established"
 
 
 def gates(rows: Sequence[Mapping], labels: Sequence[Mapping]) -> list[dict[str, Any]]:

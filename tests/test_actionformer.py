@@ -270,12 +270,24 @@ def test_window_attention_is_attention_with_a_band():
     torch.testing.assert_close(found[rows], expected[rows], rtol=0, atol=1e-12)
 
 
-def test_three_taps_are_a_convolution_with_its_gradients():
-    x = torch.randn(2, 9, 4, dtype=torch.float64, requires_grad=True)
+@pytest.mark.parametrize("steps", [1, 2, 4, 9])
+def test_three_taps_are_a_convolution_with_its_gradients(steps):
+    x = torch.randn(2, steps, 4, dtype=torch.float64, requires_grad=True)
     weight = torch.randn(5, 4, 3, dtype=torch.float64, requires_grad=True)
-    plain = torch.nn.functional.conv1d(x.transpose(1, 2), weight, padding=1).transpose(1, 2)
-    torch.testing.assert_close(_ThreeTaps.apply(x, weight), plain, rtol=0, atol=1e-12)
-    assert torch.autograd.gradcheck(_ThreeTaps.apply, (x, weight))
+    mask = torch.rand(2, steps, 1) > 0.3
+    plain = torch.nn.functional.conv1d(x.transpose(1, 2), weight, padding=1).transpose(1, 2) * mask
+    torch.testing.assert_close(_ThreeTaps.apply(x, weight, mask), plain, rtol=0, atol=1e-12)
+    assert torch.autograd.gradcheck(lambda *a: _ThreeTaps.apply(*a, mask), (x, weight))
+
+
+def test_three_taps_round_no_worse_than_a_plain_convolution():
+    x, weight = torch.randn(1, 600, 256), torch.randn(64, 256, 3)
+    exact = torch.nn.functional.conv1d(x.double().mT, weight.double(), padding=1).mT
+    plain = torch.nn.functional.conv1d(x.mT, weight, padding=1).mT
+    found = _ThreeTaps.apply(x, weight, torch.ones(1, 600, 1, dtype=torch.bool))
+    assert (found - exact).std() < 2 * (plain - exact).std()
+    x[0, 300:] = torch.nan  # nothing behind the window of a step is seen
+    assert torch.isfinite(_ThreeTaps.apply(x, weight, torch.ones(1, 600, 1))[0, :296]).all()
 
 
 def test_equal_segments_give_all_their_classes_and_repeated_ones_count_once():

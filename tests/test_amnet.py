@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from benchmarks.amnet import Oracle, report, stored, verdict
+from benchmarks.amnet import Oracle, report, stored
 from test_actionformer_stages import config  # noqa: F401
 from torch.nn import functional as F
 from torch.utils._pytree import tree_map
@@ -20,6 +20,7 @@ from lofi.data.snippets import Grid
 from lofi.data.toyworld import LONG, plan_videos
 from lofi.detection import suppress
 from lofi.detection.detector import detect_stage
+from lofi.evaluation.paired import verdict
 from lofi.experiment import compare_seeds, evaluate_method
 from lofi.fidelity import Fidelity
 from lofi.figures import amnet_table
@@ -332,7 +333,7 @@ def test_verdicts_on_gates_follow_the_standard_error():
         ([-4, -5, -4, -5, -4], 0.0, False, "contradicted"),
         ([4, 5, 4], 3.0, True, "no verdict"),
     ):
-        assert word in verdict(list(map(float, differences)), least, every)
+        assert word in verdict(list(map(float, differences)), 2.0, least, every)
 
 
 def test_the_readme_holds_what_the_benchmark_says():

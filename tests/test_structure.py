@@ -22,7 +22,7 @@ LAYERS = [
     ["detection"],
     ["evaluation"],
     ["figures"],
-    ["weak_study", "experiment", "report", "viewer", "rivals"],
+    ["weak_study", "experiment", "study", "report", "viewer", "rivals"],
     ["fitting_report", "fitting"],
     ["notebook"],
     ["course"],

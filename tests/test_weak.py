@@ -35,7 +35,7 @@ from lofi.training.weak import (
     stretched,
     top_mean,
 )
-from lofi.weak_study import ROWS, compare_weak, frame_scores, gates, tables, verdict
+from lofi.weak_study import ROWS, compare_weak, frame_scores, gates, tables
 
 SMALL = Optimisation(6, 4, "adam", 3e-3, weight_decay=0.0, decay=1.0)
 
@@ -271,12 +271,6 @@ def test_frame_scores_equal_counting_pairs_and_steps():
     assert found["auc"] == pytest.approx(np.mean(pairs))
     assert found["recall"] == found["precision"] == pytest.approx(2 / 3)
     assert found["share"] == found["base"] == 0.6
-
-
-def test_verdicts_by_hand():
-    assert verdict([1, 2, 3]) == "reproduced"  # 2 ± 0.577
-    assert verdict([-1, -2, -3]) == "contradicted"
-    assert verdict([1, 5, -1]) == verdict([1]) == verdict([0, 0]) == "not established"
 
 
 def changed(features, tmp_path, change) -> Config:

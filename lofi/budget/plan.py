@@ -1,6 +1,6 @@
 """Which fidelities and encoder modes fit a memory budget, and what they cost."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from torch import nn
@@ -40,6 +40,7 @@ def plan(
     budget_gib: float, encoder: Encoder | str | None, head: nn.Module | None = None,
     full: Fidelity | None = None, batch: int = 16, amp: str = "fp32", *,
     modes: Sequence[Mode] = MODES, optimiser_copies: int = 1,
+    progress: Callable[[int, int, str], None] = lambda done, total, what: None,
 ) -> list[PlanRow]:  # fmt: skip
     """List which fidelities and modes fit on one device.
 
@@ -50,6 +51,7 @@ def plan(
         batch: wanted videos a step on the device.
         modes: how to train at full fidelity.
         optimiser_copies: values kept for each trained weight (SGD with momentum 1, Adam 2).
+        progress: called with (rows done, all rows, the next one) before every row.
     """
     if isinstance(encoder, str):
         encoder = build_encoder(encoder)
@@ -67,17 +69,21 @@ def plan(
     weights = [weight for part in (encoder, head) if part for weight in part.parameters()]
     state = optimiser_copies * sum(weight.nbytes for weight in weights if weight.requires_grad)
     room = budget_gib * GIB - state
-    reports = [activation_bytes(encoder, head, size, batch, amp, mode) for _, size, mode in wanted]
-    base = next((r for r in reports if r.fidelity == full and r.mode == Mode()), None)
+    reports, rows = [], []
+    for done, (name, size, mode) in enumerate(wanted):
+        progress(done, len(wanted), f"{name} {mode}")
+        report, largest = activation_bytes(encoder, head, size, batch, amp, mode), batch
+        if report.peak_bytes > room:
+            largest = 0
+            if batch > 1:
+                one = activation_bytes(encoder, head, size, 1, amp, mode).peak_bytes
+                per_video = (report.peak_bytes - one) / (batch - 1)
+                largest = max(0, int((room - one) // per_video) + 1)
+        reports.append((report, largest))
+    base = next((r for r, _ in reports if r.fidelity == full and r.mode == Mode()), None)
     base = base or activation_bytes(encoder, head, full, 1, amp)
-    rows = []
-    for (name, fidelity, mode), report in zip(wanted, reports, strict=True):
-        fits, largest = report.peak_bytes <= room, batch
-        if not fits and batch > 1:
-            one = activation_bytes(encoder, head, fidelity, 1, amp, mode).peak_bytes
-            per_video = (report.peak_bytes - one) / (batch - 1)
-            largest = max(0, int((room - one) // per_video) + 1)
-        largest = largest if fits or batch > 1 else 0
+    for (name, fidelity, mode), (report, largest) in zip(wanted, reports, strict=True):
+        fits = report.peak_bytes <= room
         compute = report.flops / batch / (base.flops / base.batch)
         decoded = fidelity.snippets * fidelity.frames if encoder else 0
         memory = report.peak_bytes + state

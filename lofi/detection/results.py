@@ -8,16 +8,20 @@ Floats are written in full precision: rounded scores create ties, and ties chang
 import csv
 import json
 import math
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 from lofi.data.tables import label_of, number, read_text, table_lines
-from lofi.files import from_cell, printable, read_json, to_cell, write_text
+from lofi.files import from_cell, parse_json, printable, read_json, to_cell, write_text
 
 CSV_HEADER = ["video", "start_s", "end_s", "label", "score"]
 NO_MARKUP = str.maketrans("<>{}", "‹›()")  # players take these for tags
+PIECE = 2**16  # bytes read at a time
+RESULTS = re.compile(rb'"results"\s*:\s*\{')
+VIDEO_END = re.compile(rb'[}\[][ \t\r\n]*\]([ \t\r\n]*,)(?=[ \t\r\n]*")')  # while another follows
 
 
 class Detection(NamedTuple):
@@ -86,6 +90,45 @@ def read_results(path: str | Path) -> dict[str, Any]:
         form = '{"version", "results": {id: [...]}, "external_data"}'
         raise ValueError(f'{path}: no "results"; expected {form}')
     return content
+
+
+class NotInPieces(Exception):
+    """Only `read_results` can read this file, or say what is wrong with it."""
+
+
+def read_pieces(path: str | Path) -> Iterator[dict[str, Any]]:
+    """What `read_results` gives in pieces, each with the "results" of some more videos.
+
+    A file of millions of detections is never in memory as a whole."""
+
+    def parse(data: bytes) -> dict[str, Any]:
+        content = parse_json(data, path, "detections in ActivityNet format")
+        twice = not seen.isdisjoint(content) or not ids.isdisjoint(content["results"])
+        if twice:
+            raise NotInPieces
+        ids.update(content["results"])
+        return content
+
+    seen: set[str] = set()  # keys beside "results"
+    ids: set[str] = set()
+    try:
+        with open(path, "rb") as file:
+            data = file.read(PIECE)
+            start = RESULTS.search(data)
+            if start is None:
+                raise NotInPieces
+            head, rest = parse(data[: start.end()] + b"}}"), data[start.end() :]
+            seen.update(head.keys() - {"results"})
+            yield head
+            while more := file.read(max(PIECE, len(rest))):
+                known, rest = len(rest), rest + more
+                last = VIDEO_END.search(rest, known)
+                if last:
+                    yield parse(b'{"results": {' + rest[: last.start(1)] + b"}}")
+                    rest = rest[last.end() :]
+            yield parse(b'{"results": {' + rest)
+    except (OSError, ValueError):
+        raise NotInPieces from None
 
 
 def check_detections(

@@ -89,15 +89,16 @@ def all_requests(
 def clip_features(encoder: nn.Module, clip: Tensor, chunk: int = 0, amp: str = "fp32") -> Tensor:
     """(C, L) features of the snippets (L, F, 3, S, S) uint8 of one video, on the CPU.
 
-    `chunk` snippets pass the (eval mode) encoder at a time; the result does not depend on it. 0: on
-    a CPU as many, up to 16, as make half a million pixels: more only wait for pages of memory.
+    `chunk` snippets pass the (eval mode) encoder at a time, whatever the result. 0: 16, on a CPU no
+    more than make half a million pixels, because more only wait for pages of memory.
     """
     device = next(encoder.parameters()).device
     pixels = clip[0].numel() // 3
     chunk = chunk or (16 if device.type != "cpu" else min(16, max(1, 2**19 // pixels)))
     with autocast(amp, device):
-        parts = [encode(encoder, part[None].to(device))[0].cpu() for part in clip.split(chunk)]
-    return torch.cat(parts, dim=1) if amp == "fp32" else torch.cat(parts, dim=1).float()
+        parts = (part[None].to(device, non_blocking=True) for part in clip.split(chunk))
+        features = torch.cat([encode(encoder, part)[0] for part in parts], dim=1)
+    return features.float().cpu()
 
 
 def video_features(

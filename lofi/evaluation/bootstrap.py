@@ -22,10 +22,8 @@ def video_draws(
     matches = Matches(*load(ground_truth, detections, tious, subset, protocol, strict=strict))
     truth, classes = matches.truth, len(matches.instances)
     count, generator = len(truth.videos), np.random.default_rng(seed)
-    label = matches.found.label[matches.row]
-    key = label * len(matches.tious) + matches.level
-    sequence = np.lexsort((matches.rank[matches.row], key))
-    key, row, label = key[sequence], matches.row[sequence], label[sequence]
+    key, row = matches.key, matches.row
+    label = matches.found.label[row]
     first = np.flatnonzero(np.diff(key, prepend=-1))  # true positives of a class and threshold
     group = np.repeat(np.arange(len(first)), np.diff(first, append=len(key)))
     before = np.cumsum(matches.sizes) - matches.sizes

@@ -1,7 +1,7 @@
 """Ground truth and predictions as columns: files and objects in, flat arrays out.
 
-Predictions number in the hundreds of thousands, so their columns are filled in one pass over whole
-files; only where that fails are they read entry by entry, which names the culprit.
+Predictions number in the hundreds of thousands, so a file is read in pieces whose columns are
+filled at once; only where that fails is a piece read entry by entry, which names the culprit.
 """
 
 import gc
@@ -17,6 +17,8 @@ import numpy as np
 from lofi.data.annotations import read_annotations, read_entries, video_key
 from lofi.data.tables import read_text
 from lofi.files import read_json
+
+VIDEOS = 64  # whose predictions become columns at a time, while they are in the cache
 
 
 class Truth(NamedTuple):
@@ -149,25 +151,18 @@ def prediction_table(source: Any, truth: Truth, with_labels: bool = True) -> Pre
     compared by `video_key`, and detections of classes that only other subsets have are left out;
     neither with `truth.toolkit`. ValueError for what `lofi.detection.results` refuses.
     """
-    from lofi.detection.results import check_detections, read_detections, read_results
+    from lofi.detection import results
 
     what, strict = "predictions", not truth.toolkit
-    if isinstance(source, str | Path):
-        what, path = str(source), Path(source)
-        as_table = path.suffix.lower() == ".csv"
-        source = read_detections(path, strict) if as_table else read_results(path)
-    external = None
-    if isinstance(source, Mapping) and isinstance(source.get("results"), Mapping):
-        source, external = source["results"], source.get("external_data")
-    if not isinstance(source, Mapping):
-        raise ValueError(f"{what}: {type(source).__name__}; expected a dict, id -> detections")
-    external = dict(external) if isinstance(external, Mapping) else {}
-    made = external.pop("post_processing", None)
-    columns = _columns(source, with_labels, strict)
-    if columns is None:  # the slow reader says what is wrong, or knows how to read it
-        source = check_detections(source, what, with_labels, strict)
-        columns = _columns(source, with_labels, strict)
-    found = Predictions(tuple(source), *columns, made, external)
+    if not isinstance(source, str | Path):
+        found = _collect([source], what, with_labels, strict)
+    elif (what := str(source)).lower().endswith(".csv"):
+        found = _collect([results.read_detections(source, strict)], what, with_labels, strict)
+    else:
+        try:
+            found = _collect(results.read_pieces(source), what, with_labels, strict)
+        except results.NotInPieces:
+            found = _collect([results.read_results(source)], what, with_labels, strict)
     if not strict:
         return found
     names = {video_key(name): name for name in truth.videos}
@@ -180,62 +175,85 @@ def prediction_table(source: Any, truth: Truth, with_labels: bool = True) -> Pre
     return found
 
 
-def _columns(results: Mapping[str, Any], with_labels: bool, strict: bool) -> tuple | None:
-    """video, labels, label, scores, segments of `Predictions`; None where an entry is not plain."""
-    lists, index = list(results.values()), {} if with_labels else None
+def _collect(pieces: Iterable[Any], what: str, with_labels: bool, strict: bool) -> Predictions:
+    """One table of what all pieces hold. ValueError: what the slow reader says of an entry."""
+    from lofi.detection.results import check_detections
+
+    videos, parts, external = [], [_columns({}, None, strict)], {}
+    index: dict[str, int] | None = {} if with_labels else None
+    for piece in pieces:
+        if isinstance(piece, Mapping) and isinstance(piece.get("results"), Mapping):
+            said = piece.get("external_data")
+            external |= said if isinstance(said, Mapping) else {}
+            piece = piece["results"]
+        if not isinstance(piece, Mapping):
+            raise ValueError(f"{what}: {type(piece).__name__}; expected a dict, id -> detections")
+        items = list(piece.items())
+        for low in range(0, len(items), VIDEOS):
+            some = dict(items[low : low + VIDEOS])
+            columns = _columns(some, index, strict)
+            if columns is None:  # the slow reader says what is wrong, or knows how to read it
+                some = check_detections(some, what, with_labels, strict)
+                columns = _columns(some, index, strict)
+            videos += some
+            parts.append(columns)
+    made, columns = external.pop("post_processing", None), list(zip(*parts))
+    parts.clear()
+    counts, label, scores, segments = (np.concatenate(columns.pop(0)) for _ in range(4))
+    video = np.repeat(np.arange(len(videos), dtype=np.int32), counts)
+    return Predictions(
+        tuple(videos), video, tuple(index or ()), label, scores, segments, made, external
+    )
+
+
+def _columns(results: Mapping[str, Any], index: dict[str, int] | None, strict: bool) -> Any:
+    """Entries of every video; label (by `index`, which grows), score and segment of every entry.
+
+    None where something is not plain."""
+    lists, names, plain = list(results.values()), (), True
     try:
-        if lists and isinstance(lists[0], tuple) and len(lists[0]) == 2 and not with_labels:
+        if lists and isinstance(lists[0], tuple) and len(lists[0]) == 2 and index is None:
             counts = [len(scores) for _, scores in lists]
-            pairs = [np.column_stack([np.reshape(s, (-1, 2)), scores]) for s, scores in lists]
-            columns = np.concatenate(pairs, dtype=np.float64)
+            spans, scores = [np.reshape(s, (-1, 2)) for s, _ in lists], [s for _, s in lists]
+            numbers = np.concatenate([*map(np.ravel, spans), *scores], dtype=np.float64)
+            plain = list(map(len, spans)) == counts
         elif not all(isinstance(entries, list | tuple) for entries in lists):
             return None
         else:
-            counts, width = [len(entries) for entries in lists], 4 if with_labels else 3
-            as_dicts = any(isinstance(entries[0], Mapping) for entries in lists if entries)
-            entries, size = chain.from_iterable(lists), width * sum(counts)
-            numbers = _dict_numbers(entries, index) if as_dicts else _numbers(entries, index)
-            columns = np.fromiter(numbers, np.float64, size).reshape(-1, width)
-            first, last, score = columns.T[:3]
-            binary = [(x == 0) | (x == 1) for x in (first, last, score)]  # perhaps bool
-            if as_dicts:
-                rows = compress(chain.from_iterable(lists), np.logical_or.reduce(binary))
-                if any(type(x) is bool for e in rows for x in (*e["segment"], e["score"])):
-                    return None
+            counts, entries = list(map(len, lists)), list(chain.from_iterable(lists))
+            if any(isinstance(some[0], Mapping) for some in lists if some):
+                spans, scores = [e["segment"] for e in entries], [e["score"] for e in entries]
+                names = [e["label"] for e in entries] if index is not None else ()
+            else:
+                starts, ends, names, scores = zip(*entries, strict=True) if entries else [()] * 4
+                spans = list(zip(starts, ends))
+            given = [*chain.from_iterable(spans), *scores]
+            numbers = np.array(given)  # of text, lists or None none
+            plain = numbers.dtype.kind in "iuf" and set(map(len, spans)) <= {2}
+            plain = plain and bool not in map(
+                type, compress(given, (numbers == 0) | (numbers == 1))
+            )
+        segments, scores = np.split(numbers.astype(np.float64), [2 * sum(counts)])
+        segments, distinct = (
+            segments.reshape(-1, 2),
+            dict.fromkeys(names if index is not None else ()),
+        )
     except (AttributeError, IndexError, KeyError, OverflowError, TypeError, ValueError):
         return None
-    start, end = columns[:, 0], columns[:, 1]
-    good = np.isfinite(columns[:, :3]).all() and not (strict and (start > end).any())
-    if not good or not all(type(label) is str and label for label in index or ()):
+    plain = plain and len(segments) == len(scores) and np.isfinite(segments).all()
+    plain = (
+        plain
+        and np.isfinite(scores).all()
+        and not (strict and (segments[:, 0] > segments[:, 1]).any())
+    )
+    if not plain or not all(type(name) is str and name for name in distinct):
         return None
-    label = columns[:, 3].astype(np.int64) if with_labels else np.zeros(len(columns), np.int64)
-    video = np.repeat(np.arange(len(lists)), counts)
-    return video, tuple(index or ()), label, columns[:, 2], columns[:, :2]
-
-
-def _dict_numbers(entries: Iterable[Any], index: dict[str, int] | None) -> Iterator[Any]:
-    """start, end, score and (with `index`, which it fills) label of JSON entries.
-
-    One pass over half a million dicts is bound by memory: nothing is kept of them. The plus
-    refuses text, which numpy would parse.
-    """
-    for entry in entries:
-        start, end = entry["segment"]
-        yield +start
-        yield +end
-        yield +entry["score"]
-        if index is not None:
-            yield index.setdefault(entry["label"], len(index))
-
-
-def _numbers(entries: Iterable[Any], index: dict[str, int] | None) -> Iterator[Any]:
-    """The same of `Detection`s."""
-    for start, end, label, score in entries:
-        yield +start
-        yield +end
-        yield +score
-        if index is not None:
-            yield index.setdefault(label, len(index))
+    label = np.zeros(len(scores), np.int32)
+    if index is not None:
+        for name in distinct:
+            index.setdefault(name, len(index))
+        label[:] = list(map(index.__getitem__, names))
+    return np.array(counts, np.int64), label, scores, segments
 
 
 def restrict(truth: Truth, found: Predictions, available: Any) -> tuple[Truth, Predictions]:

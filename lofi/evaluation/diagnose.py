@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from lofi.evaluation.columns import Predictions, Truth, prediction_table, restrict
+from lofi.evaluation.columns import Predictions, Truth, prediction_table
 from lofi.evaluation.detection import DetectionResult, evaluate, load
-from lofi.evaluation.matching import Matches, ranks, tiou_of
+from lofi.evaluation.matching import BLOCK, Matches, equal_runs, pairs, tiou_of
 
 FLOOR = 0.1  # tIoU below which a detection has nothing to do with an instance
 CATEGORIES = ("true positive", "double detection", "wrong label", "localisation error",
@@ -164,7 +164,7 @@ def diagnose(
     truth, found, tious = load(ground_truth, detections, tious, subset, protocol, strict=strict)
     matches = Matches(truth, found, tious)
     result = evaluate(matches, protocol)
-    nearest, own = _nearest(matches), _nearest(matches, own_class=True)
+    nearest, own = _nearest(matches)
     given, close = matches.found, own.tiou >= FLOOR
     labels = np.where(nearest.row >= 0, truth.label[nearest.row], given.label)
     segments = np.where(close[:, None], truth.segments[own.row], given.segments)
@@ -178,15 +178,16 @@ def diagnose(
     if unsuppressed is not None:
         before = Matches(truth, prediction_table(unsuppressed, truth), tious)
         changes["no suppression"] = before.found
-        changes["best suppression"] = _best_of_each(before.found, _nearest(before, own_class=True))
+        changes["best suppression"] = _best_of_each(before.found, _nearest(before)[1])
     ladder = []
     for name, changed in changes.items():
         maps = Matches(truth, changed, tious).average_precision().mean(axis=1)
         average = float(maps.mean())
         numbers = tuple(maps.tolist()), average, average - result.average_map
         ladder.append(Rung(name, RUNGS[name], *numbers))
+    profiled = matches.at(np.array([profile_tiou]))
     true = np.zeros(len(matches.video), bool)
-    true[matches.at(np.array([profile_tiou]))[1]] = True
+    true[profiled.row] = True
     rules = [true, *(x.tiou >= t for t in (profile_tiou, FLOOR) for x in (own, nearest))]
     category = np.select(rules, range(5), default=5)  # (N,) of `CATEGORIES` the first that is true
     recalled = np.zeros((len(tious), len(truth.segments)), bool)
@@ -199,7 +200,7 @@ def diagnose(
     return Diagnosis(
         result,
         tuple(ladder),
-        _profile(matches, category, profile_tiou),
+        _profile(profiled, category),
         _sensitivity(matches, recalled),
         _class_errors(matches, category, recalled, result),
         tuple(grid),
@@ -214,60 +215,57 @@ class Nearest(NamedTuple):
     tiou: np.ndarray  # (N,)
 
 
-def _nearest(matches: Matches, own_class: bool = False) -> Nearest:
-    """Among the instances of every class, or of the detection's own."""
+def _nearest(matches: Matches) -> tuple[Nearest, Nearest]:
+    """Among the instances of every class, and of the detection's own."""
     truth, found, video = matches.truth, matches.found, matches.video
     by_video = np.argsort(truth.video, kind="stable")
     counts = np.bincount(truth.video, minlength=len(truth.videos) + 1)  # last: not there
-    owner = np.repeat(np.arange(len(video)), counts[video])  # of each pair in one video
-    place = ranks(np.arange(len(owner)), counts[video])
-    rows = by_video[(np.cumsum(counts) - counts)[video][owner] + place]
-    tiou = tiou_of(found.segments.T[:, owner], truth.segments.T[:, rows])
-    tiou = np.nan_to_num(tiou, nan=float(truth.toolkit))  # there, 0/0 is a match
-    if own_class:
-        tiou[truth.label[rows] != found.label[owner]] = -1.0
-    order = np.lexsort((-tiou, owner))
-    first = order[np.flatnonzero(np.diff(owner[order], prepend=-1))]
-    first = first[tiou[first] > 0]
-    nearest = Nearest(np.full(len(video), -1), np.zeros(len(video)))
-    nearest.row[owner[first]], nearest.tiou[owner[first]] = rows[first], tiou[first]
-    return nearest
+    first = np.cumsum(counts) - counts
+    size = len(video)
+    both = [Nearest(np.full(size, -1), np.zeros(size)) for _ in range(2)]
+    for low in range(0, size, BLOCK):
+        mine = low + np.flatnonzero(counts[video[low : low + BLOCK]])
+        owner, place = pairs(counts[video[mine]])
+        if not len(owner):
+            continue
+        rows = by_video[first[video[mine]][owner] + place]
+        tiou = tiou_of(found.segments[mine].T[:, owner], truth.segments.T[:, rows])
+        tiou = np.nan_to_num(tiou, nan=float(truth.toolkit))  # there, 0/0 is a match
+        same = np.where(truth.label[rows] == found.label[mine][owner], tiou, -1.0)
+        for values, nearest in zip((tiou, same), both):
+            best = np.maximum.reduceat(values, np.flatnonzero(place == 0))
+            hit = np.flatnonzero((values == best[owner]) & (values > 0))
+            hit = hit[np.diff(owner[hit], prepend=-1) != 0]
+            nearest.row[mine[owner[hit]]], nearest.tiou[mine[owner[hit]]] = rows[hit], values[hit]
+    return both[0], both[1]
 
 
 def _best_of_each(found: Predictions, own: Nearest) -> Predictions:
     """Of all detections close to an instance of their class only the one that overlaps it most,
     with the highest score of them; those close to none stay."""
-    close = own.tiou >= FLOOR
-    order = np.lexsort((-own.tiou, own.row))
-    order = order[close[order]]
+    kept, scores = own.tiou < FLOOR, found.scores.copy()
+    order = np.flatnonzero(~kept)
+    order = order[np.lexsort((-own.tiou[order], own.row[order]))]
     first = np.flatnonzero(np.diff(own.row[order], prepend=-1))
-    kept, scores = ~close, found.scores.copy()
     kept[order[first]] = True
     if len(first):
         scores[order[first]] = np.maximum.reduceat(found.scores[order], first)
     return found._replace(scores=scores).select(kept)
 
 
-def _profile(matches: Matches, category: np.ndarray, tiou: float) -> FalsePositiveProfile:
+def _profile(matches: Matches, category: np.ndarray) -> FalsePositiveProfile:
     """Shares of the categories among the best detections, and what each costs."""
-    multiples = tuple(range(1, 11))
-    instances = matches.instances[matches.found.label]
-    best = [category[matches.rank < multiple * instances] for multiple in multiples]
-    shares = np.stack([_shares(mine) for mine in best], axis=1)
-
-    def map_of(rows: np.ndarray) -> float:
-        part = Matches(matches.truth, matches.found.select(rows), np.array([tiou]))
-        return float(part.average_precision()[0].mean())
-
-    base = map_of(category >= 0)
-    gain = {name: map_of(category != i) - base for i, name in enumerate(CATEGORIES) if i}
-    share = dict(zip(CATEGORIES, map(tuple, shares.tolist())))
-    return FalsePositiveProfile(tiou, multiples, share, gain)
-
-
-def _shares(category: np.ndarray) -> np.ndarray:
-    """(categories,) fraction of each; 0 where there is nothing at all."""
-    return np.bincount(category, minlength=len(CATEGORIES)) / max(len(category), 1)
+    multiples = range(1, 11)
+    times = np.minimum(matches.rank // matches.instances[matches.found.label], len(multiples))
+    size = len(CATEGORIES)
+    counts = np.bincount(category + size * times, minlength=size * (len(multiples) + 1))
+    counts = np.cumsum(counts.reshape(-1, size)[:-1], axis=0).T
+    shares = dict(zip(CATEGORIES, map(tuple, (counts / np.maximum(counts.sum(0), 1)).tolist())))
+    base = float(matches.average_precision()[0].mean())
+    gain = {}
+    for i, name in enumerate(CATEGORIES[1:], 1):  # none of these takes an instance from others
+        gain[name] = float(matches.average_precision(category != i)[0].mean()) - base
+    return FalsePositiveProfile(float(matches.tious[0]), tuple(multiples), shares, gain)
 
 
 def _sensitivity(matches: Matches, recalled: np.ndarray) -> tuple[Bucket, ...]:
@@ -302,35 +300,35 @@ def _normalised_map(matches: Matches, inside: np.ndarray) -> float:
     """
     truth, mean = matches.truth, float(matches.instances.mean())
     wanted = np.bincount(truth.label[inside], minlength=len(truth.classes))
-    classes = np.split(matches.order, np.cumsum(matches.sizes)[:-1])
-    chosen = inside[matches.hit]
-    values = []
-    for t in range(len(matches.tious)):
-        here = matches.level == t
-        others, hits = np.zeros((2, len(matches.rank)), bool)
-        others[matches.row[here & ~chosen]] = True  # true positives of other instances: ignored
-        hits[matches.row[here & chosen]] = True
-        for c in np.flatnonzero(wanted).tolist():
-            true = np.flatnonzero(hits[classes[c][~others[classes[c]]]])
-            count = np.arange(1, len(true) + 1)
-            weighted = count / wanted[c] * mean  # R N
-            precision = weighted / (weighted + true + 1 - count)
-            envelope = np.maximum.accumulate(precision[::-1])
-            values.append(float(envelope.sum() / wanted[c]))
-    return float(np.mean(values))
+    values = np.zeros((len(matches.tious), len(wanted)))
+    key, rank, chosen = matches.key, matches.rank[matches.row], inside[matches.hit]
+    others = np.cumsum(~chosen)  # true positives of other instances so far
+    others -= (others - ~chosen)[np.searchsorted(key, key)]
+    key, place = key[chosen], (rank - others)[chosen]
+    for run in equal_runs(key):
+        c, t = np.divmod(key[run[:, 0]], len(matches.tious))
+        count = np.arange(1, run.shape[1] + 1)
+        weighted = count / wanted[c, None] * mean  # R N
+        precision = weighted / (weighted + place[run] + 1 - count)
+        envelope = np.maximum.accumulate(precision[:, ::-1].copy(), axis=1)
+        values[t, c] = envelope.sum(axis=1) / wanted[c]
+    return float(values[:, wanted > 0].ravel().mean())
 
 
 def _class_errors(
     matches: Matches, category: np.ndarray, recalled: np.ndarray, result: DetectionResult
 ) -> tuple[ClassErrors, ...]:
     """A row a class, in the order of the truth."""
-    label, recall = matches.found.label, recalled.mean(axis=0)
+    label, recall, size = matches.found.label, recalled.mean(axis=0), len(CATEGORIES)
+    best = matches.rank < matches.instances[label]
+    counts = np.bincount(size * label[best] + category[best], minlength=size * len(matches.sizes))
+    counts = counts.reshape(-1, size)
+    shares = (counts / np.maximum(counts.sum(1, keepdims=True), 1)).tolist()
     rows = []
     for c, name in enumerate(result.classes):
         counts = int(matches.instances[c]), int(matches.sizes[c])
         means = float(np.mean(result.ap[c])), float(recall[matches.truth.label == c].mean())
-        shares = _shares(category[(label == c) & (matches.rank < counts[0])])
-        rows.append(ClassErrors(name, *counts, *means, dict(zip(CATEGORIES, shares.tolist()))))
+        rows.append(ClassErrors(name, *counts, *means, dict(zip(CATEGORIES, shares[c]))))
     return tuple(rows)
 
 
@@ -338,9 +336,12 @@ def _missing(found: Predictions, matches: Matches) -> MissingVideos:
     truth, video = matches.truth, matches.video
     seen = np.isin(np.arange(len(truth.videos)), video)
     names, average = np.array(truth.videos, object), float("nan")
-    if seen.any():
-        fewer = restrict(truth, found, names[seen])
-        average = float(Matches(*fewer, matches.tious).average_precision().mean())
+    if seen.any():  # the instances of the others are missed anyhow: they are not counted
+        label = truth.label[seen[truth.video]]
+        classes, first = np.unique(label, return_index=True)
+        instances = np.bincount(label, minlength=len(truth.classes))
+        ap = matches.average_precision(instances=instances)
+        average = float(ap[:, classes[np.argsort(first)]].copy(order="C").mean())
     unknown = {found.videos[v] for v in np.unique(found.video[video < 0])}
     instances = int((~seen[truth.video]).sum())
     return MissingVideos(tuple(names[~seen]), instances, average, tuple(sorted(unknown)))

@@ -4,7 +4,8 @@ Everything is exact: the same comparisons and the same sums as one detection at 
 in an order that suits arrays.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from copy import copy
 
 import numpy as np
 
@@ -20,7 +21,8 @@ class Matches:
         found: the detections, their labels as indices of the truth's classes.
         video: (N,) index of their video in the truth, -1 = not there.
         order, sizes, rank: detections of a class, best first: `best_first` and `ranks`.
-        level, row, hit: of each true positive the index of threshold, detection and instance.
+        level, row, hit: of each true positive the index of threshold, detection and instance; by
+            class, level and rank.
         instances: (classes,) of the truth.
     """
 
@@ -34,69 +36,115 @@ class Matches:
                     f"label {found.labels[i]!r} (video {video}) is not among the {len(classes)} "
                     f"classes of subset {truth.subset!r}; check spelling and subset"
                 )
-        to_video = np.array([videos.get(name, -1) for name in found.videos], np.int64)
-        to_class = np.array([classes.get(name, -1) for name in found.labels], np.int64)
+        to_video = np.array([videos.get(name, -1) for name in found.videos], np.int32)
+        to_class = np.array([classes.get(name, -1) for name in found.labels], np.int32)
         self.video, label = to_video[found.video], to_class[found.label]
         self.found = found._replace(labels=truth.classes, label=label)
         self.truth, self.tious = truth, tious
         self.order, self.sizes = best_first(label, found.scores, len(classes))
         self.rank = ranks(self.order, self.sizes)
-        self.level, self.row, self.hit = self.at(tious)
+        self.level, self.row, self.hit = self._match()
         self.instances = np.bincount(truth.label, minlength=len(classes))
 
-    def at(self, tious: np.ndarray) -> np.ndarray:
-        """level, row and hit for other thresholds.
+    def at(self, tious: np.ndarray) -> "Matches":
+        """The same at other thresholds."""
+        other = copy(self)
+        other.tious = tious
+        other.level, other.row, other.hit = other._match()
+        return other
 
-        Greedy inside every (video, class); all groups with the same number of ground truths
-        advance together, one prediction each a step.
+    def _match(self) -> np.ndarray:
+        """level, row and hit.
+
+        Greedy inside every (video, class); all groups with about as many ground truths advance
+        together, one prediction each a step.
         """
-        truth, segments = self.truth, self.found.segments
+        truth, segments, tious = self.truth, self.found.segments, self.tious
         key = truth.label * len(truth.videos) + truth.video
         truth_rows = np.argsort(key, kind="stable")  # file order inside a group
         if not truth.toolkit:  # there, 0/0 overlap passes every threshold
             long = truth.segments[:, 1] > truth.segments[:, 0]
             truth_rows, key = truth_rows[long[truth_rows]], key[long]
         groups, size = np.unique(key, return_counts=True)
-        first_truth = np.cumsum(size) - size
-        if not len(groups):
-            return np.zeros((3, 0), np.int64)
-        rows = self.order[self.video[self.order] >= 0]
-        key = self.found.label[rows] * len(truth.videos) + self.video[rows]
-        slot = np.minimum(np.searchsorted(groups, key), len(groups) - 1)
-        hit = groups[slot] == key
-        rows, slot = rows[hit], slot[hit]
-        parts = []
-        for count in np.unique(size).tolist():
-            select = size[slot] == count
-            mine, its_slot = rows[select], slot[select]
-            truths = truth_rows[first_truth[its_slot][:, None] + np.arange(count)]
-            tiou = tiou_of(segments.T[:, mine, None], truth.segments.T[:, truths])  # (P, count)
-            near = ~(tiou < tious.min()).all(axis=1)
-            mine, truths = mine[near], truths[near]
-            level, winner, place = _assign(its_slot[near], tiou[near], tious)
-            parts.append(np.stack([level, mine[winner], truths[winner, place]]))
-        return np.concatenate(parts, axis=1)
+        first = np.cumsum(size) - size
+        parts = [np.zeros((3, 0), np.int64)]
+        near = [np.zeros((2, 0), np.int64)]  # rows and groups of predictions that overlap enough
+        for low in range(0, len(self.order) if len(groups) else 0, BLOCK):
+            rows = self.order[low : low + BLOCK]
+            key = self.found.label[rows].astype(np.int64) * len(truth.videos) + self.video[rows]
+            slot = np.minimum(np.searchsorted(groups, key), len(groups) - 1)
+            hit = (groups[slot] == key) & (self.video[rows] >= 0)
+            rows, slot = rows[hit], slot[hit]
+            owner, place = pairs(size[slot])
+            truths = truth_rows[first[slot][owner] + place]
+            tiou = tiou_of(segments[rows].T[:, owner], truth.segments.T[:, truths])
+            owner = owner[~(tiou < tious.min())]
+            owner = owner[np.diff(owner, prepend=-1) != 0]
+            near.append(np.stack([rows[owner], slot[owner]]))
+        rows, slot = np.concatenate(near, axis=1)
+        step = np.argsort(slot, kind="stable")  # group after group, best first
+        rows, slot = rows[step], slot[step]
+        widths = 2 ** np.arange(int(size.max(initial=1)).bit_length() + 1)
+        width = widths[np.searchsorted(widths, size)][slot]
+        for count in np.unique(width).tolist():
+            mine, its = rows[width == count], slot[width == count]
+            place = np.arange(count)[:, None]
+            truths = truth_rows[first[its] + np.minimum(place, size[its] - 1)]
+            tiou = tiou_of(segments[mine].T[:, None], truth.segments.T[:, truths])  # (count, P)
+            tiou[place >= size[its]] = -1.0  # stands for none
+            level, winner, place = _assign(its, tiou, tious)
+            parts.append(np.stack([level, mine[winner], truths[place, winner]]))
+        level, row, hit = np.concatenate(parts, axis=1)
+        sequence = np.lexsort((self.rank[row], level, self.found.label[row]))
+        return np.stack([level, row, hit])[:, sequence]
 
-    def average_precision(self) -> np.ndarray:
+    def average_precision(
+        self, kept: np.ndarray | None = None, instances: np.ndarray | None = None
+    ) -> np.ndarray:
         """AP (T, classes): area under the envelope of precision over recall.
 
         Recall only moves at true positives, and the envelope is attained there, so nothing else is
         needed; the closing point (recall 1, precision 0) stays because it changes how numpy sums.
+        With `kept` (N,) as if there were no other detections, none of which may be a true positive;
+        with `instances` (classes,) as if there were as many of every class.
         """
-        ap = np.zeros((len(self.tious), len(self.instances)))
-        key = self.found.label[self.row] * len(self.tious) + self.level
-        sequence = np.lexsort((self.rank[self.row], key))
-        key, found_at = key[sequence], self.rank[self.row[sequence]] + 1
-        starts = np.flatnonzero(np.diff(key, prepend=-1))
-        for start, stop in zip(starts.tolist(), [*starts[1:].tolist(), len(key)]):
-            c, t = divmod(int(key[start]), len(self.tious))
-            recall = np.arange(stop - start + 1.0) / self.instances[c]
-            precision = np.arange(1.0, stop - start + 1.0) / found_at[start:stop]
-            envelope = np.maximum.accumulate(precision[::-1])[::-1]
-            steps = np.zeros(len(precision) + (recall[-1] != 1.0))
-            np.multiply(np.diff(recall), envelope, out=steps[: len(precision)])
-            ap[t, c] = steps.sum()
+        instances = self.instances if instances is None else instances
+        ap = np.zeros((len(self.tious), len(instances)))
+        key, rank = self.key, self.rank[self.row]
+        if kept is not None:
+            before = (np.cumsum(self.sizes) - self.sizes)[key // len(self.tious)]
+            count = np.append(0, np.cumsum(kept[self.order]))
+            rank = count[before + rank] - count[before]
+        for run in equal_runs(key):
+            c, t = np.divmod(key[run[:, 0]], len(self.tious))
+            recall = np.arange(run.shape[1] + 1.0) / instances[c, None]
+            precision = np.arange(1.0, run.shape[1] + 1.0) / (rank[run] + 1)
+            steps = np.zeros(recall.shape)
+            steps[:, :-1] = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
+            steps[:, :-1] *= np.diff(recall)
+            whole = recall[:, -1] == 1.0
+            ap[t[~whole], c[~whole]] = steps[~whole].sum(axis=1)
+            ap[t[whole], c[whole]] = steps[whole, :-1].copy().sum(axis=1)
         return ap
+
+    @property
+    def key(self) -> np.ndarray:
+        """Of each true positive class · T + level, which never falls."""
+        return self.found.label[self.row].astype(np.int64) * len(self.tious) + self.level
+
+
+def pairs(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """For counts (P,): 0 … P - 1, each repeated as often as its count says, and 0 … count - 1."""
+    owner = np.repeat(np.arange(len(counts)), counts)
+    return owner, np.arange(len(owner)) - np.repeat(np.cumsum(counts) - counts, counts)
+
+
+def equal_runs(key: np.ndarray) -> Iterator[np.ndarray]:
+    """Places (k, n) of the k runs of equal keys that are n long, for every n."""
+    first = np.flatnonzero(np.diff(key, prepend=-1))
+    lengths = np.diff(first, append=len(key))
+    for length in np.unique(lengths).tolist():
+        yield first[lengths == length, None] + np.arange(length)
 
 
 def best_first(group: np.ndarray, scores: np.ndarray, groups: int) -> tuple[np.ndarray, np.ndarray]:
@@ -131,25 +179,23 @@ def ranks(order: np.ndarray, sizes: np.ndarray) -> np.ndarray:
 def _assign(group: np.ndarray, tiou: np.ndarray, tious: np.ndarray) -> np.ndarray:
     """(3, hits) threshold index, row and place of the truth of the true positives.
 
-    Of P predictions in order, with tIoU (P, count) to the truths of their group (P,), each takes
-    the first free truth in falling order of tIoU; NaN comes first and passes.
+    Of P predictions with tIoU (count, P) to the truths of their group (P,), group after group and
+    best first, each takes the first free truth in falling order of tIoU; NaN comes first and
+    passes. In every round the first prediction of each group that can take one does.
     """
-    preference = np.argsort(tiou, axis=1, kind="stable")[:, ::-1]
-    ranked = np.take_along_axis(tiou, preference, 1)
-    passes = ~(ranked[:, None, :] < tious[None, :, None])  # (P, T, count)
-    _, member, sizes = np.unique(group, return_inverse=True, return_counts=True)
-    step = ranks(np.argsort(member, kind="stable"), sizes)
-    free = np.ones((len(sizes), len(tious), tiou.shape[1]), bool)
-    found = [np.zeros((3, 0), np.int64)]
-    by_step = np.argsort(step, kind="stable")
-    for rows in np.split(by_step, np.flatnonzero(np.diff(step[by_step])) + 1):
-        choice = preference[rows][:, None, :]  # (R, 1, count)
-        state = free[member[rows]]  # (R, T, count)
-        open_ = passes[rows] & np.take_along_axis(state, np.broadcast_to(choice, state.shape), 2)
-        r, t = np.nonzero(open_.any(2))
-        place = choice[r, 0, open_[r, t].argmax(1)]
-        free[member[rows[r]], t, place] = False
-        found.append(np.stack([t, rows[r], place]))
+    found, best = [np.zeros((3, 0), np.int64)], tiou.max(axis=0)
+    for t, threshold in enumerate(tious):
+        rows = np.flatnonzero(~(best < threshold))
+        open_ = ~(tiou[:, rows] < threshold)
+        while len(rows):
+            new = np.diff(group[rows], prepend=-1) != 0
+            order = np.argsort(tiou[:, rows[new]], axis=0, kind="stable")[::-1]
+            chosen = np.take_along_axis(open_[:, new], order, 0).argmax(axis=0)
+            place = order[chosen, np.arange(len(chosen))]
+            found.append(np.stack([np.full(len(place), t), rows[new], place]))
+            open_[place[np.cumsum(new) - 1], np.arange(len(rows))] = False
+            left = open_.any(axis=0) & ~new
+            rows, open_ = rows[left], open_[:, left]
     return np.concatenate(found, axis=1)
 
 

@@ -3,7 +3,13 @@
 `ax` is where to draw; a new figure when None.
 """
 
-from lofi.figures.curves import diagnosis_figure, error_profile, loss_curves, sensitivity_bars
+from lofi.figures.curves import (
+    diagnosis_figure,
+    error_profile,
+    loss_curves,
+    paired_dots,
+    sensitivity_bars,
+)
 from lofi.figures.maps import boundary_curves, confidence_map, salience, similarity
 from lofi.figures.tables import (
     Table,

@@ -1,4 +1,5 @@
-"""Curves over training steps and over recall; bars of shares, of errors and of hard instances."""
+"""Curves over training steps and over recall; bars of shares, of errors and of hard instances;
+differences between methods, a dot a seed."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -9,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from lofi.evaluation.paired import paired, verdict
 from lofi.figures import style
 from lofi.figures.style import Canvas, axes_for, fill, literal, stroke
 
@@ -100,3 +102,26 @@ def diagnosis_figure(report: Any) -> Figure:
     sensitivity_bars(report.sensitivity, "normalised_map", ax=axes[2])
     axes[2].set_title("normalised mAP, mean over tIoUs")
     return figure
+
+
+def paired_dots(differences: Mapping[str, Sequence[float]], *, ax: Canvas = None) -> Axes:
+    """A line a claim "A over B": A − B, a dot a seed, over the 95 % interval of the mean (a tick).
+
+    Mean and verdict of at least one difference stand beside each line.
+    """
+    ax = axes_for(ax, 7.5, 0.8 + 0.32 * len(differences))
+    colours = {"reproduced": style.FOUND, "contradicted": style.FALSE_ALARM}
+    for y, values in enumerate(differences.values()):
+        found, word = paired(values), verdict(values)
+        colour = colours.get(word, style.GREY)
+        bar = {"linewidth": 8, "alpha": 0.35, "solid_capstyle": "butt"}
+        ax.plot((found.low, found.high), (y, y), color=colour, **bar)
+        ax.plot(found.mean, y, "|", color=style.INK, markersize=11)
+        ax.plot(values, [y] * found.n, "o", color=colour, markersize=3.5)
+        text = f"{found.mean:+.1f}  {word}".replace("-", "−")
+        where = {"transform": ax.get_yaxis_transform(), "va": "center", "fontsize": style.SMALL}
+        ax.text(1.02, y, text, **where)
+    ax.axvline(0, color=style.INK, linewidth=1)
+    ax.set_yticks(range(len(differences)), map(literal, differences))
+    ax.set(xlabel="difference (points)", ylim=(len(differences) - 0.4, -0.6))
+    return ax

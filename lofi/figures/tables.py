@@ -75,6 +75,13 @@ class Table:
         lines = [self.caption] * bool(self.caption) + [line.rstrip() for line in lines]
         return "\n".join([*lines, *self.notes])
 
+    def markdown(self) -> str:
+        """The table alone, for a page of documentation."""
+        marks = tuple("--:" if right else ":--" for right in self._numeric())
+        rows = ([c.replace("|", r"\|") for c in cells] for cells in (self.header, *self.rows))
+        header, *rows = (" | ".join(cells) for cells in rows)
+        return "\n".join(f"| {row} |" for row in (header, " | ".join(marks), *rows))
+
     def html(self) -> str:
         """A `<table>` with caption and header cells that screen readers announce."""
         right = [' class="number"' if numeric else "" for numeric in self._numeric()]

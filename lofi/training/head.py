@@ -38,8 +38,7 @@ def extract_features(
     """Features of every training and test video at full fidelity, one file a video.
 
     Files that an interrupted run left are kept where they are whole and of their video;
-    `resume=False` computes all of them again. Videos that do not decode are in `skipped`; a later
-    run tries them again.
+    `resume=False` computes all again. Videos that do not decode are in `skipped`, for a later run.
     """
     method = method or methods.default_method(config)
     if method == "published":
@@ -91,7 +90,8 @@ def _extract(config, encoder, header, videos, run: RunFolder, reader: ClipReader
         return clip, None if isinstance(clip, Exception) else reader.info(jobs[job][1].path)
 
     parts: list[Tensor | None] = []
-    loaded = prefetched(read, 0, len(jobs), config.data.workers)
+    pin = next(encoder.parameters()).is_cuda
+    loaded = prefetched(read, 0, len(jobs), config.data.workers, pin)
     for (i, _, last), (clip, info) in zip(jobs, loaded):
         if info is None:
             run.skip(videos[i].id, clip)

@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 from lofi.config import Config, Optimisation
 from lofi.data import TrimmedClip, TrimmedRequest, VideoError
-from lofi.data.datasets import fingerprint, open_reader
+from lofi.data.datasets import fingerprint, open_reader, with_background
 from lofi.encoders import encoder_hash, normalise
 from lofi.encoders.base import Encoder
 from lofi.encoders.dual import TinyDual, clean_name, train_tiny_dual
@@ -90,7 +90,7 @@ def train_acp_plus(config: Config, run_dir: str | Path) -> Task:
     """ACP+: go on with classification, on the trimmed segments of the target training videos."""
     data = methods.run_data(config, run_dir)
     data.with_files(data.train)  # refuses a data set without any
-    segments = data.segments
+    segments = with_background(data.train) if config.acp_plus_background else data.segments
     encoder, start = methods.load_encoder(config, run_dir, config.acp_plus_start)
     task = _classification(config, "acp+", encoder, segments, (segments, []), config.acp_plus)
     task.settings["start"] = start

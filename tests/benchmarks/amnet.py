@@ -29,6 +29,7 @@ from lofi.config import Config
 from lofi.data import Segment, Video
 from lofi.data.features import FeatureStore
 from lofi.detection import suppress
+from lofi.evaluation.paired import SEEDS, verdict
 from lofi.files import read_json, write_csv
 from lofi.heads import AMNet, build_head
 from lofi.training import methods
@@ -76,7 +77,6 @@ LIMITS = (  # what holds on every seed: above a number, or below it
     ("f  detections of a padded video differ by < 1e-4", "padding", 1e-4, False),
     ("g  infinite gradients, no action or nothing but one: < 1", "infinite", 1.0, False),
 )  # fmt: skip
-SEEDS = 5  # that a verdict needs
 TABLE = Path(__file__).with_suffix(".csv")
 
 
@@ -215,19 +215,6 @@ def collect(run: Path) -> list[tuple[int, str, float]]:
     return rows
 
 
-def verdict(differences: list[float], least: float = 0.0, every: bool = False) -> str:
-    """A gate: the mean is at least `least` and two standard errors above 0 (on `every` seed > 0).
-
-    Contradicted: two standard errors below `least`.
-    """
-    if len(differences) < SEEDS:
-        return f"no verdict below {SEEDS} seeds"
-    mean, error = fmean(differences), stdev(differences) / len(differences) ** 0.5
-    held = mean - 2 * error > 0 and mean >= least and (not every or min(differences) > 0)
-    word = "reproduced" if held else "not established"
-    return "contradicted" if mean + 2 * error < least else word
-
-
 def stored() -> dict[str, dict[int, float]]:
     """Arm or measurement → seed → value, of amnet.csv."""
     found: dict[str, dict[int, float]] = {}
@@ -256,7 +243,7 @@ def report(found: dict[str, dict[int, float]]) -> str:
     for name, arm, other, least, every in GATES:
         if len(each := lead(found, arm, other)) > 1:
             shown = f"{fmean(each):+.1f} ± {stdev(each) / len(each) ** 0.5:.1f} (SE)"
-            lines.append(f"| {name} | {shown} | {verdict(each, least, every)} |")
+            lines.append(f"| {name} | {shown} | {verdict(each, 2.0, least, every)} |")
     for name, key, limit, above in LIMITS:
         if values := [*found.get(key, {}).values()]:
             word = "reproduced" if (min(values) > limit if above else max(values) < limit) else ""

@@ -1,6 +1,7 @@
 """From a video file to snippet features: ours against a plain loop, in turns in one process.
 
     python tests/benchmarks/features.py [--json OUT] [--pixels 224] [--snippets 16] [--repeats 5]
+                                        [--device cuda] [--videos 32]
 
 The plain loop opens the file with PyAV, decodes in order, scales and cuts every wanted frame, and
 passes one snippet of 8 frames at a time through a plain TSM-R18 (that of `encoders.py`,
@@ -8,10 +9,14 @@ channels first, float32). Ours is what `lofi train features` and `lofi detect` c
 medians of process CPU time a frame, features compared with the plain ones, and the share of the
 rate that this machine reaches in one large float32 matrix product (R18 at 224 pixels needs 3.64
 GFLOP a frame). Decoded pixels differ by the scaler, so the encoders are compared on equal pixels.
+
+On a GPU: the network alone on a clip in pinned memory, and `lofi train features` on rendered videos
+with one decoding thread a core, in wall time, per precision and memory order.
 """
 
 import argparse
 import json
+import os
 import platform
 import statistics
 import tempfile
@@ -24,11 +29,13 @@ import torch
 from decoding import render
 from encoders import FRAMES, our_encoder, plain_encoder, random_weights
 
+from lofi.config import override, preset
 from lofi.data.reading import ClipRequest
 from lofi.data.snippets import Crop, crop_of, frame_indices
 from lofi.encoders.base import normalise
 from lofi.encoders.extraction import clip_features
 from lofi.fidelity import Fidelity
+from lofi.training.head import extract_features
 
 GFLOP = 3.64  # of one frame of R18 at 224 pixels
 
@@ -107,16 +114,85 @@ def measure(pixels: int, snippets: int, repeats: int) -> list[dict]:
         return rows
 
 
+def wall_seconds(run: Callable[[], object], repeats: int = 1) -> float:
+    torch.cuda.synchronize()
+    began = time.perf_counter()
+    for _ in range(repeats):
+        run()
+    torch.cuda.synchronize()
+    return (time.perf_counter() - began) / repeats
+
+
+def on_gpu(pixels: int, videos: int, repeats: int) -> list[dict]:
+    """Frames a second of the network alone and of the whole stage, decoding included."""
+    weights = random_weights()
+    full = Fidelity(100, FRAMES, pixels)
+    clip = torch.randint(0, 256, (100, FRAMES, 3, pixels, pixels), dtype=torch.uint8).pin_memory()
+    torch.backends.cudnn.allow_tf32 = False
+    exact = clip_features(our_encoder(weights, "cuda", False, False).eval(), clip)
+    torch.backends.cudnn.allow_tf32 = True
+    rates = {}
+    for amp, kind in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
+        torch.backends.cuda.matmul.allow_tf32 = True  # as convolutions do by default
+        a, b = torch.randn(2, 8192, 8192, device="cuda").to(kind)
+        wall_seconds(lambda a=a, b=b: a @ b, 3)
+        rates[amp] = 2 * 8192**3 / wall_seconds(lambda a=a, b=b: a @ b, 10)
+    torch.backends.cuda.matmul.allow_tf32 = False
+    rows = []
+    for amp in ("fp32", "bf16"):
+        for last, fold in ((False, False), (True, False), (True, True)):
+            encoder = our_encoder(weights, "cuda", last, fold).eval()
+            found = clip_features(encoder, clip, amp=amp)  # also warms up
+            seconds = wall_seconds(lambda e=encoder, a=amp: clip_features(e, clip, amp=a), repeats)
+            flop = 1e9 * GFLOP * (pixels / 224) ** 2 * 100 * FRAMES
+            rows.append({
+                "variant": f"network, {amp}" + ", channels_last" * last + ", folded" * fold,
+                "frames_a_second": 100 * FRAMES / seconds, "of_gemm": flop / seconds / rates[amp],
+                "difference": float((found - exact).abs().max() / exact.abs().max()),
+            })  # fmt: skip
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        render(folder / "v0.mp4", 750, 360, 640)
+        database = {}
+        for i in range(videos):
+            if i:
+                os.link(folder / "v0.mp4", folder / f"v{i}.mp4")
+            span = {"segment": [1.0, 9.0], "label": "a"}
+            subset = "validation" if i % 2 else "training"
+            database[f"v{i}"] = {"subset": subset, "duration": 30.0, "annotations": [span]}
+        (folder / "a.json").write_text(json.dumps({"database": database}))
+        cores = len(os.sched_getaffinity(0))
+        config = override(preset("activitynet"), {
+            "data.annotations": str(folder / "a.json"), "data.videos": str(folder), "full": full,
+            "data.workers": cores, "encoder": "tsm-r18",
+        })  # fmt: skip
+        for amp, last in (("fp32", False), ("fp32", True), ("bf16", True)):
+            chosen = override(config, {"amp": amp, "channels_last": last})
+            run = folder / f"{amp}-{last}"
+            seconds = wall_seconds(
+                lambda c=chosen, r=run: extract_features(c, r, "random", device="cuda")
+            )
+            name = f"videos, {amp}, {cores} threads" + ", channels_last" * last
+            rows.append({"variant": name, "frames_a_second": videos * 100 * FRAMES / seconds})
+    return rows
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--json", type=Path)
     parser.add_argument("--pixels", type=int, default=224)
     parser.add_argument("--snippets", type=int, default=16)
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--videos", type=int, default=32, help="of 30 s each (cuda)")
     arguments = parser.parse_args()
-    torch.set_num_threads(1)
-    rows = measure(arguments.pixels, arguments.snippets, arguments.repeats)
-    print(f"{platform.processor() or platform.machine()}, torch {torch.__version__}, 1 thread")
+    if arguments.device == "cuda":
+        rows = on_gpu(arguments.pixels, arguments.videos, arguments.repeats)
+        print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}")
+    else:
+        torch.set_num_threads(1)
+        rows = measure(arguments.pixels, arguments.snippets, arguments.repeats)
+        print(f"{platform.processor() or platform.machine()}, torch {torch.__version__}, 1 thread")
     for row in rows:
         print("  ".join(f"{v:10.3g}" if isinstance(v, float) else f"{v:28s}" for v in row.values()))
     if arguments.json:

@@ -1,0 +1,119 @@
+"""The study of all tables: statistics against printed tables, arms in miniature, documents."""
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lofi import config as configs
+from lofi import study
+from lofi.data import toyworld
+from lofi.evaluation.paired import paired, student, verdict
+from lofi.figures import paired_dots, paper_numbers
+from lofi.files import read_json, write_json
+
+DOCS = Path(__file__).parent.parent / "docs"
+
+
+@pytest.mark.parametrize(
+    "freedom, t", [(1, 12.706), (2, 4.303), (4, 2.776), (9, 2.262), (29, 2.045), (120, 1.980)]
+)
+def test_students_t_is_that_of_the_printed_tables(freedom, t):
+    assert student(freedom) == pytest.approx(t, abs=6e-4)
+
+
+def test_paired_differences_by_hand():
+    found = paired([1.0, 3.0, 2.0, -1.0, 5.0])  # deviations −1, 1, 0, −3, 3: sum of squares 20
+    assert (found.mean, found.above, found.n) == (2.0, 4, 5)
+    assert found.sd == pytest.approx(math.sqrt(5))
+    assert (found.low, found.high) == pytest.approx((2 - 2.776, 2 + 2.776), abs=1e-3)
+    alone = paired([2.0])
+    assert alone.mean == 2.0 and math.isnan(alone.sd) and math.isnan(alone.low)
+
+
+def test_verdicts_by_hand():
+    lead = [1.0, 2.0, 3.0, 2.0, 2.0]  # 2 ± 0.316
+    assert verdict(lead) == "reproduced"
+    assert verdict([-value for value in lead]) == "contradicted"
+    assert verdict([5.0, 1.0, -1.0, 2.0, 0.0]) == "not established"  # 1.4 ± 1.03
+    assert verdict([0.0] * 5) == "not established"
+    assert verdict(lead[:4]) == "no verdict below 5 seeds"
+
+
+def test_dots_are_the_differences_and_the_verdict_stands_beside_them():
+    ax = paired_dots({"A over B": [1.0, 2.0, 3.0, 2.0, 2.0], "C over D": [0.5]})
+    bar, mean, dots = ax.lines[:3]
+    assert dots.get_xdata() == [1.0, 2.0, 3.0, 2.0, 2.0] and mean.get_xdata()[0] == 2.0
+    half = 2.776 * math.sqrt(0.5 / 5)
+    assert bar.get_xdata() == pytest.approx((2 - half, 2 + half), abs=1e-3)
+    said = ["+2.0  reproduced", "+0.5  no verdict below 5 seeds"]
+    assert [text.get_text() for text in ax.texts] == said
+
+
+def test_arms_stand_where_the_paper_has_its_rows():
+    for name, arms in study.TABLES.items():
+        rows = paper_numbers(name, "ActivityNet-1.3")
+        assert len(rows) == len(arms)
+        for row, arm in zip(rows, arms):
+            known = {"LoFi": "Long C-LoFi"}.get(row.method, row.method)
+            assert not arm or known.split(",")[0] in arm, (name, row.method, arm)
+    claimed = [name for claim in study.PAPER_CLAIMS + study.OWN_CLAIMS for name in claim[:2]]
+    assert set(claimed) <= {*study.ARMS}
+
+
+@pytest.fixture(scope="module")
+def miniature(tmp_path_factory):
+    """A study in a few seconds: a world of 12 videos, an epoch for whatever no arm changes."""
+    world = replace(toyworld.STUDY, source_clips=(16, 8), videos=(8, 4))
+    tiny, once = configs.preset("tiny"), {}
+    for stage in ("acp", "acp_plus", "lofi.training", "head_training"):
+        once[f"{stage}.epochs"] = 1
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(toyworld.WORLDS, "study", world)
+        patch.setattr(study, "preset", lambda name: configs.override(tiny, once))
+        yield tmp_path_factory.mktemp("study")
+
+
+CHECKED = ("ACP", "LoFi from ACP+ with background", "window", "end-to-end, low", "T-LoFi, BMN",
+           "LoFi, then exact", "ACP, BMN", "ACP, ActionFormer")  # fmt: skip
+
+
+def test_arms_run_are_measured_and_never_run_again(miniature, capfd):
+    rows = {}
+    for name in CHECKED:
+        rows[name] = study.measure(miniature, 7, name)
+        path = miniature / "seed-7" / "rows" / f"{study.slug(name)}.json"
+        write_json(path, rows[name])
+        assert {*rows[name]} <= {*study.COLUMNS}
+        assert all(0 <= rows[name][key] <= 100 for key in (*study.SOURCES, "AUC"))
+    assert len({row["config"] for row in rows.values()}) == len(rows)
+    place = miniature / "seed-7"
+    folder = place / "lofi-from-acp+-with-background"
+    start = read_json(folder / "c-lofi/encoder/settings.json", "settings")["start"]
+    own = read_json(place / "acp+-with-background/acp+/encoder/result.json", "a result")
+    assert start == own["sha256"] and "(background)" in own["classes"]
+    assert not (place / "main" / "acp+").exists()  # nothing asked for the plain one
+    study.run_study(miniature, [7], only=CHECKED)  # finds all of them
+    assert "seed" not in capfd.readouterr().err
+    found = study.read_rows(miniature / "results.csv")
+    for name, row in rows.items():
+        assert found[name][7]["shared"] == pytest.approx(row["shared"], abs=5e-4)
+    differences = study.lead(found, "T-LoFi, BMN", "ACP, BMN", "AUC")
+    assert differences == [pytest.approx(rows["T-LoFi, BMN"]["AUC"] - rows["ACP, BMN"]["AUC"])]
+    assert (miniature / "RESULTS.md").read_text() == study.document(found)
+
+
+def test_an_unknown_arm_is_refused_with_the_known_ones(tmp_path):
+    with pytest.raises(ValueError, match="unknown arm 'LoFi'; known: ACP, untrained"):
+        study.run_study(tmp_path, [1], only=("LoFi",))
+
+
+def test_published_results_are_generated_from_the_raw_rows():
+    found = study.read_rows(DOCS / "results.csv")
+    assert (DOCS / "RESULTS.md").read_text(encoding="utf-8") == study.document(found)
+    lofi, acp = (found[name] for name in ("Long C-LoFi", "ACP"))
+    pairs = np.array([lofi[seed]["shared"] - acp[seed]["shared"] for seed in sorted(lofi)])
+    text = (DOCS / "RESULTS.md").read_text(encoding="utf-8")
+    assert f"| Long C-LoFi over ACP | shared classes | {pairs.mean():+.1f} [" in text
