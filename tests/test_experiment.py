@@ -9,8 +9,8 @@ import matplotlib
 import pytest
 
 from lofi import config as configs
-from lofi.data.toyworld import TINY, write_world
 from lofi.data.datasets import open_datasets
+from lofi.data.toyworld import TINY, write_world
 from lofi.detection import read_detections
 from lofi.evaluation import detection_map, proposal_recall
 from lofi.experiment import compare_seeds
