@@ -103,11 +103,11 @@ class Browser:
             time.sleep(0.05)
         return value
 
-    def click(self, selector: str) -> None:
-        """A real click of the mouse in the middle of an element."""
+    def click(self, selector: str, at: float = 0.5) -> None:
+        """A real click of the mouse in an element, at a share of its width."""
         box = self.run(
             f"(e => {{ e.scrollIntoView({{block: 'center'}}); const r = e.getBoundingClientRect();"
-            f" return [r.x + r.width / 2, r.y + r.height / 2] }})"
+            f" return [r.x + {at} * r.width, r.y + r.height / 2] }})"
             f"(document.querySelector({json.dumps(selector)}))"
         )
         for kind in ("mousePressed", "mouseReleased"):
