@@ -43,8 +43,9 @@ class Notebook:
     def __init__(self, path: Path) -> None:
         self.path, self.number = path, path.name.split("_")[0]
         self.cells = nbformat.read(path, as_version=4).cells
-        title, *question = self.cells[0].source.splitlines()
-        self.title, self.question = title.lstrip("# "), plain("\n".join(question))
+        title, _, text = self.cells[0].source.partition("\n")
+        self.title = title.lstrip("# ")
+        self.question = " ".join(re.split(r"\n\s*\n", text.strip())[0].splitlines())
         self.pictures: dict[str, bytes] = {}  # name → PNG
         for i, cell in enumerate(self.cells):
             drawn = pictures(cell)
