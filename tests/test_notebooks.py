@@ -233,12 +233,14 @@ def answered(path, book):
 SOLUTION = (*BOTH, answered)
 
 
-def cases(paths, rules, pending):
+def cases(paths, rules, pending) -> list:
+    found = []
     for number, path in paths.items():
         for rule in rules:
             late = rule.__name__ in pending.get(number, "").split()
             mark = pytest.mark.xfail(strict=True, reason="not converted yet") if late else ()
-            yield pytest.param(path, rule, marks=mark, id=f"{path.stem}-{rule.__name__}")
+            found.append(pytest.param(path, rule, marks=mark, id=f"{path.stem}-{rule.__name__}"))
+    return found
 
 
 @pytest.mark.parametrize(("path", "rule"), cases(LESSONS, LESSON, PENDING))
