@@ -32,6 +32,7 @@ _PRETEXT = Optimisation(  # the same, scaled: 128 clips are 64 pairs; warm-up 2 
 _PAPER = Config(
     preset="activitynet",
     encoder="tsm-r18",
+    channels_last=True,  # a fifth faster on CPUs and on an H200 [ours]
     full=Fidelity(100, 8, 224),
     data=DataConfig(preset="", workers=8, prefetch=4),
     acp=_KINETICS,
