@@ -1,6 +1,7 @@
 """Notebooks as a batch: parameters are checked, failures are named, finished ones are skipped."""
 
 import json
+import re
 
 import nbformat
 import pytest
@@ -51,7 +52,7 @@ def test_a_failing_cell_is_named_and_its_notebook_kept(tmp_path):
     assert (tmp_path / "out.failed.ipynb").exists()
 
 
-def test_a_course_goes_on_where_it_stopped(tmp_path, monkeypatch):
+def test_a_course_goes_on_where_it_stopped(tmp_path, monkeypatch, capsys):
     count = (
         "import pathlib; p = pathlib.Path(out_dir) / '{0}'; "
         "p.write_text(p.read_text() + 'x' if p.exists() else 'x')"
@@ -66,8 +67,11 @@ def test_a_course_goes_on_where_it_stopped(tmp_path, monkeypatch):
     run = tmp_path / "run"
     with pytest.raises(RuntimeError, match="02_b.ipynb"):
         run_course("tiny", run)
+    told = r"2 of 2: 02_b.ipynb … \(\d+ s so far"
+    assert re.search(told + r", about \d+ s left\)", capsys.readouterr().err)
     (run / "go").touch()
-    assert run_course("tiny", run) == "table"
+    assert run_course("tiny", run) == "table"  # nothing ran before in this call: no guess
+    assert re.search(told + r"\)", capsys.readouterr().err)
     assert run_course("tiny", run) == "table"
     assert ((run / "a").read_text(), (run / "b").read_text()) == ("x", "xx")
     assert set(json.loads((run / "course.json").read_text())) == {"01_a.ipynb", "02_b.ipynb"}

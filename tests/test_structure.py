@@ -199,6 +199,12 @@ def test_lock_and_conda_environment_and_project_agree():
     conda = (ROOT / "environment.yml").read_text()
     assert "-r requirements.lock" in conda and "-e .[dev]" in conda
     assert "==" not in conda, "versions live in requirements.lock only"
+    binder = (ROOT / ".binder" / "environment.yml").read_text()
+    assert "-r ../requirements.lock" in binder and "==" not in binder
+    cited = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    assert f"\nversion: {project['version']}\n" in cited
+    assert f"version = {{{project['version']}}}" in (ROOT / "README.md").read_text(encoding="utf-8")
+    assert project["license"] == "MIT" and f"license: {project['license']}" in cited
 
 
 def test_a_command_does_not_wait_for_what_it_does_not_need():
