@@ -395,7 +395,7 @@ class Attention(nn.Module):
     def _kind(self, x: Tensor, mask: Tensor, kind: str) -> Tensor:
         convolution, norm = getattr(self, f"{kind}_conv"), getattr(self, f"{kind}_norm")
         linear = getattr(self, kind)
-        return light(lambda y: pointwise(norm(y), linear), convolution(x) * mask)
+        return light(lambda y: pointwise(norm(y), linear), convolution(x).mul_(mask))
 
 
 def pointwise(x: Tensor, convolution: nn.Conv1d, scale: Tensor | None = None) -> Tensor:
@@ -465,5 +465,5 @@ class Block(nn.Module):
             x = F.max_pool1d(x.transpose(1, 2), 3, self.stride, 1).transpose(1, 2)
         x = x * mask + (y if drops[0] is None else y * drops[0])
         y = light(lambda x: pointwise(self.ln2(x), self.mlp[0]), x)
-        y = light(lambda y: pointwise(F.gelu(y), self.mlp[3], second), y) * mask
+        y = light(lambda y: pointwise(F.gelu(y), self.mlp[3], second), y).mul_(mask)
         return x + (y if drops[1] is None else y * drops[1])
