@@ -181,7 +181,10 @@ def diagnose(
         changes["best suppression"] = _best_of_each(before.found, _nearest(before)[1])
     ladder = []
     for name, changed in changes.items():
-        maps = Matches(truth, changed, tious).average_precision().mean(axis=1)
+        if name == "rejection" and close[matches.row].all():  # the others take no instance
+            maps = matches.average_precision(close).mean(axis=1)
+        else:
+            maps = Matches(truth, changed, tious).average_precision().mean(axis=1)
         average = float(maps.mean())
         numbers = tuple(maps.tolist()), average, average - result.average_map
         ladder.append(Rung(name, RUNGS[name], *numbers))
