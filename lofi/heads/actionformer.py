@@ -224,8 +224,8 @@ class Convolution(nn.Module):
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         if self.conv.kernel_size == (1,):
             return pointwise(x, self.conv).mul_(mask)
-        kind = x.device.type
-        if kind != "meta" and torch.is_autocast_enabled(kind):  # chooses the precision by itself
+        kind = x.device.type  # other devices have faster kernels, and autocast its own precision
+        if kind not in ("cpu", "meta") or (kind == "cpu" and torch.is_autocast_enabled(kind)):
             return self.conv(x.transpose(1, 2)).transpose(1, 2) * mask
         y = _ThreeTaps.apply(x, self.conv.weight, mask)
         return y if self.conv.bias is None else (y + self.conv.bias).mul_(mask)
