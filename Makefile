@@ -1,4 +1,4 @@
-# make env · demo · test · lint · lab · bench · course PRESET=… · tables      (each sets itself up)
+# make env · demo · site · test · lint · lab · bench · course PRESET=… · tables      (each sets itself up)
 PYTHON ?= python3
 VENV   ?= .venv
 RUN    ?= runs/demo
@@ -8,7 +8,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.lofi-env
 MAKEFLAGS += --no-print-directory
 
-.PHONY: help env demo test lint lab bench course tables notebooks clean
+.PHONY: help env demo site test lint lab bench course tables notebooks clean
 
 help:
 	@sed -n 1p Makefile
@@ -26,6 +26,9 @@ $(STAMP): requirements.lock pyproject.toml
 demo: env
 	$(BIN)/lofi course --preset $(PRESET) --run $(RUN) --to 06
 
+site: env  # the course and the report of RUN as pages, in build/site
+	$(BIN)/python notebooks/build_site.py --out build/site --run $(RUN)
+
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile --nbval --nbval-cell-timeout 600 notebooks
@@ -33,6 +36,7 @@ test: lint
 lint: env
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/ruff format --check --line-length 80 notebooks/*.ipynb notebooks/solutions/*.ipynb
 
 lab: env
 	$(BIN)/jupyter lab notebooks

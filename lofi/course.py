@@ -84,7 +84,7 @@ def run_course(
     code = b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.rglob("*.py")))
     record = run_dir / "course.json"
     done: dict[str, Any] = read_json(record, "notebooks that ran") if record.exists() else {}
-    failures, began = [], time.perf_counter()
+    failures, began, ran = [], time.perf_counter(), 0
     for number, (book, known) in enumerate(books.items(), 1):
         output = run_dir / "notebooks" / book.name
         own = given | {key: value for key, value in wanted.items() if key in known}
@@ -97,8 +97,9 @@ def run_course(
             continue
         so_far, started = time.perf_counter() - began, time.perf_counter()
         about = f"{so_far:.0f} s so far"
-        if number > 1:
-            about += f", about {so_far / (number - 1) * (len(books) - number + 1):.0f} s left"
+        if ran:  # what was done before took no time
+            about += f", about {so_far / ran * (len(books) - number + 1):.0f} s left"
+        ran += 1
         print(f"{number} of {len(books)}: {book.name} … ({about})", file=sys.stderr, flush=True)
         try:
             run_notebook(book, output, own)

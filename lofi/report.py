@@ -27,6 +27,8 @@ from lofi.data.datasets import Datasets, open_datasets
 from lofi.data.features import Features, head_inputs
 from lofi.detection import Detection, read_detections
 from lofi.encoders.extraction import video_features
+from lofi.evaluation import detection_map
+from lofi.evaluation.bootstrap import interval, video_draws
 from lofi.figures import curves, maps, tables, timelines
 from lofi.figures.tables import NAMES
 from lofi.files import read_json, write_text
@@ -222,7 +224,11 @@ def write_run_report(config: Config, run_dir: str | Path, results: dict[str, Any
             *(WHAT, about, *_left_out_parts(results)),
             *weights_parts(config, run_dir, methods),
         ],
-        "Results": [tables.results_table(results), CLASS_SOURCES, bars],
+        "Results": [
+            *(tables.results_table(results), CLASS_SOURCES, bars),
+            *conclusions(run_dir, results, data, methods),
+            *(f"{NAMES[m]}: {TRAINED[m]}" for m in methods if m in TRAINED),
+        ],
         "Training": _training_parts(run_dir, methods),
         "Timelines": _timeline_parts(run_dir, data, methods),
         "Inside one video": [
@@ -315,11 +321,42 @@ CLASS_SOURCES = (
     "external class scores. own: a classifier on each method's own features. oracle: the true "
     "class of each video, so only localization counts."
 )
+TRAINED = {  # what a row's encoder went through
+    "random": "random weights, which every other row has to beat.",
+    "acp": "classification of trimmed clips.",
+    "acp+": "ACP, then classification of the segments of the untrimmed training videos.",
+    "icp": "classification of single frames.",
+    "arrow": "telling whether a clip runs forwards.",
+    "speed": "telling how fast a clip is played.",
+    "s-lofi": "ACP, then training together with a head, on fewer pixels.",
+    "t-lofi": "ACP, then training together with a head, on fewer snippets.",
+    "st-lofi": "ACP, then training together with a head, on fewer snippets and pixels.",
+    "c-lofi": "ACP, then training together with a head, on S-, T- and ST-LoFi's sizes by turns.",
+}
 ALIKE = (
     "How alike the features of any two moments are. Blocks along the diagonal that match the "
     "actions mean that the encoder tells inside from outside."
 )
 MAPS = "confidence of every (start, duration) pair, and start and end probability of each moment."
+
+
+def conclusions(run: Path, results: Mapping, data: Datasets, methods: Sequence[str]) -> list[str]:
+    """What the numbers say: C-LoFi minus ACP and ACP+, paired over the same draws of videos."""
+    known = {segment.label for video in data.test for segment in video.segments}
+    told = [m for m in ("acp", "acp+", "c-lofi") if m in methods] if "c-lofi" in methods else []
+    draws, means, said, kind = {}, {}, [], results["rows"][0]["classes"]
+    for m in told:
+        found = read_detections(run / m / "detections" / f"{kind}.json").items()
+        kept = {video: [d for d in row if d.label in known] for video, row in found}
+        how = (data.annotations, kept, results["tious"], results["subset"], results["protocol"])
+        draws[m], means[m] = video_draws(*how)[:, -1], 100 * detection_map(*how).average_map
+    for m in told[:-1]:
+        low, high = 100 * interval(draws["c-lofi"] - draws[m])
+        seen = "better" if low > 0 else "worse" if high < 0 else "no difference seen"
+        ahead = f"{means['c-lofi'] - means[m]:+.1f} (95 % over videos: {low:+.1f} to {high:+.1f})"
+        pair = f"{NAMES['c-lofi']} {means['c-lofi']:.1f}, {NAMES[m]} {means[m]:.1f}"
+        said.append(f"{pair} ({kind} classes), paired difference {ahead}: {seen}.")
+    return said
 
 
 def _left_out_parts(results: Mapping[str, Any], most: int = 20) -> list[Part]:

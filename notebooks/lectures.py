@@ -29,8 +29,11 @@ from lofi.figures import confidence_map, style
 from lofi.figures.maps import Seconds, shaded, time_axis
 from lofi.figures.style import Canvas, Segments, as_array, axes_for, fill, stroke
 from lofi.figures.tables import Table
-from lofi.figures.timelines import pictures
+from lofi.figures.timelines import LEGEND, pictures
 from lofi.files import read_json, write_text
+from lofi.heads import BMN, Maps, anchors, published_state_dict
+from lofi.heads.bmn import duration_start
+from lofi.heads.gtad import GTAD, nearest_snippets
 from lofi.notebook import repository_root
 from lofi.report import encoders_figure
 from lofi.training.augmentation import colour, draw_geometry
@@ -130,6 +133,13 @@ def same_scale(figure: Figure) -> Figure:
     return figure
 
 
+def narrow(ax: Axes, height: float) -> Axes:
+    """Make a timeline with ground truth as wide as the page of a notebook, legend in two rows."""
+    ax.figure.set_size_inches(6.6, height)
+    ax.legend(handles=LEGEND, ncols=2, **style.ABOVE)
+    return ax
+
+
 # ---------------------------------------------------------------------------------- one video
 
 
@@ -175,7 +185,7 @@ def neighbour_graph(
     time_line = {"color": style.INK, "linewidth": 0.8, "marker": "o", "markerfacecolor": "white"}
     kinds = [time_line | {"label": "temporal edges"}]
     kinds += ENDS_IN_ACTIONS[::-1] if inside.any() else ENDS_IN_ACTIONS[:1]
-    ax.legend(handles=[plt.Line2D([], [], **kind) for kind in kinds], ncols=4, **style.ABOVE)
+    ax.legend(handles=[plt.Line2D([], [], **kind) for kind in kinds], ncols=2, **style.ABOVE)
     if count <= LABELLED_UP_TO:
         ax.set_xticks(centres, range(count))
     ax.set(xlim=(0, length), ylim=(-0.12, 1.08), yticks=[], xlabel=name)
@@ -198,6 +208,41 @@ def share_bars(shares: Mapping[str, Any], *, ax: Canvas = None) -> Axes:
     ax.set(xlabel="share of the features' variance", xlim=(0, 1))
     ax.invert_yaxis()
     ax.legend(ncols=4, **style.ABOVE)
+    return ax
+
+
+def score_bars(
+    pairs: Mapping[str, tuple[float, float]], names: tuple[str, str], *, ax: Canvas = None
+) -> Axes:
+    """Two horizontal bars a row, one below the other, from 0: name → (first, second)."""
+    ax = axes_for(ax, 6.5, 0.6 * len(pairs) + 1.0)
+    places = np.arange(len(pairs))
+    for i, name in enumerate(names):
+        values = [pair[i] for pair in pairs.values()]
+        bars = ax.barh(places + 0.4 * i, values, 0.38, label=name, **fill(i))
+        ax.bar_label(bars, [f" {value:.3g}" for value in values], fontsize=style.SMALL)
+    ax.set_yticks(places + 0.2, list(pairs))
+    ax.margins(x=0.12)
+    ax.invert_yaxis()
+    ax.axvline(0, color=style.INK, linewidth=0.8)
+    ax.tick_params(axis="y", length=0)
+    ax.legend(ncols=2, **style.ABOVE)
+    return ax
+
+
+def change_bars(points: Mapping[str, float], *, ax: Canvas = None) -> Axes:
+    """How many points every row adds (//) or takes (xx)."""
+    ax = axes_for(ax, 6.8, 0.36 * len(points) + 0.8)
+    for i, value in enumerate(np.round(list(points.values()), 1) + 0.0):  # no -0.0
+        colour, hatch = (style.FOUND, "//") if value > 0 else (style.FALSE_ALARM, "xx")
+        ax.barh(i, value, 0.65, color=colour, hatch=hatch, edgecolor="white")
+        side, shift = ("left", 4) if value >= 0 else ("right", -4)
+        place = {"xytext": (shift, 0), "textcoords": "offset points", "ha": side, "va": "center"}
+        ax.annotate(f"{value:+.1f}", (value, i), fontsize=style.SMALL, **place)
+    ax.axvline(0, color=style.INK, linewidth=1)
+    ax.set_yticks(range(len(points)), list(points))
+    ax.invert_yaxis()
+    ax.margins(x=0.15)
     return ax
 
 
@@ -235,6 +280,84 @@ def film(frames: Any, title: str = "", *, ax: Canvas = None) -> Axes:
     ax.set_title(title, fontsize=style.SMALL)
     ax.set_axis_off()
     return ax
+
+
+# --------------------------------------------------------- heads, written as their papers draw them
+
+
+def as_matrix(entries: anchors.Entries) -> np.ndarray:
+    """(rows, positions, snippets): what every sample of every region takes from every snippet."""
+    matrix = np.zeros((entries.rows, entries.positions, entries.snippets))
+    matrix[entries.row, entries.position, entries.snippet] = entries.weight
+    return matrix
+
+
+class GatherFirst(nn.Module):
+    """A G-TAD head that builds the samples of all anchors in one dense map, for one video."""
+
+    def __init__(self, head: GTAD, snippets: int) -> None:
+        super().__init__()
+        self.head, sizes = head, head.options[:2]  # inner and context samples
+        matrix = as_matrix(anchors.gtad_entries(snippets, snippets, *sizes, 0))
+        cells = anchors.make_cells(anchors.valid_cells(snippets, snippets), "cpu")
+        rows = torch.tensor(matrix).float()[cells.row_of_cell]  # a row for each cell
+        shared = rows.shape[1] < sum(sizes)  # THUMOS14: one table of samples for both
+        self.matrices = (rows, rows) if shared else rows.split(sizes, 1)
+        self.weight = nn.Parameter(published_state_dict(head)["localization.0.weight"])
+
+    def forward(self, features: torch.Tensor) -> Maps:
+        """(1, C, L) -> maps of L columns and rows."""
+        head, trunk = self.head, self.head.trunk(features)
+        x, grid = trunk.refined[0], (features.shape[2],) * 2
+        mean = x[nearest_snippets(x[None], head.neighbours)[0]].mean(1)  # (L, C)
+        pairs = zip(self.matrices, (x, mean))
+        samples = torch.cat([torch.einsum("vrl,lc->crv", m, f) for m, f in pairs], 1)
+        dense = samples.flatten(0, 1).unflatten(1, grid)[None]  # (1, C R, D, L)
+        first, *others = head.localization
+        cells = nn.Sequential(*others)(torch.conv2d(dense, self.weight, first.bias))
+        nodes = [
+            part[1:](part[0](trunk.base, trunk.graphs[1]).transpose(1, 2))[:, 0]
+            for part in (head.regu_s, head.regu_e)
+        ]
+        return Maps(cells, *nodes)
+
+
+class SampleFirst(nn.Module):
+    """A BMN head that builds the samples of all segments in one dense tensor."""
+
+    def __init__(self, head: BMN, snippets: int) -> None:
+        super().__init__()
+        rows = as_matrix(anchors.bmn_entries(snippets, *head.sampling))
+        cells = anchors.make_cells(anchors.bmn_cells(snippets, head.variant), "cpu")
+        self.head, self.grid = head, (snippets, snippets)
+        self.weights = torch.tensor(rows[cells.row_of_cell]).to(head.x_3d_p[0].weight)
+        self.first = nn.Parameter(published_state_dict(head)["x_3d_p.0.weight"])
+
+    def forward(self, features: torch.Tensor) -> Maps:
+        """(B, C, L) -> maps of L columns and rows."""
+        head, base = self.head, self.head.x_1d_b(features)
+        dense = torch.einsum("bcl,vrl->bcrv", head.x_1d_p(base), self.weights)
+        dense = dense.unflatten(3, self.grid)  # (B, C, 32, start, end)
+        cells = torch.conv3d(dense, self.first, head.x_3d_p[0].bias)[:, :, 0].relu()
+        nodes = head.x_1d_s(base)[:, 0], head.x_1d_e(base)[:, 0]
+        return Maps(duration_start(head.x_2d_p(cells)), *nodes)
+
+
+def kept_for_backward(
+    module: nn.Module, features: torch.Tensor, constants: Sequence[torch.Tensor] = ()
+) -> int:
+    """Bytes that autograd keeps of one forward pass, weights and `constants` left out."""
+    own = {p.data_ptr() for p in (*module.parameters(), *constants)}
+    kept = {}
+
+    def pack(t: torch.Tensor) -> torch.Tensor:
+        if t.data_ptr() not in own:
+            kept[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes()
+        return t
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        out = module(features)  # alive while counted: freed memory would be counted twice
+    return sum(kept.values()) if out.start.requires_grad else 0
 
 
 # ------------------------------------------------------------------------------------- memory
@@ -329,6 +452,35 @@ def memory_wall(
     ax.legend(handles=handles + diamonds, frameon=False, ncols=len(handles) + 1,
               loc="lower center", bbox_to_anchor=(0.5, 1.0))  # fmt: skip
     ax.tick_params(axis="x", length=0)
+    return ax
+
+
+def saw_of_two_passes(chunks: int, *, ax: Canvas = None) -> Axes:
+    """Activations kept against compute: one graph, LoFi, and two passes with `chunks` chunks.
+
+    A sketch: forward is 1 unit of compute for the whole video, backward 2.
+    """
+
+    def triangle(start: float, size: float) -> tuple[list[float], list[float]]:
+        return [start, start + size, start + 3 * size], [0, size, 0]
+
+    ax = axes_for(ax, 6.8, 3.2)
+    exact_t, exact_m = [0.0, 1.0], [0.0, 0.0]  # pass 1: nothing is kept
+    for i in range(chunks):  # pass 2: one chunk after the other
+        t, m = triangle(1 + 3 * i / chunks, 1 / chunks)
+        exact_t, exact_m = exact_t + t, exact_m + m
+    ax.plot(*triangle(0, 1), label="one graph: 3 F", **stroke(0))
+    ax.plot(*triangle(0, 0.25), label="LoFi: 0.75 F, a coarser video", **stroke(1))
+    ax.fill_between(exact_t, exact_m, color=style.FALSE_ALARM, alpha=0.5)
+    label = f"two passes, {chunks} chunks: 4 F"
+    ax.plot(exact_t, exact_m, "-", color=style.FALSE_ALARM, label=label)
+    for name, left, right in (("pass 1", 0, 1), ("pass 2", 1, 4)):
+        ax.annotate("", (left, -0.06), (right, -0.06), arrowprops={"arrowstyle": "<->"})
+        ax.text((left + right) / 2, -0.16, name, color=style.INK, ha="center")
+    ax.set(xlabel="compute (F = one forward pass of the whole video)", xlim=(0, 4.05))
+    ax.set(ylabel="activations kept\n(1 = whole video)", ylim=(-0.2, 1.05))
+    ax.set_yticks([0, 0.25, 0.5, 0.75, 1])
+    ax.legend(frameon=False)
     return ax
 
 

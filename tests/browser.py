@@ -4,7 +4,6 @@ Messages are JSON that ends with a zero byte; the browser reads descriptor 3 and
 """
 
 import base64
-import fcntl
 import json
 import os
 import select
@@ -25,6 +24,7 @@ class Browser:
         path = next(filter(None, map(shutil.which, NAMES)), None)
         if path is None:
             pytest.skip(f"no browser on this machine (looked for {', '.join(NAMES)})")
+        fcntl = pytest.importorskip("fcntl")  # Windows has other pipes
         to_browser, self.out = os.pipe()
         self.inward, from_browser = os.pipe()
         high = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 10) for fd in (to_browser, from_browser)]
@@ -79,12 +79,13 @@ class Browser:
                 return answer["result"]
             self.events.append(answer)
 
-    def open(self, path: Path, width: int = 1200, height: int = 900) -> None:
-        """Show a file; returns when its script has run."""
+    def open(self, page: Path | str, width: int = 1200, height: int = 900) -> None:
+        """Show a file or an address; returns when its script has run."""
         size = dict(width=width, height=height, deviceScaleFactor=1, mobile=width < 500)
         self.send("Emulation.setDeviceMetricsOverride", **size)
-        self.send("Page.navigate", url=Path(path).resolve().as_uri())
-        self.wait("document.readyState === 'complete' && location.protocol === 'file:'")
+        url = page if isinstance(page, str) else page.resolve().as_uri()
+        self.send("Page.navigate", url=url)
+        self.wait("document.readyState === 'complete' && location.protocol !== 'about:'")
 
     def run(self, expression: str):
         """The value of a JavaScript expression in the page."""
@@ -102,11 +103,11 @@ class Browser:
             time.sleep(0.05)
         return value
 
-    def click(self, selector: str) -> None:
-        """A real click of the mouse in the middle of an element."""
+    def click(self, selector: str, at: float = 0.5) -> None:
+        """A real click of the mouse in an element, at a share of its width."""
         box = self.run(
             f"(e => {{ e.scrollIntoView({{block: 'center'}}); const r = e.getBoundingClientRect();"
-            f" return [r.x + r.width / 2, r.y + r.height / 2] }})"
+            f" return [r.x + {at} * r.width, r.y + r.height / 2] }})"
             f"(document.querySelector({json.dumps(selector)}))"
         )
         for kind in ("mousePressed", "mouseReleased"):

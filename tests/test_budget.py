@@ -1,7 +1,6 @@
 """Predicted memory against known tables, against autograd's own list and against real runs."""
 
 import json
-import resource
 
 import lectures
 import pytest
@@ -348,6 +347,7 @@ def test_frozen_stages_keep_nothing(stage, mib):
 def test_a_prediction_allocates_next_to_nothing():
     encoder = build_encoder("tsm-r50", seed=0)
     activation_bytes(encoder, None, SMALL)  # imports
+    resource = pytest.importorskip("resource")  # Windows has none
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     report = activation_bytes(encoder, None, FULL, batch=16)
     assert report.peak_bytes > 1000 * GIB

@@ -2,7 +2,6 @@
 
 import json
 import os
-import resource
 import shutil
 import subprocess
 import sys
@@ -189,6 +188,7 @@ def full_disk(limit: int):
     """Every file this process writes may have at most `limit` bytes, as on a full disk."""
 
     def apply() -> None:
+        import resource
         import signal
 
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # an error instead of a kill

@@ -1,12 +1,16 @@
 """Notebooks as a batch: parameters are checked, failures are named, finished ones are skipped."""
 
 import json
+import re
 
 import nbformat
 import pytest
+import tour
 
 from lofi import course
 from lofi.course import ordered_notebooks, run_course, run_notebook
+from lofi.detection import Detection, read_detections
+from lofi.detection.results import write_detections
 
 
 def notebook(path, *cells: str):
@@ -30,6 +34,7 @@ def test_the_repository_s_notebooks_come_in_order():
 
     assert numbers() == sorted(numbers()) and {"00", "01", "02a", "06"} <= set(numbers())
     assert numbers()[0] == "00" and numbers("02", "02") == ["02", "02a"]
+    assert numbers("06", "06") == ["06", "06a"]
     assert numbers("02a", "03")[0] == "02a" and numbers("02a", "02a") == ["02a"]
 
 
@@ -47,7 +52,7 @@ def test_a_failing_cell_is_named_and_its_notebook_kept(tmp_path):
     assert (tmp_path / "out.failed.ipynb").exists()
 
 
-def test_a_course_goes_on_where_it_stopped(tmp_path, monkeypatch):
+def test_a_course_goes_on_where_it_stopped(tmp_path, monkeypatch, capsys):
     count = (
         "import pathlib; p = pathlib.Path(out_dir) / '{0}'; "
         "p.write_text(p.read_text() + 'x' if p.exists() else 'x')"
@@ -62,8 +67,24 @@ def test_a_course_goes_on_where_it_stopped(tmp_path, monkeypatch):
     run = tmp_path / "run"
     with pytest.raises(RuntimeError, match="02_b.ipynb"):
         run_course("tiny", run)
+    told = r"2 of 2: 02_b.ipynb … \(\d+ s so far"
+    assert re.search(told + r", about \d+ s left\)", capsys.readouterr().err)
     (run / "go").touch()
-    assert run_course("tiny", run) == "table"
+    assert run_course("tiny", run) == "table"  # nothing ran before in this call: no guess
+    assert re.search(told + r"\)", capsys.readouterr().err)
     assert run_course("tiny", run) == "table"
     assert ((run / "a").read_text(), (run / "b").read_text()) == ("x", "xx")
     assert set(json.loads((run / "course.json").read_text())) == {"01_a.ipynb", "02_b.ipynb"}
+
+
+def test_the_tour_keeps_the_best_detections_of_a_run(tmp_path, monkeypatch):
+    many = [Detection(float(i), i + 1.0, "wave", 1 / (i + 3)) for i in range(9)]
+    for method in tour.METHODS:
+        path = tmp_path / method / "detections" / "shared.json"
+        write_detections(path, {"v": many, "empty": []}, source={"preset": "toy"})
+    monkeypatch.setattr(tour, "FOLDER", tmp_path / "tour")
+    tour.keep(tmp_path)
+    kept = read_detections(tmp_path / "tour" / "acp.json")
+    assert [d.score for d in kept["v"]] == [0.3333, 0.25, 0.2, 0.1667, 0.1429]
+    assert kept["empty"] == [] and kept["v"][4].segment == (4.0, 5.0)
+    assert '"preset": "toy"' in (tmp_path / "tour" / "c-lofi.json").read_text()

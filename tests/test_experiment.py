@@ -9,11 +9,12 @@ import matplotlib
 import pytest
 
 from lofi import config as configs
+from lofi.data.datasets import open_datasets
 from lofi.data.toyworld import TINY, write_world
 from lofi.detection import read_detections
 from lofi.evaluation import detection_map, proposal_recall
 from lofi.experiment import compare_seeds
-from lofi.report import write_run_report
+from lofi.report import conclusions, write_run_report
 from lofi.training.methods import method_config
 
 matplotlib.use("Agg")
@@ -84,6 +85,29 @@ def test_the_report_is_whole_and_needs_nothing_from_elsewhere(run):
     assert len(viewers) == 3
     for viewer in viewers:
         assert "</video>" in (out / "seed-0" / viewer).read_text()
+
+
+def test_the_report_says_what_its_numbers_say(run, tmp_path):
+    config, out, results = run
+    only = results | {"rows": [row for row in results["rows"] if row["seed"] == 0]}
+    shared = {r["method"]: 100 * r["average_map"] for r in only["rows"] if r["classes"] == "shared"}
+    page = write_run_report(config, out / "seed-0", only).read_text()
+    assert "ACP: classification of trimmed clips." in page
+    number = r"([+-]?\d+\.\d)"
+    pair = rf"Long C-LoFi {number}, ACP {number} \(shared classes\), paired difference {number} "
+    spread = rf"\(95 % over videos: {number} to {number}\): (.*?)\.<"
+    *found, word = re.search(pair + spread, page).groups()
+    ours, theirs, ahead, low, high = map(float, found)
+    assert (ours, theirs) == pytest.approx((shared["c-lofi"], shared["acp"]), abs=0.051)
+    assert ahead == pytest.approx(shared["c-lofi"] - shared["acp"], abs=0.051) and low <= high
+    assert word == ("better" if low > 0 else "worse" if high < 0 else "no difference seen")
+    same = (out / "seed-0" / "acp" / "detections" / "shared.json").read_bytes()
+    for method in ("acp", "c-lofi"):  # the same detections twice
+        (tmp_path / method / "detections").mkdir(parents=True)
+        (tmp_path / method / "detections" / "shared.json").write_bytes(same)
+    data = open_datasets(config.data, config.seed, out / "seed-0")
+    (said,) = conclusions(tmp_path, only, data, METHODS)
+    assert said.endswith("+0.0 (95 % over videos: +0.0 to +0.0): no difference seen.")
 
 
 def test_methods_name_their_schedule_and_unknown_ones_are_refused():

@@ -1,7 +1,6 @@
 """`lofi fit` and its parts: folds, classes of segments, intervals, long and short videos."""
 
 import json
-import resource
 import shlex
 import shutil
 import signal
@@ -469,7 +468,7 @@ def test_fit_leaves_a_detector_a_split_and_a_report(few_videos, tmp_path, capsys
 
 def found_and_peaks(detector: Detector, paths: Sequence[Path]) -> list[tuple]:
     """Of each video in turn: the detections, and the most memory so far in MiB."""
-    rows = []
+    resource, rows = pytest.importorskip("resource"), []  # Windows has none
     for path in paths:
         found = detector.detect(path)
         rows.append((found, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024))

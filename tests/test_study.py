@@ -77,7 +77,7 @@ def miniature(tmp_path_factory):
 
 
 CHECKED = ("ACP", "LoFi from ACP+ with background", "window", "end-to-end, low", "T-LoFi, BMN",
-           "LoFi, then exact", "ACP, BMN", "ACP, ActionFormer")  # fmt: skip
+           "ACP, BMN", "ACP, ActionFormer")  # fmt: skip
 
 
 def test_arms_run_are_measured_and_never_run_again(miniature, capfd):
@@ -91,7 +91,7 @@ def test_arms_run_are_measured_and_never_run_again(miniature, capfd):
     assert len({row["config"] for row in rows.values()}) == len(rows)
     place = miniature / "seed-7"
     folder = place / "lofi-from-acp+-with-background"
-    start = read_json(folder / "c-lofi/encoder/settings.json", "settings")["start"]
+    start = read_json(folder / "c-lofi/encoder/config.json", "settings")["start"]
     own = read_json(place / "acp+-with-background/acp+/encoder/result.json", "a result")
     assert start == own["sha256"] and "(background)" in own["classes"]
     assert not (place / "main" / "acp+").exists()  # nothing asked for the plain one

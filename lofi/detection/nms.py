@@ -1,6 +1,6 @@
 """Soft suppression of overlapping proposals (Bodla et al., ICCV 2017, Gaussian form).
 
-`soft_nms` follows the released G-TAD code to the last bit, `soft_nms_bmn` the released BMN code.
+`soft_nms` follows the released G-TAD code to the last bit, `nms_bmn` the released BMN code.
 The "threshold 0.84" of the LoFi and G-TAD papers is the Gaussian's sigma: any overlap decays.
 
 Shared quirks of both originals, kept because they change numbers:
@@ -34,13 +34,13 @@ def soft_nms(segments: Any, scores: Any, sigma: float = 0.84, top_k: int = 100) 
     Raises:
         ValueError: shapes that do not fit, scores that are not finite, sigma <= 0.
     """
-    spans, values = _checked(segments, scores)
+    spans, values = checked(segments, scores)
     by_start = np.argsort(spans[:, 0])
     decay = _Decay(spans[by_start], sigma)
     if len(values) > 1:
         rows, values = _greedy(values[by_start], by_start, len(values), decay, top_k)
         spans = spans[by_start[rows]]
-    return _like(segments, spans), _like(scores, values)
+    return like(segments, spans), like(scores, values)
 
 
 def _greedy(
@@ -164,62 +164,7 @@ class GridSoftNMS:
         return index[picks], kept
 
 
-def soft_nms_bmn(
-    segments: Any, scores: Any, alpha: float = 0.4, top_k: int = 100
-) -> tuple[Any, Any]:
-    """BMN's suppression: decays only above a tIoU that grows with the picked segment's length.
-
-    The factor is exp(-tIoU^2 / alpha) where tIoU > 0.5 + 0.4 * length, so segments must be
-    fractions of the video. One more than `top_k` is picked, zero scores included, then cut.
-    Arguments and results as in `soft_nms`.
-    """
-    low, high = 0.5, 0.9  # thresholds of a segment of length 0 and of the whole video
-    spans, values = _checked(segments, scores)
-    if len(values) <= 1:
-        return _like(segments, spans), _like(scores, values)
-    by_start = np.argsort(spans[:, 0])
-    index = np.argsort(np.argsort(-values, kind="stable"))[by_start]  # of equal maxima the first
-    (start, end), live = spans[by_start].T.copy(), values[by_start]
-    length, slack = end - start, 1e-6 * np.abs(spans).max()
-    memory = np.empty((2, len(live)))
-    picks = np.empty(min(top_k + 1, len(live) - 1), np.int64)
-    kept = np.empty(len(picks))
-    with np.errstate(invalid="ignore", divide="ignore"):
-        for n in range(len(picks)):
-            best = int(live.argmax())
-            value, live[best] = live[best], -np.inf
-            if live[live.argmax()] == value:  # a tie
-                live[best] = value
-                equal = np.flatnonzero(live == value)
-                best = int(equal[index[equal].argmin()])
-                live[best] = -np.inf
-            picks[n], kept[n] = best, value
-            first, last, size = start[best], end[best], length[best]
-            end[best] = -np.inf  # gone: nothing overlaps with it
-            if not size > 0:
-                continue
-            least = low + (high - low) * size
-            # Who starts further away overlaps less, whatever the rounding.
-            begin = int(start.searchsorted(first - size * (1 / least - 1) - slack))
-            stop = int(start.searchsorted(first + size * (1 - least) + slack))
-            overlap, span = memory[:, begin:stop]
-            np.minimum(end[begin:stop], last, out=overlap)
-            np.maximum(start[begin:stop], first, out=span)
-            overlap -= span
-            np.maximum(overlap, 0.0, out=overlap)
-            np.subtract(length[begin:stop], overlap, out=span)  # released order
-            span += last
-            span -= first
-            overlap /= span
-            hit = (overlap > least).nonzero()[0]
-            near, overlap = live[begin:stop], overlap[hit]
-            near[hit] *= np.exp(-np.square(overlap) / alpha)
-    best_first = np.argsort(-kept, kind="stable")[:top_k]
-    spans = spans[by_start[picks[best_first]]]
-    return _like(segments, spans), _like(scores, kept[best_first])
-
-
-def _checked(segments: Any, scores: Any) -> tuple[np.ndarray, np.ndarray]:
+def checked(segments: Any, scores: Any) -> tuple[np.ndarray, np.ndarray]:
     """Both inputs as float64 arrays, shapes and finiteness checked."""
     spans, values = (
         x.detach().cpu().double().numpy() if hasattr(x, "detach") else np.asarray(x, np.float64)
@@ -233,7 +178,7 @@ def _checked(segments: Any, scores: Any) -> tuple[np.ndarray, np.ndarray]:
     return spans.reshape(-1, 2), values
 
 
-def _like(source: Any, result: np.ndarray) -> Any:
+def like(source: Any, result: np.ndarray) -> Any:
     """Give a result the container and floating dtype of its input."""
     if hasattr(source, "detach"):
         return source.new_tensor(result, dtype=source.dtype if source.is_floating_point() else None)

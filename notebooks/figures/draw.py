@@ -5,7 +5,7 @@
 
 from pathlib import Path
 
-from figures import method, networks
+from figures import evaluation, method, networks
 
 from lofi.files import write_text
 
@@ -22,6 +22,11 @@ PICTURES = {
     "bmn_sampling": networks.bmn_sampling,
     "mask_pyramid": networks.mask_pyramid,
     "b_f_steps": networks.b_f_steps,
+    "matching": evaluation.matching,
+    "interpolation": evaluation.interpolation,
+    "suppression": evaluation.suppression,
+    "errors": evaluation.errors,
+    "points": evaluation.points,
 }
 
 
