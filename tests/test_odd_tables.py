@@ -256,7 +256,7 @@ def test_class_scores_that_are_none(tmp_path, content, message):
 
 # ------------------------------------------------------------------------------------- fuzzing
 
-CASES = int(os.environ.get("LOFI_FUZZ", "80"))  # files of a kind; more find rarer faults
+CASES = int(os.environ.get("LOFI_FUZZ", "120"))  # files of a kind; more find rarer faults
 
 
 class Nonsense(Exception):
@@ -635,4 +635,4 @@ def test_fuzzed_features_are_right_or_one_line(tmp_path):
             assert expected is not None, case
             np.testing.assert_array_equal(found, expected, str(case))
             read += 1
-    assert 100 < read < 350
+    assert CASES / 2 < read < 2 * CASES - CASES / 4
