@@ -256,7 +256,7 @@ def test_class_scores_that_are_none(tmp_path, content, message):
 
 # ------------------------------------------------------------------------------------- fuzzing
 
-CASES = int(os.environ.get("LOFI_FUZZ", "120"))  # files of a kind; more find rarer faults
+CASES = int(os.environ.get("LOFI_FUZZ", "80"))  # files of a kind; more find rarer faults
 
 
 class Nonsense(Exception):
@@ -520,7 +520,7 @@ def test_fuzzed_json_gives_the_oracle_or_one_line(tmp_path, which, capsys):
             assert bool(problems[0]) == (expected is None), (case, data[changed])
             outcome(commands.check, paths[0])
         capsys.readouterr()
-    assert CASES / 6 < refused < CASES * 5 / 6
+    assert CASES / 6 < refused < CASES * 9 / 10  # both kinds: about five in six are refused
 
 
 def test_fuzzed_csv_gives_the_oracle_or_one_line(tmp_path, capsys):
