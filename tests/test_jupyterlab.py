@@ -23,7 +23,7 @@ NOTEBOOKS = [
     for path in sorted(FOLDER.glob("[0-9][0-9]*_*.ipynb"))
     if CHOSEN == ["all"] or path.name.split("_")[0] in CHOSEN
 ]
-PANEL = "jupyterapp.shell.currentWidget"
+PANEL = "globalThis.panel"  # the notebook that is open
 CONTROLS = ".widget-slider .noUi-base, .widget-dropdown select"
 
 
@@ -67,7 +67,7 @@ def lab(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def browser(lab, tmp_path_factory):
-    with Browser(tmp_path_factory.mktemp("profile"), limit_s=600) as opened:
+    with Browser(tmp_path_factory.mktemp("profile"), limit_s=240) as opened:
         yield opened
 
 
@@ -91,7 +91,9 @@ def test_every_cell_runs_and_every_control_redraws(lab, browser, path):
     browser.events.clear()
     browser.open(f"{address}/{path.name}{query}")
     browser.wait("globalThis.jupyterapp && jupyterapp.restored.then(() => true)")
-    browser.wait(f"{PANEL}?.context?.path === {path.name!r} && {PANEL}.context.isReady")
+    opened = f"[...jupyterapp.shell.widgets('main')].find(w => w.context?.path === {path.name!r})"
+    browser.wait(f"({PANEL} = {opened}) && true")
+    browser.wait(f"{PANEL}.context.isReady")
     browser.wait(f"{PANEL}.context.sessionContext.session?.kernel?.status === 'idle'")
     browser.run("jupyterapp.commands.execute('notebook:run-all-cells').then(() => true)")
     book = browser.run(f"{PANEL}.content.model.toJSON()")
