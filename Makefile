@@ -36,6 +36,7 @@ test: lint
 lint: env
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/ruff format --check --line-length 80 notebooks/*.ipynb notebooks/solutions/*.ipynb
 
 lab: env
 	$(BIN)/jupyter lab notebooks

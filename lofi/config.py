@@ -48,9 +48,7 @@ class DataConfig:
     resample_fps: float = 0.0  # cut snippets as if videos had this rate; 0 = as decoded [ours]
     jitter: bool = False  # training: each snippet's middle anywhere in its interval [ours]
     crop_ratio: float = 0.875  # crop side / short side, 224/256 [spec]
-    squeeze: bool = (
-        False  # the whole frame into the square, instead of cutting its sides off [ours]
-    )
+    squeeze: bool = False  # the whole frame into the square, no sides cut off [ours]
     cache_gib: float = 0.0  # memory for decoded frames; 0 = decode every time
     workers: int = 2  # decoding threads or processes
     prefetch: int = 2  # batches prepared ahead, at most as many as workers

@@ -20,9 +20,10 @@ from lofi.notebook import repository_root
 
 
 def ordered_notebooks(first: str = "00", last: str = "99") -> list[Path]:
-    """The notebooks NN_*.ipynb with first ≤ NN ≤ last; they live in the repository only."""
+    """The notebooks NN_*.ipynb and NNa_*.ipynb from `first` to `last` ("02": 02a too), in order."""
     folder = repository_root() / "notebooks"
-    found = [p for p in sorted(folder.glob("[0-9][0-9]_*.ipynb")) if first <= p.name[:2] <= last]
+    numbers = {p: p.name.split("_")[0] for p in sorted(folder.glob("[0-9][0-9]*_*.ipynb"))}
+    found = [p for p, number in numbers.items() if first <= number and number[: len(last)] <= last]
     if not found:
         advice = "run from a clone of the repository"
         raise FileNotFoundError(f"{folder}: no notebooks {first} to {last}; {advice}")

@@ -24,7 +24,7 @@ from lofi.config import Config
 from lofi.detection.classes import is_class_file
 from lofi.files import write_json
 
-PER_ROW = 4  # small multiples beside each other before a new row begins
+PER_ROW = 2  # small multiples beside each other: a phone shows no more
 
 
 class Setup(NamedTuple):

@@ -5,6 +5,7 @@ package does without.
 """
 
 import copy
+import csv
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,27 +14,41 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.patches import Arc
 from torch import nn
 
 from lofi.budget.memory import MemoryReport, Step
-from lofi.config import Mode
-from lofi.data import write_video
+from lofi.config import Config, Mode
+from lofi.data import TrimmedClip, Video, read_trimmed_clip, write_video
+from lofi.data.datasets import Datasets, fingerprint, open_datasets
 from lofi.data.toyworld import ToyWorld, plan_clips, render_clip
 from lofi.encoders import Encoder
 from lofi.fidelity import Fidelity
 from lofi.figures import confidence_map, style
 from lofi.figures.maps import Seconds, shaded, time_axis
 from lofi.figures.style import Canvas, Segments, as_array, axes_for, fill, stroke
-from lofi.figures.timelines import pictures
-from lofi.files import write_text
+from lofi.figures.tables import Table
+from lofi.figures.timelines import LEGEND, pictures
+from lofi.files import read_json, write_text
+from lofi.heads import BMN, Maps, anchors, published_state_dict
+from lofi.heads.bmn import duration_start
+from lofi.heads.gtad import GTAD, nearest_snippets
+from lofi.notebook import repository_root
+from lofi.report import encoders_figure
+from lofi.training.augmentation import colour, draw_geometry
 from lofi.training.end_to_end import Watch
+from lofi.training.loop import generator_for
+from lofi.training.methods import start_encoder
+from lofi.training.pretraining import Task, split_clips, trains
 
 Sizes = Mapping[str, float]  # name → bytes
 GIB = 2**30
 UNITS = ((GIB, "GiB"), (2**20, "MiB"), (2**10, "KiB"), (1, "bytes"))
 CARDS_GIB = (32, 80, 141)
 POSITIVE_ABOVE = (0.7, 0.9)  # tIoU
+CYCLE = style.CYCLE
+KINDS = ("warm-up", "action", "cool-down", "false start")  # phases of a rendered video
 LABELLED_UP_TO = 12  # snippets; a graph this small gets a number at every node
 ENDS_IN_ACTIONS = (  # how a semantic edge looks with 0, 1 or 2 ends in actions, and its name
     {"color": style.GREY, "linestyle": "-", "linewidth": 0.8, "label": "other semantic edge"},
@@ -90,6 +105,41 @@ def film_yard(
     return folder / "events.csv"
 
 
+# ------------------------------------------------------------------------------ small things
+
+
+NAMES = {"random": "untrained", "acp": "ACP", "acp+": "ACP+", "c-lofi": "C-LoFi"}
+
+
+def tiou(a: tuple[float, float], b: tuple[float, float]) -> float:
+    """Temporal intersection over union of two segments (start, end)."""
+    shared = max(0.0, min(a[1], b[1]) - max(a[0], b[0]))
+    return shared / ((a[1] - a[0]) + (b[1] - b[0]) - shared)
+
+
+def named(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Rows of results with the course's names of methods."""
+    return [{**row, "method": NAMES.get(row["method"], row["method"])} for row in rows]
+
+
+def same_scale(figure: Figure) -> Figure:
+    """Give all heat maps of a figure one colour scale and one colour bar, the last one's."""
+    images = [image for ax in figure.axes for image in ax.images if image.colorbar]
+    limits = [image.get_clim() for image in images]
+    for image in images:
+        image.set_clim(min(low for low, _ in limits), max(high for _, high in limits))
+    for image in images[:-1]:
+        image.colorbar.remove()
+    return figure
+
+
+def narrow(ax: Axes, height: float) -> Axes:
+    """Make a timeline with ground truth as wide as the page of a notebook, legend in two rows."""
+    ax.figure.set_size_inches(6.6, height)
+    ax.legend(handles=LEGEND, ncols=2, **style.ABOVE)
+    return ax
+
+
 # ---------------------------------------------------------------------------------- one video
 
 
@@ -135,7 +185,7 @@ def neighbour_graph(
     time_line = {"color": style.INK, "linewidth": 0.8, "marker": "o", "markerfacecolor": "white"}
     kinds = [time_line | {"label": "temporal edges"}]
     kinds += ENDS_IN_ACTIONS[::-1] if inside.any() else ENDS_IN_ACTIONS[:1]
-    ax.legend(handles=[plt.Line2D([], [], **kind) for kind in kinds], ncols=4, **style.ABOVE)
+    ax.legend(handles=[plt.Line2D([], [], **kind) for kind in kinds], ncols=2, **style.ABOVE)
     if count <= LABELLED_UP_TO:
         ax.set_xticks(centres, range(count))
     ax.set(xlim=(0, length), ylim=(-0.12, 1.08), yticks=[], xlabel=name)
@@ -158,6 +208,41 @@ def share_bars(shares: Mapping[str, Any], *, ax: Canvas = None) -> Axes:
     ax.set(xlabel="share of the features' variance", xlim=(0, 1))
     ax.invert_yaxis()
     ax.legend(ncols=4, **style.ABOVE)
+    return ax
+
+
+def score_bars(
+    pairs: Mapping[str, tuple[float, float]], names: tuple[str, str], *, ax: Canvas = None
+) -> Axes:
+    """Two horizontal bars a row, one below the other, from 0: name → (first, second)."""
+    ax = axes_for(ax, 6.5, 0.6 * len(pairs) + 1.0)
+    places = np.arange(len(pairs))
+    for i, name in enumerate(names):
+        values = [pair[i] for pair in pairs.values()]
+        bars = ax.barh(places + 0.4 * i, values, 0.38, label=name, **fill(i))
+        ax.bar_label(bars, [f" {value:.3g}" for value in values], fontsize=style.SMALL)
+    ax.set_yticks(places + 0.2, list(pairs))
+    ax.margins(x=0.12)
+    ax.invert_yaxis()
+    ax.axvline(0, color=style.INK, linewidth=0.8)
+    ax.tick_params(axis="y", length=0)
+    ax.legend(ncols=2, **style.ABOVE)
+    return ax
+
+
+def change_bars(points: Mapping[str, float], *, ax: Canvas = None) -> Axes:
+    """How many points every row adds (//) or takes (xx)."""
+    ax = axes_for(ax, 6.8, 0.36 * len(points) + 0.8)
+    for i, value in enumerate(np.round(list(points.values()), 1) + 0.0):  # no -0.0
+        colour, hatch = (style.FOUND, "//") if value > 0 else (style.FALSE_ALARM, "xx")
+        ax.barh(i, value, 0.65, color=colour, hatch=hatch, edgecolor="white")
+        side, shift = ("left", 4) if value >= 0 else ("right", -4)
+        place = {"xytext": (shift, 0), "textcoords": "offset points", "ha": side, "va": "center"}
+        ax.annotate(f"{value:+.1f}", (value, i), fontsize=style.SMALL, **place)
+    ax.axvline(0, color=style.INK, linewidth=1)
+    ax.set_yticks(range(len(points)), list(points))
+    ax.invert_yaxis()
+    ax.margins(x=0.15)
     return ax
 
 
@@ -195,6 +280,84 @@ def film(frames: Any, title: str = "", *, ax: Canvas = None) -> Axes:
     ax.set_title(title, fontsize=style.SMALL)
     ax.set_axis_off()
     return ax
+
+
+# --------------------------------------------------------- heads, written as their papers draw them
+
+
+def as_matrix(entries: anchors.Entries) -> np.ndarray:
+    """(rows, positions, snippets): what every sample of every region takes from every snippet."""
+    matrix = np.zeros((entries.rows, entries.positions, entries.snippets))
+    matrix[entries.row, entries.position, entries.snippet] = entries.weight
+    return matrix
+
+
+class GatherFirst(nn.Module):
+    """A G-TAD head that builds the samples of all anchors in one dense map, for one video."""
+
+    def __init__(self, head: GTAD, snippets: int) -> None:
+        super().__init__()
+        self.head, sizes = head, head.options[:2]  # inner and context samples
+        matrix = as_matrix(anchors.gtad_entries(snippets, snippets, *sizes, 0))
+        cells = anchors.make_cells(anchors.valid_cells(snippets, snippets), "cpu")
+        rows = torch.tensor(matrix).float()[cells.row_of_cell]  # a row for each cell
+        shared = rows.shape[1] < sum(sizes)  # THUMOS14: one table of samples for both
+        self.matrices = (rows, rows) if shared else rows.split(sizes, 1)
+        self.weight = nn.Parameter(published_state_dict(head)["localization.0.weight"])
+
+    def forward(self, features: torch.Tensor) -> Maps:
+        """(1, C, L) -> maps of L columns and rows."""
+        head, trunk = self.head, self.head.trunk(features)
+        x, grid = trunk.refined[0], (features.shape[2],) * 2
+        mean = x[nearest_snippets(x[None], head.neighbours)[0]].mean(1)  # (L, C)
+        pairs = zip(self.matrices, (x, mean))
+        samples = torch.cat([torch.einsum("vrl,lc->crv", m, f) for m, f in pairs], 1)
+        dense = samples.flatten(0, 1).unflatten(1, grid)[None]  # (1, C R, D, L)
+        first, *others = head.localization
+        cells = nn.Sequential(*others)(torch.conv2d(dense, self.weight, first.bias))
+        nodes = [
+            part[1:](part[0](trunk.base, trunk.graphs[1]).transpose(1, 2))[:, 0]
+            for part in (head.regu_s, head.regu_e)
+        ]
+        return Maps(cells, *nodes)
+
+
+class SampleFirst(nn.Module):
+    """A BMN head that builds the samples of all segments in one dense tensor."""
+
+    def __init__(self, head: BMN, snippets: int) -> None:
+        super().__init__()
+        rows = as_matrix(anchors.bmn_entries(snippets, *head.sampling))
+        cells = anchors.make_cells(anchors.bmn_cells(snippets, head.variant), "cpu")
+        self.head, self.grid = head, (snippets, snippets)
+        self.weights = torch.tensor(rows[cells.row_of_cell]).to(head.x_3d_p[0].weight)
+        self.first = nn.Parameter(published_state_dict(head)["x_3d_p.0.weight"])
+
+    def forward(self, features: torch.Tensor) -> Maps:
+        """(B, C, L) -> maps of L columns and rows."""
+        head, base = self.head, self.head.x_1d_b(features)
+        dense = torch.einsum("bcl,vrl->bcrv", head.x_1d_p(base), self.weights)
+        dense = dense.unflatten(3, self.grid)  # (B, C, 32, start, end)
+        cells = torch.conv3d(dense, self.first, head.x_3d_p[0].bias)[:, :, 0].relu()
+        nodes = head.x_1d_s(base)[:, 0], head.x_1d_e(base)[:, 0]
+        return Maps(duration_start(head.x_2d_p(cells)), *nodes)
+
+
+def kept_for_backward(
+    module: nn.Module, features: torch.Tensor, constants: Sequence[torch.Tensor] = ()
+) -> int:
+    """Bytes that autograd keeps of one forward pass, weights and `constants` left out."""
+    own = {p.data_ptr() for p in (*module.parameters(), *constants)}
+    kept = {}
+
+    def pack(t: torch.Tensor) -> torch.Tensor:
+        if t.data_ptr() not in own:
+            kept[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes()
+        return t
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        out = module(features)  # alive while counted: freed memory would be counted twice
+    return sum(kept.values()) if out.start.requires_grad else 0
 
 
 # ------------------------------------------------------------------------------------- memory
@@ -292,6 +455,35 @@ def memory_wall(
     return ax
 
 
+def saw_of_two_passes(chunks: int, *, ax: Canvas = None) -> Axes:
+    """Activations kept against compute: one graph, LoFi, and two passes with `chunks` chunks.
+
+    A sketch: forward is 1 unit of compute for the whole video, backward 2.
+    """
+
+    def triangle(start: float, size: float) -> tuple[list[float], list[float]]:
+        return [start, start + size, start + 3 * size], [0, size, 0]
+
+    ax = axes_for(ax, 6.8, 3.2)
+    exact_t, exact_m = [0.0, 1.0], [0.0, 0.0]  # pass 1: nothing is kept
+    for i in range(chunks):  # pass 2: one chunk after the other
+        t, m = triangle(1 + 3 * i / chunks, 1 / chunks)
+        exact_t, exact_m = exact_t + t, exact_m + m
+    ax.plot(*triangle(0, 1), label="one graph: 3 F", **stroke(0))
+    ax.plot(*triangle(0, 0.25), label="LoFi: 0.75 F, a coarser video", **stroke(1))
+    ax.fill_between(exact_t, exact_m, color=style.FALSE_ALARM, alpha=0.5)
+    label = f"two passes, {chunks} chunks: 4 F"
+    ax.plot(exact_t, exact_m, "-", color=style.FALSE_ALARM, label=label)
+    for name, left, right in (("pass 1", 0, 1), ("pass 2", 1, 4)):
+        ax.annotate("", (left, -0.06), (right, -0.06), arrowprops={"arrowstyle": "<->"})
+        ax.text((left + right) / 2, -0.16, name, color=style.INK, ha="center")
+    ax.set(xlabel="compute (F = one forward pass of the whole video)", xlim=(0, 4.05))
+    ax.set(ylabel="activations kept\n(1 = whole video)", ylim=(-0.2, 1.05))
+    ax.set_yticks([0, 0.25, 0.5, 0.75, 1])
+    ax.legend(frameon=False)
+    return ax
+
+
 def peak_by_snippets(
     curves: Mapping[str, Mapping[int, float]],
     lines_gib: Sequence[float] = (),
@@ -337,6 +529,83 @@ def _log_axis_with_cards(ax: Axes, values: Sequence[float], lines_gib: Sequence[
 
 def _unit(largest: float) -> tuple[int, str]:
     return next((factor, unit) for factor, unit in UNITS if largest >= factor or factor == 1)
+
+
+# ------------------------------------------------------------------------ encoders, compared
+
+
+def alike(
+    config: Config, encoders: Mapping[str, nn.Module], video: Video, others: Sequence[Video]
+) -> Figure:
+    """Self-similarity of one video's features by method: one panel each, one colour scale."""
+    figure = encoders_figure(config, encoders, video, others)
+    for ax, method in zip(figure.axes, encoders):
+        ax.set_title(NAMES.get(method, method))
+    return same_scale(figure)
+
+
+def films(shown: Mapping[str, Any], columns: int = 1, width: float = 6.6) -> Figure:
+    """A `film` for each title, in rows of so many columns."""
+    rows = -(-len(shown) // columns)
+    height = 0.32 + width / columns / max(map(len, shown.values()))
+    size = {"figsize": (width, rows * height), "layout": "constrained", "squeeze": False}
+    figure, axes = plt.subplots(rows, columns, **size)
+    for ax, (title, frames) in zip(axes.flat, shown.items()):
+        film(frames, title, ax=ax)
+    for ax in axes.flat[len(shown) :]:
+        ax.set_axis_off()
+    return figure
+
+
+def source_batch(
+    config: Config, clips: Sequence[TrimmedClip], generator: torch.Generator | None = None
+) -> torch.Tensor:
+    """uint8 (B, F, 3, S, S) source clips as stage 1 reads them; augmented with a generator."""
+    draws = [draw_geometry("geometric", generator) if generator else None for _ in clips]
+    cut = {"frame_stride": config.data.frame_stride, "crop_ratio": config.data.crop_ratio}
+    size = (config.acp_frames, config.full.pixels)
+    frames = [read_trimmed_clip(c, *size, augmentation=d, **cut) for c, d in zip(clips, draws)]
+    return colour(torch.stack(frames), generator) if generator else torch.stack(frames)
+
+
+def study(preset: str) -> dict[str, dict[str, list[float]]]:
+    """What tests/benchmarks/vigour.json has of a preset: encoder → measurement → a value a seed.
+
+    "map x" is the average mAP of its segments with the classes of x, in percent.
+    """
+    path = repository_root() / "tests" / "benchmarks" / "vigour.json"
+    found: dict[str, dict[str, list[float]]] = {}
+    for row in read_json(path, "the study of vigour and classes")["rows"]:
+        if row["preset"] == preset:
+            mine = found.setdefault(row["encoder"], {})
+            for key, value in (row | {f"map {k}": v for k, v in row["map"].items()}).items():
+                mine.setdefault(key, []).append(value)
+    return found
+
+
+def mean_error(values: Sequence[float], digits: int = 2) -> str:
+    """Mean ± standard error."""
+    error = np.std(values, ddof=1) / len(values) ** 0.5 if len(values) > 1 else 0.0
+    return f"{np.mean(values):.{digits}f} ± {error:.{digits}f}"
+
+
+def paired(preset: str, a: str, b: str, what: str) -> str:
+    """Mean difference of two encoders on the same seeds of `study`, ± standard error."""
+    found = study(preset)
+    gap = np.subtract(found[a][what], found[b][what])
+    return f"{'+' if gap.mean() > 0 else ''}{mean_error(gap, 1)}"
+
+
+def seeds_table(preset: str, columns: Mapping[str, tuple[str, int]], encoders: Mapping) -> Table:
+    """`study` as a table: title → measurement and digits, encoder → name; mean ± error."""
+    found = study(preset)
+    seeds = len(found["acp"]["seed"])
+    rows = [
+        (name, *(mean_error(found[key][what], digits) for what, digits in columns.values()))
+        for key, name in encoders.items()
+    ]
+    notes = (f"preset {preset}, mean ± standard error over {seeds} seeds",)
+    return Table(("encoder", *columns), tuple(rows), notes=notes)
 
 
 # ------------------------------------------------------------------------- a dial for vigour
@@ -401,6 +670,60 @@ def variance_shares(features: torch.Tensor, labels: Sequence[str]) -> Shares:
     total = sum(parts)
     alive = total > 1e-12 * total.max()
     return Shares(*(float((part[alive] / total[alive]).mean()) for part in parts))
+
+
+def read_vigour(world: Datasets) -> dict[Path, float]:
+    """The hidden vigour of every source clip of a rendered world, by file."""
+    folder = world.annotations.parent
+    with open(folder / "source.csv", newline="") as file:
+        return {folder / row["clip"]: float(row["vigour"]) for row in csv.DictReader(file)}
+
+
+@trains
+def train_vigour(config: Config, run_dir: str | Path) -> Task:
+    """The positive control: ACP's network, clips and recipe, but vigour is the label, no class.
+
+    Binary cross-entropy with a label between 0 and 1. Returns what `pretrain` does, without an
+    accuracy; the encoder lies in <run>/vigour.
+    """
+    world = open_datasets(config.data, config.seed, run_dir)
+    vigour, encoder = read_vigour(world), start_encoder(config)
+    clips = split_clips(world.clips)[0]
+    torch.manual_seed(config.seed)
+    last = nn.Linear(encoder.channels, 1)
+
+    def read(source, clips, address, augment):
+        draws = generator_for(*address, "augmentation")
+        views = [draw_geometry(augment, draws) for _ in clips]
+        frames = torch.stack(source.read(clips, views, config.acp_frames))
+        return colour(frames, draws), torch.tensor([vigour[clip.path] for clip in clips])
+
+    return Task(
+        "vigour", encoder, last, lambda x: last(encoder(x))[:, 0], clips, [], config.acp, read,
+        settings={"clips": fingerprint(clips)}, result={},
+    )  # fmt: skip
+
+
+def read_vigour_off(
+    features: torch.Tensor, levels: Sequence[float], ridge: float = 100.0
+) -> tuple[torch.Tensor, float]:
+    """Vigour as a ridge regression on standardised channels reads it, and its R².
+
+    Fitted on the first half of the scenes, judged on the others.
+
+    Args:
+        features: (V, N, C), from the clips of `dial_vigour` at V levels between 0 and 1.
+    Returns:
+        (V, N / 2) readings; 1 - their squared error over that of always saying one half.
+    """
+    half, dial = features.shape[1] // 2, torch.tensor(levels, dtype=torch.float64) - 0.5
+    seen, new = features[:, :half].double(), features[:, half:].double()
+    mean, std = seen.mean((0, 1)), seen.std((0, 1)) + 1e-6
+    seen, new = (seen - mean) / std, (new - mean) / std
+    moments = torch.einsum("vnc,vnd->cd", seen, seen) + ridge * torch.eye(seen.shape[2])
+    read = new @ torch.linalg.solve(moments, torch.einsum("vnc,v->c", seen, dial))
+    missed, spread = (read - dial[:, None]).square().mean(), dial.square().mean()
+    return read + 0.5, float(1 - missed / spread)
 
 
 # ------------------------------------------------------------------------- memory, measured

@@ -11,7 +11,7 @@ from lofi.data.snippets import Grid
 from lofi.detection import suppress
 from lofi.detection.nms_points import soft_nms_classes
 from lofi.heads import ActionFormer, load_published, part_of, published_state_dict
-from lofi.heads.actionformer import _ThreeTaps, window_attention
+from lofi.heads.actionformer import _ByChannel, _ThreeTaps, window_attention
 from lofi.heads.points import point_targets
 
 CASES = ["thumos_e32", "thumos_e32_relpe", "anet_e32", "short_global"]
@@ -278,6 +278,15 @@ def test_three_taps_are_a_convolution_with_its_gradients(steps):
     plain = torch.nn.functional.conv1d(x.transpose(1, 2), weight, padding=1).transpose(1, 2) * mask
     torch.testing.assert_close(_ThreeTaps.apply(x, weight, mask), plain, rtol=0, atol=1e-12)
     assert torch.autograd.gradcheck(lambda *a: _ThreeTaps.apply(*a, mask), (x, weight))
+
+
+@pytest.mark.parametrize(("steps", "stride"), [(1, 1), (1, 2), (7, 1), (7, 2), (8, 2)])
+def test_depthwise_rows_are_a_convolution_with_its_gradients(steps, stride):
+    x = torch.randn(2, steps, 4, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(4, 1, 3, dtype=torch.float64, requires_grad=True)
+    plain = torch.nn.functional.conv1d(x.mT, weight, None, stride, 1, 1, 4).mT
+    torch.testing.assert_close(_ByChannel.apply(x, weight, stride), plain, rtol=0, atol=1e-12)
+    assert torch.autograd.gradcheck(lambda *a: _ByChannel.apply(*a, stride), (x, weight))
 
 
 def test_three_taps_round_no_worse_than_a_plain_convolution():

@@ -191,6 +191,30 @@ def test_decoders_that_hang_or_crash_do_not_stop_the_check(folder, monkeypatch, 
     assert all(words in entry.detail for entry in report.entries)
 
 
+def test_a_decoder_killed_by_the_system_says_nothing_of_the_file(folder, monkeypatch, tmp_path):
+    kill = BAD.format("os.kill(os.getpid(), 9)") + isolated.PROGRAM  # as when memory runs out
+    monkeypatch.setattr(isolated, "PROGRAM", kill)
+    table = tmp_path / "report.csv"
+    report = check_dataset([_video("good")], folder, report=table)
+    assert _found(report) == {("good", "killed")}
+    words = "was killed by the system (signal 9: usually out of memory)"
+    assert words in report.entries[0].detail
+    assert [row["kind"] for row in csv.DictReader(table.open())] == ["killed"]
+    monkeypatch.undo()
+    assert check_dataset([_video("good")], folder, report=table).entries == ()  # once more
+
+
+def test_many_files_share_one_decoder(folder, monkeypatch):
+    started, start = [], isolated.Children._start
+    monkeypatch.setattr(isolated.Children, "_start", lambda self: started.append(1) or start(self))
+    names = [f"copy{i}" for i in range(20)]
+    for name in names:
+        (folder / f"{name}.mp4").write_bytes((folder / "good.mp4").read_bytes())
+    report = check_dataset([_video(name) for name in (*names, "text", "cut")], folder)
+    assert _found(report) == {("text", "undecodable"), ("cut", "undecodable")}
+    assert len(started) == 1
+
+
 def test_a_check_that_cannot_start_is_an_error(folder, monkeypatch):
     monkeypatch.setattr(isolated, "PROGRAM", "raise SystemExit(3)")
     with pytest.raises(RuntimeError, match="did not start"):

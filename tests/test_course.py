@@ -5,9 +5,12 @@ import re
 
 import nbformat
 import pytest
+import tour
 
 from lofi import course
 from lofi.course import ordered_notebooks, run_course, run_notebook
+from lofi.detection import Detection, read_detections
+from lofi.detection.results import write_detections
 
 
 def notebook(path, *cells: str):
@@ -26,9 +29,13 @@ def notebook(path, *cells: str):
 
 
 def test_the_repository_s_notebooks_come_in_order():
-    names = [path.name[:2] for path in ordered_notebooks()]
-    assert names == sorted(names) and {"01", "02", "03", "04", "05", "06"} <= set(names)
-    assert [path.name[:2] for path in ordered_notebooks("02", "03")] == ["02", "03"]
+    def numbers(*ends):
+        return [path.name.split("_")[0] for path in ordered_notebooks(*ends)]
+
+    assert numbers() == sorted(numbers()) and {"00", "01", "02a", "06"} <= set(numbers())
+    assert numbers()[0] == "00" and numbers("02", "02") == ["02", "02a"]
+    assert numbers("06", "06") == ["06", "06a"]
+    assert numbers("02a", "03")[0] == "02a" and numbers("02a", "02a") == ["02a"]
 
 
 def test_a_misspelt_parameter_is_refused_before_anything_runs(tmp_path):
@@ -68,3 +75,16 @@ def test_a_course_goes_on_where_it_stopped(tmp_path, monkeypatch, capsys):
     assert run_course("tiny", run) == "table"
     assert ((run / "a").read_text(), (run / "b").read_text()) == ("x", "xx")
     assert set(json.loads((run / "course.json").read_text())) == {"01_a.ipynb", "02_b.ipynb"}
+
+
+def test_the_tour_keeps_the_best_detections_of_a_run(tmp_path, monkeypatch):
+    many = [Detection(float(i), i + 1.0, "wave", 1 / (i + 3)) for i in range(9)]
+    for method in tour.METHODS:
+        path = tmp_path / method / "detections" / "shared.json"
+        write_detections(path, {"v": many, "empty": []}, source={"preset": "toy"})
+    monkeypatch.setattr(tour, "FOLDER", tmp_path / "tour")
+    tour.keep(tmp_path)
+    kept = read_detections(tmp_path / "tour" / "acp.json")
+    assert [d.score for d in kept["v"]] == [0.3333, 0.25, 0.2, 0.1667, 0.1429]
+    assert kept["empty"] == [] and kept["v"][4].segment == (4.0, 5.0)
+    assert '"preset": "toy"' in (tmp_path / "tour" / "c-lofi.json").read_text()

@@ -6,7 +6,7 @@ import json
 
 import numpy as np
 import pytest
-from benchmarks.postprocessing import TIOUS, challenge, plain_area, plain_map
+from benchmarks.postprocessing import TIOUS, bytes_a_detection, challenge, plain_area, plain_map
 
 from lofi.data.annotations import Segment, Video
 from lofi.detection import (
@@ -517,3 +517,7 @@ def test_bad_input_is_named(change, message):
     with pytest.raises(ValueError, match=message) as error:
         detection_map(**({"ground_truth": gt, "detections": detections} | change))
     assert "\n" not in str(error.value)
+
+
+def test_a_detection_of_a_file_takes_at_most_100_bytes(tmp_path):
+    assert 32 < bytes_a_detection(tmp_path) <= 100  # three numbers, video and label are 32

@@ -479,11 +479,6 @@ def every_figure():
     yield lectures.bytes_by_layer({f"layer{i}": 2.0**i for i in range(20)})
     yield lectures.bytes_by_configuration({"full": 321 * 2**30, "T": 80 * 2**30})
     yield figures.results_bars(RESULTS)
-    sys.path.insert(0, str(ROOT / "notebooks"))
-    from figures.method import three_stages
-
-    yield three_stages()
-    sys.path.remove(str(ROOT / "notebooks"))
 
 
 def drawn_texts(figure):

@@ -23,20 +23,7 @@ SOLUTIONS = {path.name.split("_")[0]: path for path in sorted(FOLDER.glob("solut
 CLOCKS = {"perf_counter", "perf_counter_ns", "monotonic", "process_time", "time"}
 
 # Rules that a notebook does not keep yet. An entry that is no longer needed fails.
-PENDING: dict[str, str] = {
-    "01": "short narrow pictures diagrams exercises solved",
-    "02": "short narrow pictures diagrams exercises solved",
-    "03": "short narrow pictures diagrams exercises solved",
-    "04": "short narrow pictures diagrams exercises solved",
-    "05": "narrow pictures diagrams exercises solved",
-    "06": "narrow pictures diagrams exercises solved",
-    "07": "short narrow pictures diagrams exercises solved",
-    "08": "short narrow pictures diagrams exercises solved",
-    "09": "short narrow pictures diagrams exercises solved",
-    "10": "short narrow diagrams exercises solved",
-    "11": "narrow pictures diagrams exercises solved",
-    "12": "narrow pictures diagrams exercises solved",
-}
+PENDING: dict[str, str] = {}
 PENDING_SOLUTIONS: dict[str, str] = {}
 
 

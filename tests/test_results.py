@@ -9,6 +9,7 @@ from lofi.detection import (
     Detection,
     PostProcessing,
     read_detections,
+    results,
     write_csv,
     write_detections,
     write_srt,
@@ -94,3 +95,64 @@ def test_subtitles_are_sorted_positive_and_formatted(tmp_path):
     assert write_srt(tmp_path / "none.srt", []) == 0
     with pytest.raises(ValueError, match="expected seconds"):
         write_srt(tmp_path / "x.srt", [Detection(0, float("inf"), "x", 1.0)])
+
+
+ODD = {  # as other programs write the same content
+    "indented": lambda c: json.dumps(c, indent=2),
+    "compact": lambda c: json.dumps(c, separators=(",", ":")),
+    "results last": lambda c: json.dumps({"external_data": c["external_data"]} | c),
+    "with a mark": lambda c: "\ufeff" + json.dumps(c),
+    "escaped": lambda c: json.dumps(c).replace("label", "\\u006cabel"),
+}
+
+
+@pytest.mark.parametrize("size", [40, 97, 150, 10**6])
+@pytest.mark.parametrize("used", ["x", [{}]])  # the second looks like the end of a video
+@pytest.mark.parametrize("write", ODD.values(), ids=ODD)
+def test_pieces_of_a_file_are_the_file(tmp_path, monkeypatch, write, used, size):
+    monkeypatch.setattr(results, "PIECE", size)
+    names = ['a}], "b": [', "]},", '"results": {', "ü"]
+    found = {
+        f"video {i}": [
+            {"segment": [i, i + 0.1 * j], "score": 0.1 * j, "label": names[(i + j) % 4]}
+            for j in range(i % 4)
+        ]
+        for i in range(12)
+    }
+    content = {"version": "1 [{}], ", "results": found, "external_data": {"used": used, "b": 1}}
+    (tmp_path / "d.json").write_text(write(content), encoding="utf-8")
+    try:
+        pieces = list(results.read_pieces(tmp_path / "d.json"))
+    except results.NotInPieces:  # the reader of whole files takes over
+        assert size == 40 or (used == [{}] and size < 10**6)
+        return
+    whole = results.read_results(tmp_path / "d.json")
+    assert [item for piece in pieces for item in piece["results"].items()] == [*found.items()]
+    joined = {key: value for piece in pieces for key, value in piece.items()}
+    assert joined.keys() == whole.keys() and joined["external_data"] == whole["external_data"]
+    assert len(pieces) == 2 if size == 10**6 else len(pieces) > 3
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"results": {"a": [{}], "a": [{}]}}',
+        '{"results": {"a": [{}]}, "results": {}}',
+        '{"x": {"results": {"a": [{}]}}}',
+        '{"results": {"a": [{}],, "b": [{}]}}',
+        '{"results": {"a": [{}], "b": [{}]}} x',
+        '{"results": {"a": [{}], "b": [{',
+        '{"version": 1, "results": {"a": [{}]}, "version": 2}',
+        '{"results": [1]}',
+        "[]",
+        "",
+    ],
+)
+def test_what_is_no_result_file_is_left_to_the_reader_that_explains_it(tmp_path, monkeypatch, text):
+    (tmp_path / "d.json").write_text(text)
+    for size in (5, 25, 10**6):
+        monkeypatch.setattr(results, "PIECE", size)
+        with pytest.raises(results.NotInPieces):
+            list(results.read_pieces(tmp_path / "d.json"))
+    with pytest.raises(ValueError, match="d.json: "):
+        results.read_results(tmp_path / "d.json")

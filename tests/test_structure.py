@@ -41,7 +41,8 @@ SPINE = [
     *("evaluation.columns", "evaluation.matching", "evaluation.detection"),
 ]
 PLUMBING = [
-    *("files", "data", "data.datasets", "data.isolated", "data.tables", "detection.nms_points"),
+    *("files", "data", "data.datasets", "data.isolated", "data.tables", "detection.nms_bmn"),
+    "detection.nms_points",
     *("encoders", "encoders.extraction"),
     *("heads", "heads.scaled", "training.augmentation", "training.distributed"),
     *("training.end_to_end", "training.methods", "training.run_folder"),
@@ -207,7 +208,7 @@ def test_lock_and_conda_environment_and_project_agree():
 
 
 def test_a_command_does_not_wait_for_what_it_does_not_need():
-    light = "lofi.commands, lofi.data.check, lofi.data.importers, lofi.evaluation"
+    light = "lofi.commands, lofi.data.check, lofi.data.importers, lofi.evaluation, lofi.detection"
     for modules, heavy in ((light, "torch"), ("lofi.experiment", "matplotlib")):
         code = f"import sys, {modules}; sys.exit({heavy!r} in sys.modules)"
         assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0, modules

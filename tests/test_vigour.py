@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from lectures import dial_vigour, variance_shares
+from lectures import dial_vigour, mean_error, read_vigour_off, study, variance_shares
 
 from lofi.data.toyworld import TINY, plan_clips, render_clip
 
@@ -41,3 +41,27 @@ def test_equal_parts_share_equally_and_dead_channels_do_not_count():
     x[1, :, 0] += 1  # vigour: variance 0.25
     shares = variance_shares(x, ["a", "b"])
     assert tuple(shares) == pytest.approx((0.5, 0.0, 0.5)) and sum(shares) == pytest.approx(1)
+
+
+@pytest.mark.parametrize(("strength", "low", "high"), [(1.0, 0.95, 1.0), (0.0, -0.2, 0.05)])
+def test_the_read_out_finds_vigour_where_it_is_and_nowhere_else(strength, low, high):
+    levels = (0.0, 0.25, 0.5, 0.75, 1.0)
+    noise = torch.randn(5, 400, 6, generator=torch.Generator().manual_seed(0))
+    features = 0.05 * noise + strength * torch.tensor(levels)[:, None, None]
+    read, r2 = read_vigour_off(features, levels)
+    assert read.shape == (5, 200) and low < r2 <= high
+    assert bool((read.mean(1).diff() > 0.2).all()) == (strength > 0)
+
+
+def test_the_published_study_has_every_encoder_on_the_same_seeds():
+    found = study("tiny")
+    assert set(found) == {"random", "acp", "acp+", "c-lofi", "vigour"}
+    seeds = {tuple(mine["seed"]) for mine in found.values()}
+    assert len(seeds) == 1 and len(seeds.pop()) >= 5
+    for mine in found.values():
+        for parts in zip(mine["label"], mine["scene"], mine["vigour"]):
+            assert sum(parts) == pytest.approx(1, abs=2e-4)
+
+
+def test_a_mean_comes_with_its_standard_error():
+    assert mean_error([1.0, 2.0, 3.0]) == "2.00 ± 0.58"  # deviation 1 over the root of 3

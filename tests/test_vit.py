@@ -2,11 +2,13 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from lectures import measured_bytes
+from safetensors.torch import load_file
 from test_encoders import reference_numbers
 
 from lofi.budget import Mode, activation_bytes, plan
@@ -27,6 +29,7 @@ from lofi.encoders.vit import VideoViT
 from lofi.experiment import localize, run_stage, train_encoder
 from lofi.fidelity import Fidelity, schedule
 from lofi.report import weights_parts
+from lofi.training.joint import train_lofi
 from lofi.training.methods import (
     feature_header,
     load_encoder,
@@ -217,6 +220,36 @@ def test_adapters_begin_as_nothing_and_train_alone():
     torch.testing.assert_close(adapter(x, 3), expected)
     with pytest.raises(ValueError, match="no place for adapters"):
         freeze_trunk(build_encoder("tsm-toy"))
+
+
+def test_adapters_killed_between_checkpoints_resume_to_the_same_bits(tmp_path):
+    world = replace(TINY, source_clips=(4, 2), videos=(6, 1), video_frames=64)
+    write_world(tmp_path / "world", world, 0)
+    changes = {
+        "encoder": "vit-toy", "data.world": str(tmp_path / "world"),
+        "lofi.start": "random", "lofi.mode.name": "adapters", "lofi.training.epochs": 3,
+        "lofi.training.batch": 3, "checkpoint_every": 2,
+    }  # fmt: skip
+    config = override(preset("tiny"), changes)
+
+    def kill(step: int, *_) -> None:
+        if step == 2:  # the third of six: its work is lost and done again
+            raise KeyboardInterrupt
+
+    train_lofi(config, tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        train_lofi(config, tmp_path / "cut", on_step=kill)
+    whole, cut = (tmp_path / run / "c-lofi-adapters" / "encoder" for run in ("whole", "cut"))
+    assert torch.load(cut / "checkpoints" / "last.pt", weights_only=True)["step"] == 2
+    train_lofi(config, tmp_path / "cut")
+    for part in ("encoder", "head"):
+        names = (folder / f"{part}.safetensors" for folder in (whole, cut))
+        first, second = map(Path.read_bytes, names)
+        assert first == second, part
+    losses = [[row["loss"] for row in read_metrics(folder)] for folder in (whole, cut)]
+    assert losses[0] == losses[1] and len(losses[0]) == 6
+    state = load_file(whole / "encoder.safetensors")
+    assert any(state[name].any() for name in state if name.endswith("adapter.up.weight"))
 
 
 def test_the_whole_chain(tmp_path):

@@ -13,7 +13,7 @@ import numpy as np
 
 from lofi.data.annotations import Segment, Video, find_in_index, index_videos, video_key
 from lofi.data.copies import content_id
-from lofi.data.isolated import run_isolated
+from lofi.data.isolated import KilledError, run_isolated
 from lofi.data.video import VideoError, VideoInfo, probe, verify
 from lofi.files import append_csv, read_csv, write_csv
 
@@ -28,6 +28,7 @@ KINDS = {
     "same_film": "one file's content under two ids of different subsets",
     "label": "looks like a misspelling of another label",
 }
+KILLED = {"killed": "the system ended the decoder, nothing is known of the file"}  # seldom
 COLUMNS = ["video", "kind", "detail", "frames", "fps", "width", "height", "bytes"]
 
 # Videos of public data sets that need care, from the public files (data/*/README.md says which).
@@ -63,17 +64,17 @@ class FileResult(NamedTuple):
     num_bytes: int
     info: VideoInfo | None = None  # None when it could not be opened
     problem: str | None = None  # None when everything decodes
+    kind: str = "ok"  # or, of the problem, "undecodable" or "killed"
 
     def row(self, video_id: str) -> list:
         """Cells of `COLUMNS`."""
-        kind = "undecodable" if self.problem else "ok"
         info = self.info
         numbers = [info.num_frames, info.fps, info.width, info.height] if info else [""] * 4
-        return [video_id, kind, self.problem or "", *numbers, self.num_bytes]
+        return [video_id, self.kind, self.problem or "", *numbers, self.num_bytes]
 
 
 class Finding(NamedTuple):
-    """One problem: `kind` is a key of `KINDS`, `detail` says what exactly."""
+    """One problem: `kind` is a key of `KINDS` or `KILLED`, `detail` says what exactly."""
 
     video_id: str
     kind: str
@@ -100,7 +101,7 @@ class DatasetReport:
         good = sum(result.problem is None for result in self.files.values())
         counts = f"{self.num_videos:,} videos, {self.num_segments:,} segments"
         lines = [f"{counts}; {len(self.files):,} files decoded, {good:,} of them completely"]
-        for kind, meaning in KINDS.items():
+        for kind, meaning in (KINDS | (KILLED if self.of("killed") else {})).items():
             found = self.of(kind)
             lines.append(f"{len(found):>7,}  {kind:<13}{meaning}")
             lines += [f"{'':9}  {entry.video_id}: {entry.detail}" for entry in found[:examples]]
@@ -152,7 +153,7 @@ def check_dataset(
             place = video.path or f"in {video_dir or 'the video folder'}"
             problems.append(("missing", f"no file {place}"))
         elif file.problem:
-            problems.append(("undecodable", file.problem))
+            problems.append((file.kind, file.problem))
         duration_s = file.info.duration_s if file.info else video.duration_s
         problems += _segment_problems(video.segments, duration_s, tolerance_s)
         labels = sorted({s.label for s in video.segments} & suspects.keys())
@@ -161,7 +162,7 @@ def check_dataset(
     known = tuple(Finding(v.id, "known", KNOWN[v.id]) for v in videos if v.id in KNOWN)
     if report is not None:
         rows = [result.row(video_id) for video_id, result in files.items()]
-        others = [e for e in entries if not (e.kind == "undecodable" and e.video_id in files)]
+        others = [e for e in entries if e.kind not in ("undecodable", "killed")]
         rows += [[*entry, *[""] * 5] for entry in (*others, *known)]
         write_csv(report, [COLUMNS, *rows])
     counts = len(videos), sum(len(v.segments) for v in videos)
@@ -340,7 +341,7 @@ def _decode(
                 kinds = VideoInfo.__annotations__.values()
                 cells = [kind(cell) for kind, cell in zip(kinds, numbers) if cell]
                 info = VideoInfo(*cells) if cells else None
-                results[name] = FileResult(int(num_bytes), info, detail or None)
+                results[name] = FileResult(int(num_bytes), info, detail or None, kind)
         write_csv(report, [COLUMNS, *(result.row(name) for name, result in results.items())])
     todo = [item for item in present.items() if item[0] not in results]
     calls = [(str(path),) for _, path in todo]
@@ -348,7 +349,8 @@ def _decode(
         name, path = todo[i]
         info, problem = (None, str(found)) if isinstance(found, Exception) else found
         size = path.stat().st_size if path.is_file() else 0
-        results[name] = FileResult(size, info, problem)
+        kind = "killed" if isinstance(found, KilledError) else "undecodable" if problem else "ok"
+        results[name] = FileResult(size, info, problem, kind)
         if report is not None:
             append_csv(report, results[name].row(name))
         if progress is not None:

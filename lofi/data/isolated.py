@@ -12,11 +12,12 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError, ThreadPoolExecutor, as_completed
+from contextlib import suppress
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from pathlib import Path
 from queue import LifoQueue
-from subprocess import DEVNULL, Popen
+from subprocess import DEVNULL, Popen, TimeoutExpired
 from typing import TYPE_CHECKING, Any
 
 from lofi.data.video import VideoError
@@ -28,6 +29,10 @@ SHARED_MEMORY = Path("/dev/shm")
 START_LIMIT_S = 120.0  # for a child to import its libraries
 LONGEST_S = 2e6  # 23 days; a pipe cannot be told to wait much longer
 PROGRAM = "from lofi.data.isolated import serve; serve()"
+
+
+class KilledError(VideoError):
+    """The system ended the child: nothing is known of the file."""
 
 
 class StartError(RuntimeError):
@@ -48,8 +53,8 @@ class Children:
         """`function(*arguments)` in an idle child, a function of a module that it can import.
 
         Raises what the function raised; VideoError: the child crashed or gave no result in time;
-        StartError: no child starts; CancelledError: `close` ended it, which says nothing about
-        the file.
+        KilledError: the system killed it; StartError: no child starts; CancelledError: `close`
+        ended it, which says nothing about the file.
         """
         child = self._idle.get()
         try:
@@ -60,8 +65,7 @@ class Children:
                 late = VideoError(f"no result in {limit_s:g} s")
                 good, value = pipe.recv() if alive else (False, late)
             except (EOFError, OSError):
-                alive, good = False, False
-                value = VideoError(f"the decoder crashed (exit status {self._end(process)})")
+                alive, good, value = False, False, self._ended(process)
             if not alive:
                 self._end(process)
                 child = None
@@ -72,6 +76,17 @@ class Children:
         if not good:
             raise value
         return value
+
+    def _ended(self, process: Popen) -> VideoError:
+        """Why a child is gone that nobody here has ended."""
+        with suppress(TimeoutExpired):  # its pipe is closed a moment before
+            process.wait(1.0)
+        by_system = process.returncode == -signal.SIGKILL
+        status = self._end(process)
+        if by_system:
+            found = f"was killed by the system (signal {-status}: usually out of memory)"
+            return KilledError(f"the decoder {found}; try again with fewer --workers")
+        return VideoError(f"the decoder crashed (exit status {status})")
 
     def close(self) -> None:
         """End all children and with them the calls in progress; safe to repeat."""

@@ -5,7 +5,7 @@ labels (stands in for Kinetics) and a *target* set of untrimmed videos with anno
 the ActivityNet format. A class is a shape and the axis along which it oscillates. What separates
 the two tasks is one nuisance, *vigour* (how far the actor swings and how tall it stands up):
 
-* in the source clips it says nothing about the class, so a classifier learns to ignore it;
+* in the source clips it says nothing about the class, so a classifier has no need of it;
 * in the target videos the action is vigorous, and the warm-up before it, the cool-down after it
   and false starts are the same actor in the same motion without vigour.
 

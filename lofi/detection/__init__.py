@@ -4,7 +4,8 @@ from importlib import import_module
 from typing import Any
 
 from lofi.config import PostProcessing
-from lofi.detection.nms import GridSoftNMS, soft_nms, soft_nms_bmn
+from lofi.detection.nms import GridSoftNMS, soft_nms
+from lofi.detection.nms_bmn import soft_nms_bmn
 from lofi.detection.results import (
     Detection,
     read_detections,

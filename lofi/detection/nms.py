@@ -1,6 +1,6 @@
 """Soft suppression of overlapping proposals (Bodla et al., ICCV 2017, Gaussian form).
 
-`soft_nms` follows the released G-TAD code to the last bit, `soft_nms_bmn` the released BMN code.
+`soft_nms` follows the released G-TAD code to the last bit, `nms_bmn` the released BMN code.
 The "threshold 0.84" of the LoFi and G-TAD papers is the Gaussian's sigma: any overlap decays.
 
 Shared quirks of both originals, kept because they change numbers:
@@ -34,13 +34,13 @@ def soft_nms(segments: Any, scores: Any, sigma: float = 0.84, top_k: int = 100) 
     Raises:
         ValueError: shapes that do not fit, scores that are not finite, sigma <= 0.
     """
-    spans, values = _checked(segments, scores)
+    spans, values = checked(segments, scores)
     by_start = np.argsort(spans[:, 0])
     decay = _Decay(spans[by_start], sigma)
     if len(values) > 1:
         rows, values = _greedy(values[by_start], by_start, len(values), decay, top_k)
         spans = spans[by_start[rows]]
-    return _like(segments, spans), _like(scores, values)
+    return like(segments, spans), like(scores, values)
 
 
 def _greedy(
@@ -164,42 +164,7 @@ class GridSoftNMS:
         return index[picks], kept
 
 
-def soft_nms_bmn(
-    segments: Any, scores: Any, alpha: float = 0.4, top_k: int = 100
-) -> tuple[Any, Any]:
-    """BMN's suppression: decays only above a tIoU that grows with the picked segment's length.
-
-    The factor is exp(-tIoU^2 / alpha) where tIoU > 0.5 + 0.4 * length, so segments must be
-    fractions of the video. One more than `top_k` is picked, zero scores included, then cut.
-    Arguments and results as in `soft_nms`.
-    """
-    low, high = 0.5, 0.9  # thresholds of a segment of length 0 and of the whole video
-    spans, values = _checked(segments, scores)
-    if len(values) <= 1:
-        return _like(segments, spans), _like(scores, values)
-    order = np.argsort(-values, kind="stable")
-    start, end = spans[order].T.copy()
-    live = values[order]
-    length = end - start
-    picks, kept = [], []
-    for _ in range(min(top_k + 1, len(live) - 1)):
-        best = int(live.argmax())
-        picks.append(best)
-        kept.append(live[best])
-        live[best] = -np.inf
-        overlap = np.maximum(np.minimum(end, end[best]) - np.maximum(start, start[best]), 0.0)
-        with np.errstate(invalid="ignore", divide="ignore"):
-            tiou = overlap / (length - overlap + end[best] - start[best])  # released order
-            hit = np.flatnonzero(tiou > low + (high - low) * length[best])
-        hit = hit[live[hit] > -np.inf]
-        live[hit] *= np.exp(-np.square(tiou[hit]) / alpha)
-    kept = np.array(kept)
-    best_first = np.argsort(-kept, kind="stable")[:top_k]
-    spans = spans[order[np.array(picks)[best_first]]]
-    return _like(segments, spans), _like(scores, kept[best_first])
-
-
-def _checked(segments: Any, scores: Any) -> tuple[np.ndarray, np.ndarray]:
+def checked(segments: Any, scores: Any) -> tuple[np.ndarray, np.ndarray]:
     """Both inputs as float64 arrays, shapes and finiteness checked."""
     spans, values = (
         x.detach().cpu().double().numpy() if hasattr(x, "detach") else np.asarray(x, np.float64)
@@ -213,7 +178,7 @@ def _checked(segments: Any, scores: Any) -> tuple[np.ndarray, np.ndarray]:
     return spans.reshape(-1, 2), values
 
 
-def _like(source: Any, result: np.ndarray) -> Any:
+def like(source: Any, result: np.ndarray) -> Any:
     """Give a result the container and floating dtype of its input."""
     if hasattr(source, "detach"):
         return source.new_tensor(result, dtype=source.dtype if source.is_floating_point() else None)

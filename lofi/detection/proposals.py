@@ -9,7 +9,8 @@ from functools import lru_cache
 import numpy as np
 
 from lofi.config import PostProcessing
-from lofi.detection.nms import GridSoftNMS, soft_nms, soft_nms_bmn
+from lofi.detection.nms import GridSoftNMS, soft_nms
+from lofi.detection.nms_bmn import soft_nms_bmn
 from lofi.detection.nms_points import suppress_points
 from lofi.heads.base import Proposals
 

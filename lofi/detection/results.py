@@ -102,31 +102,29 @@ def read_pieces(path: str | Path) -> Iterator[dict[str, Any]]:
     A file of millions of detections is never in memory as a whole."""
 
     def parse(data: bytes) -> dict[str, Any]:
-        content = parse_json(data, path, "detections in ActivityNet format")
-        twice = not seen.isdisjoint(content) or not ids.isdisjoint(content["results"])
-        if twice:
-            raise NotInPieces
-        ids.update(content["results"])
-        return content
+        return parse_json(data, path, "detections in ActivityNet format")
 
-    seen: set[str] = set()  # keys beside "results"
-    ids: set[str] = set()
+    seen: set[str] = set()
     try:
         with open(path, "rb") as file:
             data = file.read(PIECE)
-            start = RESULTS.search(data)
-            if start is None:
+            if (start := RESULTS.search(data)) is None:
                 raise NotInPieces
             head, rest = parse(data[: start.end()] + b"}}"), data[start.end() :]
-            seen.update(head.keys() - {"results"})
             yield head
             while more := file.read(max(PIECE, len(rest))):
                 known, rest = len(rest), rest + more
-                last = VIDEO_END.search(rest, known)
-                if last:
-                    yield parse(b'{"results": {' + rest[: last.start(1)] + b"}}")
-                    rest = rest[last.end() :]
-            yield parse(b'{"results": {' + rest)
+                if end := VIDEO_END.search(rest, known):
+                    some = parse(b"{" + rest[: end.start(1)] + b"}")  # fails beyond "results"
+                    if not seen.isdisjoint(some):
+                        raise NotInPieces
+                    seen.update(some)
+                    yield {"results": some}
+                    rest = rest[end.end() :]
+            tail = parse(b'{"results": {' + rest)
+            if not seen.isdisjoint(tail["results"]) or len(head.keys() & tail.keys()) > 1:
+                raise NotInPieces
+            yield tail
     except (OSError, ValueError):
         raise NotInPieces from None
 

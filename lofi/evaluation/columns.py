@@ -199,11 +199,9 @@ def _collect(pieces: Iterable[Any], what: str, with_labels: bool, strict: bool) 
             parts.append(columns)
     made, columns = external.pop("post_processing", None), list(zip(*parts))
     parts.clear()
-    counts, label, scores, segments = (np.concatenate(columns.pop(0)) for _ in range(4))
+    counts, *table = (np.concatenate(columns.pop(0)) for _ in range(4))
     video = np.repeat(np.arange(len(videos), dtype=np.int32), counts)
-    return Predictions(
-        tuple(videos), video, tuple(index or ()), label, scores, segments, made, external
-    )
+    return Predictions(tuple(videos), video, tuple(index or ()), *table, made, external)
 
 
 def _columns(results: Mapping[str, Any], index: dict[str, int] | None, strict: bool) -> Any:
@@ -228,24 +226,17 @@ def _columns(results: Mapping[str, Any], index: dict[str, int] | None, strict: b
                 starts, ends, names, scores = zip(*entries, strict=True) if entries else [()] * 4
                 spans = list(zip(starts, ends))
             given = [*chain.from_iterable(spans), *scores]
-            numbers = np.array(given)  # of text, lists or None none
-            plain = numbers.dtype.kind in "iuf" and set(map(len, spans)) <= {2}
-            plain = plain and bool not in map(
-                type, compress(given, (numbers == 0) | (numbers == 1))
-            )
-        segments, scores = np.split(numbers.astype(np.float64), [2 * sum(counts)])
-        segments, distinct = (
-            segments.reshape(-1, 2),
-            dict.fromkeys(names if index is not None else ()),
-        )
+            numbers = np.array(given)
+            binary = compress(given, (numbers == 0) | (numbers == 1))
+            plain = numbers.dtype.kind in "iuf" and bool not in map(type, binary)
+            plain = plain and set(map(len, spans)) <= {2}
+        spans, scores = np.split(numbers.astype(np.float64), [2 * sum(counts)])
+        segments = spans.reshape(-1, 2)
+        plain = plain and len(segments) == len(scores) and np.isfinite(numbers).all()
+        plain = plain and not (strict and (segments[:, 0] > segments[:, 1]).any())
+        distinct = dict.fromkeys(names) if index is not None else {}
     except (AttributeError, IndexError, KeyError, OverflowError, TypeError, ValueError):
         return None
-    plain = plain and len(segments) == len(scores) and np.isfinite(segments).all()
-    plain = (
-        plain
-        and np.isfinite(scores).all()
-        and not (strict and (segments[:, 0] > segments[:, 1]).any())
-    )
     if not plain or not all(type(name) is str and name for name in distinct):
         return None
     label = np.zeros(len(scores), np.int32)

@@ -221,22 +221,3 @@ def evaluate(matches: Matches, protocol: str, list_name: str = "official") -> De
         zero_length_instances=int((truth.segments[:, 0] == truth.segments[:, 1]).sum()),
         **provenance(truth, found, list_name),
     )
-
-
-def precision_recall_curve(
-    ground_truth: Any, detections: Any, label: str, tiou: float = 0.5, subset: str | None = None
-) -> tuple[np.ndarray, np.ndarray]:
-    """(recall, precision), (n,) each, after every detection of one class, best score first.
-
-    The area under the envelope of these points is the class's AP at this tIoU. Inputs as in
-    `detection_map`; ValueError when the subset does not have the class.
-    """
-    truth, found, tious = load(ground_truth, detections, [tiou], subset, "activitynet")
-    if label not in truth.classes:
-        raise ValueError(f"class {label!r} is not in subset {truth.subset!r}: {truth.classes}")
-    matches = Matches(truth, found, tious)
-    mine = truth.classes.index(label)
-    hits = np.zeros(matches.sizes[mine])
-    hits[matches.rank[matches.row[matches.found.label[matches.row] == mine]]] = 1
-    hits = np.cumsum(hits)
-    return hits / matches.instances[mine], hits / np.arange(1, len(hits) + 1)

@@ -181,7 +181,10 @@ def diagnose(
         changes["best suppression"] = _best_of_each(before.found, _nearest(before)[1])
     ladder = []
     for name, changed in changes.items():
-        maps = Matches(truth, changed, tious).average_precision().mean(axis=1)
+        if name == "rejection" and close[matches.row].all():  # the others take no instance
+            maps = matches.average_precision(close).mean(axis=1)
+        else:
+            maps = Matches(truth, changed, tious).average_precision().mean(axis=1)
         average = float(maps.mean())
         numbers = tuple(maps.tolist()), average, average - result.average_map
         ladder.append(Rung(name, RUNGS[name], *numbers))
@@ -206,6 +209,25 @@ def diagnose(
         tuple(grid),
         _missing(found, matches),
     )
+
+
+def precision_recall_curve(
+    ground_truth: Any, detections: Any, label: str, tiou: float = 0.5, subset: str | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """(recall, precision), (n,) each, after every detection of one class, best score first.
+
+    The area under the envelope of these points is the class's AP at this tIoU. Inputs as in
+    `detection_map`; ValueError when the subset does not have the class.
+    """
+    truth, found, tious = load(ground_truth, detections, [tiou], subset, "activitynet")
+    if label not in truth.classes:
+        raise ValueError(f"class {label!r} is not in subset {truth.subset!r}: {truth.classes}")
+    matches = Matches(truth, found, tious)
+    mine = truth.classes.index(label)
+    hits = np.zeros(matches.sizes[mine])
+    hits[matches.rank[matches.row[matches.found.label[matches.row] == mine]]] = 1
+    hits = np.cumsum(hits)
+    return hits / matches.instances[mine], hits / np.arange(1, len(hits) + 1)
 
 
 class Nearest(NamedTuple):

@@ -54,11 +54,8 @@ class Matches:
         return other
 
     def _match(self) -> np.ndarray:
-        """level, row and hit.
-
-        Greedy inside every (video, class); all groups with about as many ground truths advance
-        together, one prediction each a step.
-        """
+        """level, row and hit, greedily inside every (video, class); all groups with about as many
+        ground truths advance together."""
         truth, segments, tious = self.truth, self.found.segments, self.tious
         key = truth.label * len(truth.videos) + truth.video
         truth_rows = np.argsort(key, kind="stable")  # file order inside a group
@@ -105,8 +102,8 @@ class Matches:
 
         Recall only moves at true positives, and the envelope is attained there, so nothing else is
         needed; the closing point (recall 1, precision 0) stays because it changes how numpy sums.
-        With `kept` (N,) as if there were no other detections, none of which may be a true positive;
-        with `instances` (classes,) as if there were as many of every class.
+        `kept` (N,): as if all others, none of them a true positive, were not there; `instances`
+        (classes,): as if there were as many.
         """
         instances = self.instances if instances is None else instances
         ap = np.zeros((len(self.tious), len(instances)))
@@ -171,8 +168,9 @@ def best_first(group: np.ndarray, scores: np.ndarray, groups: int) -> tuple[np.n
 
 def ranks(order: np.ndarray, sizes: np.ndarray) -> np.ndarray:
     """(N,) place of every row in its group, 0 = best, from what `best_first` returns."""
-    rank = np.empty(len(order), np.int64)
-    rank[order] = np.arange(len(order)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    first = np.cumsum(sizes, dtype=np.int32) - sizes.astype(np.int32)
+    rank = np.empty(len(order), np.int32)  # half the memory, of many
+    rank[order] = np.arange(len(order), dtype=np.int32) - np.repeat(first, sizes)
     return rank
 
 

@@ -3,13 +3,12 @@
 Source: Zhang, Wu, Li, "ActionFormer: Localizing Moments of Actions with Transformers", ECCV 2022;
 what the paper leaves open follows the released code of its authors, whose checkpoints load.
 B videos, T steps, T_l = ⌈T / 2^l⌉ steps of level l, C channels, D hidden channels, H attention
-heads, K classes. Inside, features are (B, T, D); a mask is (B, T, 1) bool, or None where all of it
-is true.
+heads, K classes. Inside, features are (B, T, D); a mask is (B, T, 1) bool.
 """
 
 import math
 from collections.abc import Callable, Sequence
-from itertools import pairwise
+from itertools import pairwise, repeat
 from typing import Any
 
 import torch
@@ -111,7 +110,7 @@ class ActionFormer(PointHead):
         x = features if padded == steps else F.pad(features, (0, padded - steps))
         x = x.transpose(1, 2)
         masks = [inside[:, :: 2**level] for level in range(self.levels)]
-        drops = self._drops(draws) if self.training and draws is not None else None
+        drops = self.branches(draws, self.drop_path)
         pyramid = self._neck(self._pyramid(x, masks, whole, drops), masks)
         joined, places, gaps = join_levels(pyramid, masks)
         logits, offsets = (t(joined, places, gaps) for t in (self.cls_head, self.reg_head))
@@ -127,12 +126,7 @@ class ActionFormer(PointHead):
         blocks = len(self.backbone.stem) + len(self.backbone.branch)
         return torch.rand((videos, 2 * blocks), generator=generator)
 
-    def _drops(self, draws: Tensor) -> list[Tensor]:
-        """(B, 1, 1) factors of the two branches of every block, 0 or 1 / share kept."""
-        kept = (draws + (1 - self.drop_path)).floor() / (1 - self.drop_path)
-        return list(kept.T[:, :, None, None])
-
-    def _pyramid(self, x: Tensor, masks, whole: int, drops: list[Tensor] | None) -> list[Tensor]:
+    def _pyramid(self, x: Tensor, masks, whole: int, drops: Tensor | None) -> list[Tensor]:
         """Features of all levels, (B, T_l, D) each."""
         net, inside = self.backbone, masks[0]
         if hasattr(net, "proj"):
@@ -145,7 +139,7 @@ class ActionFormer(PointHead):
             if whole > self.max_steps:
                 table = F.interpolate(table.T[None], size=whole, mode="linear")[0].T
             x = x + table[: x.shape[1]] * inside
-        drops = iter(drops or [None] * 2 * (len(net.stem) + len(net.branch)))
+        drops = repeat(None) if drops is None else iter(drops)
         for block in net.stem:
             x = block(x, inside, next(drops), next(drops))
         levels = [x]
@@ -313,7 +307,42 @@ class Depthwise(nn.Module):
         self.conv = nn.Conv1d(hidden, hidden, 3, stride, 1, groups=hidden, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.conv(x.transpose(1, 2)).transpose(1, 2)
+        return _ByChannel.apply(x, self.conv.weight, *self.conv.stride)
+
+
+class _ByChannel(torch.autograd.Function):
+    """(B, T, D) with (D, 1, 3) → (B, ⌈T / stride⌉, D), zeros at both ends; saves its input alone.
+
+    On rows, where `conv1d` would turn its input and its gradient around.
+    """
+
+    @staticmethod
+    def forward(ctx, x, weight, stride):
+        ctx.save_for_backward(x, weight)
+        ctx.stride = stride
+        first, *others = zip(_shifted(F.pad(x, (0, 0, 1, 1)), stride), weight[:, 0].T.to(x.dtype))
+        y = torch.mul(*first)
+        for part, tap in others:
+            y.addcmul_(part, tap)
+        return y
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad):
+        x, weight = ctx.saved_tensors
+        x = F.pad(x, (0, 0, 1, 1))
+        given, wanted = torch.zeros_like(x), []
+        parts = _shifted(x, ctx.stride), _shifted(given, ctx.stride), weight[:, 0].T.to(x.dtype)
+        for part, place, tap in zip(*parts):
+            place.addcmul_(grad, tap)
+            wanted.append((grad * part).sum((0, 1)))
+        return given[:, 1:-1], torch.stack(wanted, 1)[:, None].to(weight.dtype), None
+
+
+def _shifted(x: Tensor, stride: int) -> list[Tensor]:
+    """Every `stride`-th step of (B, 1 + T + 1, D): the one before it, itself, the one behind it."""
+    steps = x.shape[1] - 2
+    return [x[:, k : k + steps : stride] for k in range(3)]
 
 
 class Tower(nn.Module):
@@ -360,7 +389,7 @@ class Attention(nn.Module):
     def _kind(self, x: Tensor, mask: Tensor, kind: str) -> Tensor:
         convolution, norm = getattr(self, f"{kind}_conv"), getattr(self, f"{kind}_norm")
         linear = getattr(self, kind)
-        return light(lambda y: pointwise(norm(y), linear), convolution(x) * mask)
+        return light(lambda y: pointwise(norm(y), linear), convolution(x).mul_(mask))
 
 
 def pointwise(x: Tensor, convolution: nn.Conv1d, scale: Tensor | None = None) -> Tensor:
@@ -430,5 +459,5 @@ class Block(nn.Module):
             x = F.max_pool1d(x.transpose(1, 2), 3, self.stride, 1).transpose(1, 2)
         x = x * mask + (y if drops[0] is None else y * drops[0])
         y = light(lambda x: pointwise(self.ln2(x), self.mlp[0]), x)
-        y = light(lambda y: pointwise(F.gelu(y), self.mlp[3], second), y) * mask
+        y = light(lambda y: pointwise(F.gelu(y), self.mlp[3], second), y).mul_(mask)
         return x + (y if drops[1] is None else y * drops[1])

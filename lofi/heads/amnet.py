@@ -38,7 +38,14 @@ from lofi.heads.actionformer import (
     window_attention,
 )
 from lofi.heads.base import Proposals
-from lofi.heads.points import EPSILON, PointHead, Points, PointStatistics, PointTargets
+from lofi.heads.points import (
+    EPSILON,
+    PointHead,
+    Points,
+    PointStatistics,
+    PointTargets,
+    exact,
+)
 
 POSITION = 0.1  # weight of positions beside normalised features; with 1 they drown them
 
@@ -195,10 +202,7 @@ class AMNet(PointHead):
         if config.bias_keys and config.mask == "binary":
             shown = (action[0].detach() if self._frozen() else action[0]).sigmoid()[:, :, 0]
             bias = [(shown[:, :: 2**i] + 1e-6).log() for i in range(self.levels)]
-        drops = None
-        if self.training and draws is not None:
-            kept = (draws + (1 - config.drop_path)).floor() / (1 - config.drop_path)
-            drops = kept.T[:, :, None, None]
+        drops = self.branches(draws, config.drop_path)
         if config.groups == "level":
             half = (self.levels + 1) // 2
             ends = slice(half), slice(half, None)
@@ -313,11 +317,6 @@ class AMNet(PointHead):
             logits = tuple((a.float().sigmoid() * b.float().sigmoid()).sqrt().logit(1e-7)
                            for a, b in pairs)  # fmt: skip
         return super().decode(Points(logits, *outputs[1:3]), grid, post)
-
-
-def exact(x: Tensor) -> Tensor:
-    """In float32 at least, for losses under autocast."""
-    return x if x.dtype == torch.float64 else x.float()
 
 
 def _mixed(action: Tensor) -> Tensor:

@@ -77,6 +77,13 @@ class PointHead(Head):
         self.regression_weight, self.smoothing = regression_weight, smoothing
         self.register_buffer("count", torch.tensor(float(first_count), dtype=torch.float64))
 
+    def branches(self, draws: Tensor | None, share: float) -> Tensor | None:
+        """(B, branches) uniform numbers → (branches, B, 1, 1) factors: 0 for a `share` of them,
+        1 / (1 - share) for the others; None in evaluation and without numbers."""
+        if draws is None or not self.training:
+            return None
+        return ((draws + (1 - share)).floor() / (1 - share)).T[:, :, None, None]
+
     def targets(self, video: Video, grid: Grid) -> PointTargets:
         """Labels of a video; points behind its end have none.
 
@@ -85,7 +92,11 @@ class PointHead(Head):
         """
         kept: list[tuple[float, float, int]] = []
         for segment in video.segments:
-            label = self._class_of(segment.label, video.id) if self.names else 0
+            if self.names and segment.label not in self.names:
+                known = f"{', '.join(self.names[:5])}{', …' * (len(self.names) > 5)}"
+                found = f"video {video.id}: label {segment.label!r}"
+                raise ValueError(f"{found} is no class of this head ({known})")
+            label = self.names.index(segment.label) if self.names else 0
             found = segment.start_s, segment.end_s, label
             repeated = any(
                 label == other[2] and max(abs(found[0] - other[0]), abs(found[1] - other[1])) < SAME
@@ -100,12 +111,6 @@ class PointHead(Head):
         inside = torch.from_numpy(grid.inside())
         masks = [inside[:: 2**level, None] for level in range(self.levels)]
         return PointTargets(tuple(c * m for c, m in zip(made.classes, masks)), made.offsets)
-
-    def _class_of(self, label: str, video: str) -> int:
-        if label not in self.names:
-            known = f"{', '.join(self.names[:5])}{', …' * (len(self.names) > 5)}"
-            raise ValueError(f"video {video}: label {label!r} is no class of this head ({known})")
-        return self.names.index(label)
 
     def collate(self, targets: Sequence[PointTargets]) -> PointTargets:
         """Stack the targets of videos of any lengths, zeros behind the ends of the shorter ones."""
@@ -135,7 +140,7 @@ class PointHead(Head):
         """Focal loss of the classes and DIoU loss of the segments, both over the running count."""
         parts = (*outputs, *targets)
         logits, offsets, inside, truth, wanted = (torch.cat(levels, 1) for levels in parts)
-        logits, offsets = (x if x.dtype == torch.float64 else x.float() for x in (logits, offsets))
+        logits, offsets = exact(logits), exact(offsets)
         count, truth = statistics.count.to(logits), truth.to(logits.dtype)
         smooth = truth * (1 - self.smoothing) + self.smoothing / (truth.shape[-1] + 1)
         classes = (focal_loss(logits, smooth) * inside[..., None]).sum() / count
@@ -205,6 +210,11 @@ def point_targets(
         found[0].append(torch.from_numpy(marks))
         found[1].append(torch.from_numpy(distances))
     return PointTargets(*map(tuple, found))
+
+
+def exact(x: Tensor) -> Tensor:
+    """In float32 at least, for losses under autocast."""
+    return x if x.dtype == torch.float64 else x.float()
 
 
 def focal_loss(logits: Tensor, truth: Tensor) -> Tensor:

@@ -1,248 +1,232 @@
-"""The method in one picture, for readers who have not seen the paper.
-
-`python notebooks/figures/method.py` draws three_stages.png, which README and notebook 05 show.
+"""Pictures of the method: its stages, snippets, mini-batches and gradients.
 
 Source: Xu et al., "Low-Fidelity Video Encoder Optimization for Temporal Action Localization",
-NeurIPS 2021, section 3. Sizes in the picture are true: one drawn square stands for 12.5 snippets,
-its area for the pixels of a snippet, so the three low-fidelity strips cover the same area, a
-quarter of the full-fidelity strip.
+NeurIPS 2021, section 3. Sizes are true: a square's area stands for pixels, a strip for time.
 """
 
-import math
-from pathlib import Path
-from typing import NamedTuple
+from figures.svg import BLUE, GREEN, LARGE, PLAIN, RED, SMALL, WIDTH, YELLOW, Picture
 
-import matplotlib.pyplot as plt
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Rectangle
+from lofi.data import frame_indices
+from lofi.fidelity import Fidelity, schedule
+from lofi.figures.style import AMBER, FALSE_ALARM, FOUND, GREY, INK, TRUTH
 
-from lofi.figures.style import FALSE_ALARM, FOUND, GREY, INK, TRUTH
-from lofi.files import atomic_path
-
-WIDTH, HEIGHT = 12.0, 6.3  # inches; all coordinates below are inches from the lower left corner
-TILE, PITCH, TILES = 0.27, 0.30, 8  # a full-resolution snippet, its place, places in a video
+PLACES, PITCH = 8, 24  # of a drawn video; a full-fidelity tile fills its place but for 2 pixels
 ACTION = (4, 7)  # the action covers these places, [first, last)
-ACTION_TINT, PANEL, TRAINED = "#BBDDF2", "#F6F6F3", "#FBE3B0"
-TEXT, FINE = 12, 11  # points
-STRIPS = (  # name, reduction of time, reduction of each side, what it holds, what it saves
-    ("S", 1, 2.0, "100 snippets, 112²", "fewer pixels"),
-    ("T", 4, 1.0, "25 snippets, 224²", "fewer snippets"),
-    ("ST", 2, math.sqrt(2.0), "50 snippets, 158²", "some of both"),
-)
 
 
-class _Box(NamedTuple):
-    """A box by its left, bottom, width and height."""
-
-    x: float
-    y: float
-    w: float
-    h: float
-
-    @property
-    def middle(self) -> float:
-        return self.x + self.w / 2
-
-    @property
-    def top(self) -> float:
-        return self.y + self.h
-
-
-PANELS = (_Box(0.1, 0.1, 2.75, 6.1), _Box(3.2, 0.1, 4.75, 6.1), _Box(8.3, 0.1, 3.6, 6.1))
-
-
-def three_stages() -> Figure:
-    """LoFi's stages: classify clips, learn end to end at low fidelity, train the final head."""
-    figure = plt.figure(figsize=(WIDTH, HEIGHT))
-    ax = figure.add_axes((0, 0, 1, 1))
-    ax.set(xlim=(0, WIDTH), ylim=(0, HEIGHT), aspect="equal")
-    ax.set_axis_off()
-    for panel in PANELS:
-        _rounded(ax, panel, facecolor=PANEL, edgecolor="#D0D0CA", radius=0.14)
-    encoders = (
-        _stage_one(ax, PANELS[0]),
-        _stage_two(ax, PANELS[1]),
-        _stage_three(ax, PANELS[2]),
+def three_stages() -> Picture:
+    p = Picture(
+        520,
+        "The three stages of LoFi",
+        "Three bands, one below the other. One, ACP: clips of one action pass an encoder and a "
+        "classifier, both trained. Two, LoFi: whole videos with fewer pixels (S), fewer snippets "
+        "(T) or some of both (ST) pass the encoder and a localization head, both trained. Three: "
+        "whole videos at full fidelity pass the frozen encoder; a new head is trained. The "
+        "encoder's weights move from band to band.",
     )
-    for left, right in zip(encoders, encoders[1:]):
-        y = left.y + left.h / 2
-        _arrow(ax, (left.x + left.w + 0.03, y), (right.x - 0.03, y), width=3.5, colour=TRUTH)
-    second = encoders[1]
-    for x in ((PANELS[1].x + second.x) / 2, (PANELS[1].x + PANELS[1].w + second.x + second.w) / 2):
-        ax.text(x, second.y + second.h / 2 + 0.1, "weights", ha="center", va="bottom",
-                fontsize=FINE, color=TRUTH, weight="bold")  # fmt: skip
-    return figure
-
-
-def _stage_one(ax: Axes, panel: _Box) -> _Box:
-    _heading(ax, panel, "1  Pre-train (ACP)", "clips that show one action")
+    titles = (
+        ("1  ACP", "clips that show\none action", "classifier", "Which action?"),
+        ("2  LoFi", "whole videos at\nlow fidelity", "head", "When?"),
+        ("3  Final head", "whole videos at\nfull fidelity", "new head", "When?"),
+    )
+    for stage, (title, below, head, question) in enumerate(titles):
+        y = 18 + 170 * stage
+        p.text(24, y + 36, title, anchor="start", size=LARGE, bold=True)
+        p.text(24, y + 66, below, anchor="start", size=SMALL)
+        p.text(24, y + 124, question, anchor="start", size=SMALL, italic=True, colour="#00527F")
+        frozen = stage == 2
+        _box(p, 440, y + 18, 106, "encoder", "frozen" if frozen else "trained")
+        _box(p, 574, y + 18, 108, head, "trained")
+        p.arrow([(410, y + 49), (436, y + 49)])
+        p.arrow([(546, y + 49), (571, y + 49)])
+        back = [(628, y + 84), (628, y + 106), (512, y + 106), (512, y + 86)]
+        if frozen:
+            p.line([*back[:2], (584, y + 106)], FALSE_ALARM, 2.5, dashed=True)
+            for dx in (-8, 8):
+                p.line([(572 - dx, y + 98), (572 + dx, y + 114)], FALSE_ALARM, 3)
+        else:
+            p.arrow(back, FALSE_ALARM, dashed=True)
+        words = "gradient stops" if frozen else "gradient"
+        p.text(606 if frozen else 570, y + 130, words, size=SMALL, colour="#A84300")
+        if stage < 2:
+            p.arrow([(474, y + 84), (474, y + 185)], TRUTH, 4.5)
+            p.text(464, y + 142, "weights", anchor="end", size=SMALL, colour=TRUTH, bold=True)
+            p.line([(14, y + 158), (420, y + 158)], PLAIN, 2)
     for i, (pose, name) in enumerate(((0.9, "cheer"), (0.1, "balance"), (-0.7, "walk"))):
-        x = panel.x + 0.25 + 0.8 * i
-        for shift in (0.1, 0.05):
-            _sheet(ax, x + shift, 4.27 + shift, 0.6, ACTION_TINT)
-        _tile(ax, x, 4.27, 0.6, pose=pose, tint=ACTION_TINT)
-        ax.text(x + 0.3, 4.18, name, ha="center", va="top", fontsize=FINE)
-    encoder, head = _column(ax, panel, "classifier")
-    _gradient(ax, head, encoder)
-    _output(ax, panel, head, "which action is it?")
-    _footnote(ax, panel, "The encoder learns what\nhappens, not when.")
-    return encoder
+        _tile(p, 230 + 72 * i, 58, 56, pose, BLUE)
+        p.text(230 + 72 * i, 108, name, size=SMALL)
+    left = 210
+    p.box(left + ACTION[0] * PITCH, 202, 3 * PITCH, 104, fill=BLUE, edge="none")
+    for row, (name, fidelity) in enumerate(_low()):
+        y = 224 + 31 * row
+        p.text(left - 8, y + 7, name, anchor="end", bold=True)
+        _strip(p, left, y, fidelity)
+    p.box(left + ACTION[0] * PITCH, 386, 3 * PITCH, 44, fill=BLUE, edge="none")
+    _strip(p, left, 408, Fidelity())
+    p.text(left + 96, 452, "100 × 224²", size=SMALL)
+    p.text(left + 96, 330, "each ¼ of full", size=SMALL)
+    return p
 
 
-def _stage_two(ax: Axes, panel: _Box) -> _Box:
-    _heading(ax, panel, "2  LoFi", "whole videos at low fidelity, three kinds in turn")
-    left = panel.x + 0.6
-    _action_band(ax, left, 3.66, 5.17)
-    for (name, time, side, size, saved), y in zip(STRIPS, (4.87, 4.38, 3.89)):
-        ax.text(panel.x + 0.5, y, name, ha="right", va="center", fontsize=TEXT, weight="bold")
-        _strip(ax, left, y, time, TILE / side)
-        x = left + TILES * PITCH + 0.1
-        ax.text(x, y + 0.09, size, va="center", fontsize=FINE)
-        ax.text(x, y - 0.1, saved, va="center", fontsize=FINE, style="italic", color="#444444")
-    encoder, head = _column(ax, panel, "localization head")
-    _gradient(ax, head, encoder)
-    _output(ax, panel, head, "when does the action start and end?")
-    _footnote(ax, panel, "Both learn from the localization loss; each strip\n"
-              "needs a quarter of full fidelity's memory.")  # fmt: skip
-    return encoder
+def _low() -> list[tuple[str, Fidelity]]:
+    return [(name, schedule(name.lower(), Fidelity()).at(0, 0)) for name in ("S", "T", "ST")]
 
 
-def _stage_three(ax: Axes, panel: _Box) -> _Box:
-    _heading(ax, panel, "3  Full-fidelity head", "whole videos at full fidelity")
-    left = panel.middle - TILES * PITCH / 2
-    _action_band(ax, left, 4.05, 4.75)
-    _strip(ax, left, 4.4, 1, TILE)
-    ax.text(panel.middle, 3.95, "100 snippets, 224²", ha="center", va="top", fontsize=FINE)
-    encoder, head = _column(ax, panel, "localization head", frozen=True)
-    _gradient(ax, head, encoder, stops=True)
-    y = 1.02
-    ax.plot((left, left + TILES * PITCH), (y, y), color=GREY, linewidth=1)
-    start = left + (ACTION[0] + 0.1) * PITCH
-    bar = Rectangle((start, y - 0.09), (ACTION[1] - ACTION[0] + 0.1) * PITCH, 0.18)
-    bar.set(facecolor=FOUND, hatch="///", edgecolor="white")
-    ax.add_patch(bar)
-    _arrow(ax, (panel.middle, head.y - 0.03), (panel.middle, y + 0.14))
-    ax.text(left + TILES * PITCH, y + 0.08, "detection", ha="right", va="bottom", fontsize=FINE)
-    _footnote(ax, panel, "Full fidelity fits: a frozen encoder\nkeeps nothing for the gradient.")
-    return encoder
+def _box(p: Picture, x: float, y: float, width: float, name: str, state: str) -> None:
+    trained = state == "trained"
+    p.box(x, y, width, 62, fill=YELLOW if trained else PLAIN, edge=AMBER if trained else GREY,
+          thick=2.5, corner=8, dashed=not trained)  # fmt: skip
+    p.text(x + width / 2, y + 28, name, bold=True)
+    p.text(x + width / 2, y + 50, state, size=SMALL, italic=True)
 
 
-def _heading(ax: Axes, panel: _Box, title: str, below: str) -> None:
-    x = panel.x + 0.2
-    ax.text(x, panel.top - 0.16, title, va="top", fontsize=15, weight="bold", color=INK)
-    ax.text(x, panel.top - 0.5, below, va="top", fontsize=TEXT, color=INK)
-
-
-def _footnote(ax: Axes, panel: _Box, text: str) -> None:
-    ax.text(panel.middle, panel.y + 0.1, text, ha="center", va="bottom", fontsize=FINE,
-            color="#444444", linespacing=1.25)  # fmt: skip
-
-
-def _column(ax: Axes, panel: _Box, head_name: str, frozen: bool = False) -> tuple[_Box, _Box]:
-    """Arrow from the input, encoder, arrow, head; returns the two boxes."""
-    encoder = _Box(panel.middle - 0.9, 2.5, 1.8, 0.64)
-    head = _Box(panel.middle - 1.1, 1.42, 2.2, 0.64)
-    _arrow(ax, (panel.middle, 3.55), (panel.middle, encoder.top + 0.03))
-    _arrow(ax, (panel.middle, encoder.y - 0.03), (panel.middle, head.top + 0.03))
-    trained = {"facecolor": TRAINED, "edgecolor": "#A36A00", "linewidth": 1.8}
-    still = {"facecolor": "#E3E6EA", "edgecolor": "#5F6B7A", "linewidth": 1.8, "linestyle": "--"}
-    kept = "trained, new and kept" if frozen else "trained, then discarded"
-    for box, name, state, look in (
-        (encoder, "encoder", "frozen" if frozen else "trained", still if frozen else trained),
-        (head, head_name, kept, trained),
-    ):
-        _rounded(ax, box, radius=0.09, **look)
-        ax.text(box.middle, box.y + 0.65 * box.h, name, ha="center", va="center", fontsize=TEXT,
-                weight="bold")  # fmt: skip
-        ax.text(box.middle, box.y + 0.27 * box.h, state, ha="center", va="center", fontsize=FINE,
-                style="italic")  # fmt: skip
-    return encoder, head
-
-
-def _output(ax: Axes, panel: _Box, head: _Box, text: str) -> None:
-    _arrow(ax, (panel.middle, head.y - 0.03), (panel.middle, 1.17))
-    ax.text(panel.middle, 1.14, text, ha="center", va="top", fontsize=TEXT)
-
-
-def _gradient(ax: Axes, head: _Box, encoder: _Box, stops: bool = False) -> None:
-    """A dashed arrow from the head back into the encoder, or one that stops before it."""
-    x, low, high = encoder.x + 0.05, head.top + 0.04, encoder.y - 0.04
-    colour = "#B34700"
-    if stops:
-        ax.plot((x, x), (low, low + 0.2), color=FALSE_ALARM, linewidth=1.8, linestyle=(0, (3, 1.5)))
-        ax.plot(x, low + 0.27, "x", color=FALSE_ALARM, markersize=9, markeredgewidth=2.5)
-    else:
-        _arrow(ax, (x, low), (x, high), colour=FALSE_ALARM, dashed=True)
-    text = "gradient\nstops" if stops else "gradient"
-    ax.text(x + 0.13, (low + high) / 2, text, va="center", fontsize=FINE, color=colour,
-            linespacing=1.0)  # fmt: skip
-
-
-def _action_band(ax: Axes, left: float, low: float, high: float) -> None:
-    x, width = left + ACTION[0] * PITCH, (ACTION[1] - ACTION[0]) * PITCH
-    ax.add_patch(Rectangle((x, low), width, high - low, facecolor=ACTION_TINT, edgecolor="none"))
-    ax.text(x + width / 2, high + 0.03, "action", ha="center", va="bottom", fontsize=FINE,
-            color=TRUTH)  # fmt: skip
-
-
-def _strip(ax: Axes, left: float, y: float, time: int, side: float) -> None:
-    """A video as squares at their times: every `time`-th place holds one, `side` inches large."""
-    ax.plot((left, left + TILES * PITCH), (y, y), color=GREY, linewidth=0.8, zorder=1.5)
-    for i in range(TILES // time):
-        place = (i + 0.5) * time
+def _strip(p: Picture, left: float, y: float, fidelity: Fidelity) -> None:
+    """A video as tiles at their times, one for every 12.5 snippets."""
+    p.line([(left, y), (left + PLACES * PITCH, y)], GREY, 1)
+    count = round(PLACES * fidelity.snippets / 100)
+    for i in range(count):
+        place = (i + 0.5) * PLACES / count
         acting = ACTION[0] <= place < ACTION[1]
-        x = left + place * PITCH - side / 2
-        _tile(ax, x, y - side / 2, side, pose=0.9 if acting else -0.9)
+        side = (PITCH - 2) * fidelity.pixels / 224
+        _tile(p, left + place * PITCH, y, side, 0.9 if acting else -0.9)
 
 
-def _tile(ax: Axes, x: float, y: float, side: float, pose: float, tint: str = "white") -> None:
-    """A frame with a stick figure; `pose` from -1 (arms down) to 1 (arms up)."""
-    _sheet(ax, x, y, side, tint)
-    line = {"color": INK, "linewidth": max(0.7, 3.4 * side), "zorder": 3, "solid_capstyle": "round"}
-    middle = x + side / 2
-    ax.add_patch(plt.Circle((middle, y + 0.77 * side), 0.09 * side, color=INK, zorder=3))
-    ax.plot((middle, middle), (y + 0.68 * side, y + 0.38 * side), **line)
-    hands = y + (0.58 + 0.26 * pose) * side
+def _tile(p: Picture, x: float, y: float, side: float, pose: float, fill: str = "white") -> None:
+    """A frame, centred, with a stick figure."""
+    p.box(x - side / 2, y - side / 2, side, side, fill=fill, thick=1)
+    _figure(p, x, y, side, pose)
+
+
+def _figure(p: Picture, x: float, y: float, side: float, pose: float) -> None:
+    """A stick figure; `pose` from -1 (arms down) to 1 (arms up)."""
+    thick = max(1.0, 0.06 * side)
+    p.dot(x, y - 0.27 * side, 0.1 * side)
+    p.line([(x, y - 0.2 * side), (x, y + 0.12 * side)], thick=thick)
     for sign in (-1, 1):
-        ax.plot((middle, middle + sign * 0.26 * side), (y + 0.6 * side, hands), **line)
-        ax.plot((middle, middle + sign * 0.15 * side), (y + 0.38 * side, y + 0.12 * side), **line)
+        hand = (x + sign * 0.27 * side, y - (0.08 + 0.26 * pose) * side)
+        p.line([(x, y - 0.12 * side), hand], thick=thick)
+        p.line([(x, y + 0.12 * side), (x + sign * 0.16 * side, y + 0.4 * side)], thick=thick)
 
 
-def _sheet(ax: Axes, x: float, y: float, side: float, tint: str) -> None:
-    square = Rectangle((x, y), side, side, facecolor=tint, edgecolor=INK, linewidth=0.9, zorder=2)
-    ax.add_patch(square)
-
-
-def _rounded(ax: Axes, box: _Box, radius: float, **look) -> None:
-    shape = FancyBboxPatch(
-        (box.x, box.y), box.w, box.h, boxstyle=f"round,pad=0,rounding_size={radius}", **look
+def snippets() -> Picture:
+    p = Picture(
+        440,
+        "From a video to features",
+        "Five rows on one time axis of ten seconds. A video with one action; its eighty frames; "
+        "eight snippets, of four frames each around the middle of their interval; the encoder; "
+        "eight columns of numbers, one for each snippet.",
     )
-    ax.add_patch(shape)
+    left, scale, frames = 124, 54, 80
+    grid = Fidelity(8, 4, 40)
+    chosen = frame_indices(frames, grid, frame_stride=2)
+    unit = 10 * scale / grid.snippets
+    names = ("video", 50), ("frames", 118), ("snippets", 180), ("encoder", 264), ("features", 328)
+    for words, y in names:
+        p.text(left - 14, y + 7, words, anchor="end", bold=True)
+    p.box(left, 34, 10 * scale, 32, fill=PLAIN, corner=4)
+    p.box(left + 3.6 * scale, 34, 3.5 * scale, 32, "action", fill=BLUE, edge=TRUTH, corner=4)
+    for frame in range(frames):
+        x, seen = left + (frame + 0.5) * scale / 8, frame in chosen
+        p.line([(x, 106), (x, 130)], INK if seen else "#C4C4BE", 3.5 if seen else 2)
+    for i, row in enumerate(chosen):
+        x, acting = left + (i + 0.5) * unit, 3.6 <= (i + 0.5) * 1.25 < 7.1
+        ends = [left + (row[0] + 0.1) * scale / 8, left + (row[-1] + 0.9) * scale / 8]
+        p.line([(x - 31, 166), (ends[0], 134), (ends[1], 134), (x + 31, 166)], "none", fill=PLAIN)
+        p.box(x - 31, 166, 62, 44, fill=BLUE if acting else "white", corner=5)
+        for k in range(grid.frames):
+            p.box(x - 26 + 13.5 * k, 182, 11, 12, thick=1)
+        p.arrow([(x, 210), (x, 242)], thick=1.5)
+        p.arrow([(x, 284), (x, 304)], thick=1.5)
+        for c in range(4):
+            strength = (
+                (0.15, 0.75, 0.4, 0.55)[(c + i) % 4] if not acting else (0.9, 0.2, 0.7, 0.1)[c]
+            )
+            p.box(x - 12, 306 + 15 * c, 24, 15, fill=FOUND, opacity=strength, thick=1)
+    p.box(left, 244, 10 * scale, 40, "the same network for every snippet", fill=YELLOW, edge=AMBER,
+          corner=8, size=SMALL)  # fmt: skip
+    p.arrow([(left, 392), (left + 10 * scale + 8, 392)], thick=1.5)
+    for s in range(0, 11, 2):
+        x = left + s * scale
+        p.line([(x, 392), (x, 398)], thick=1.5)
+        p.text(x, 420, f"{s} s" if s else "0", size=SMALL)
+    p.text(left - 14, 358, "C × L", anchor="end", size=SMALL)
+    p.text(left - 14, 208, "L = 8", anchor="end", size=SMALL)
+    return p
 
 
-def _arrow(
-    ax: Axes,
-    start: tuple[float, float],
-    end: tuple[float, float],
-    width: float = 1.8,
-    colour: str = INK,
-    dashed: bool = False,
-) -> None:
-    ax.add_patch(
-        FancyArrowPatch(
-            start, end, arrowstyle="-|>", mutation_scale=10 + 3 * width, linewidth=width,
-            color=colour, linestyle=(0, (3, 1.5)) if dashed else "-", shrinkA=0, shrinkB=0,
-            zorder=4,
-        )
-    )  # fmt: skip
+def lofi_batches() -> Picture:
+    full = Fidelity()
+    p = Picture(
+        340,
+        "Mini-batches of LoFi beside full fidelity",
+        "Four blocks whose length is the number of snippets and whose face is a frame. Full: 100 "
+        "snippets of 224 times 224 pixels. S: 100 of 112 times 112. T: 25 of 224 times 224. ST: 50 "
+        "of 158 times 158. S, T and ST each have a quarter of the volume of full.",
+    )
+    x = 30.0
+    for name, f in [("full", full), *_low()]:
+        side, depth = 0.48 * f.pixels, 0.74 * f.snippets
+        fill, edge, words = (RED, FALSE_ALARM, "#A84300")
+        if name != "full":
+            fill, edge, words = GREEN, FOUND, "#00694D"
+        width = _block(p, x, 214, side, depth, fill, edge)
+        middle = x + width / 2
+        p.text(middle, 40, name, size=LARGE, bold=True)
+        p.text(middle, 248, f"{f.snippets} × {f.pixels}²", size=SMALL)
+        share = "1" if name == "full" else f"{f.cost / full.cost:.2f}"
+        p.text(middle, 282, share, size=LARGE, bold=True, colour=words)
+        x += width + 46
+    p.text(WIDTH / 2, 320, "depth: snippets L · face: pixels S × S · volume: memory", size=SMALL)
+    return p
 
 
-def draw() -> None:
-    """Write the picture beside this file."""
-    with atomic_path(Path(__file__).with_name("three_stages.png")) as picture:
-        three_stages().savefig(picture, dpi=110)
+def _block(
+    p: Picture, x: float, y: float, side: float, depth: float, fill: str, edge: str
+) -> float:
+    """A block with its front face on the line `y`, going back to the right; returns its width."""
+    dx, dy = 0.8 * depth, -0.45 * depth
+    top, right = y - side, x + side
+    p.line([(x, top), (x + dx, top + dy), (right + dx, top + dy), (right, top)], edge, 2, fill=fill)
+    p.line([(right, top), (right + dx, top + dy), (right + dx, y + dy), (right, y)], edge, 2,
+           fill=edge)  # fmt: skip
+    p.box(x, top, side, side, fill="white", edge=edge, thick=2)
+    _figure(p, x + side / 2, y - side / 2, 0.9 * side, 0.9)
+    return side + dx
 
 
-if __name__ == "__main__":
-    draw()
+def two_pass() -> Picture:
+    p = Picture(
+        470,
+        "Exact gradients at constant memory, in two passes",
+        "Pass one: the encoder turns chunk after chunk of snippets into features and keeps nothing "
+        "else. The head sees all features and returns the gradient of each. Pass two: chunk after "
+        "chunk passes the encoder again, this time with everything kept, and receives its part of "
+        "the gradient; the weights' gradients add up. Only one chunk's activations ever exist.",
+    )
+    xs = [150 + 112 * i for i in range(4)]
+    p.text(24, 76, "pass 1", anchor="start", size=LARGE, bold=True)
+    p.text(24, 100, "keeps nothing", anchor="start", size=SMALL)
+    p.text(24, 346, "pass 2", anchor="start", size=LARGE, bold=True)
+    p.text(24, 370, "keeps 1 chunk", anchor="start", size=SMALL)
+    p.text(24, 196, "features", anchor="start", size=SMALL, colour="#00694D")
+    p.text(24, 278, "gradients", anchor="start", size=SMALL, colour="#A84300")
+    for i, x in enumerate(xs):
+        p.text(x + 48, 38, f"chunk {i + 1}", size=SMALL)
+        p.box(x, 50, 96, 62, "encoder", fill="white", edge=GREY, corner=8, dashed=True)
+        p.arrow([(x + 48, 114), (x + 48, 172)], FOUND)
+        now = i == 1
+        p.box(x, 320, 96, 62, "encoder", fill=YELLOW if now else "white",
+              edge=AMBER if now else GREY, corner=8, dashed=not now, thick=3 if now else 1.5,
+              bold=now)  # fmt: skip
+        p.arrow([(x + 48, 292), (x + 48, 318)], FALSE_ALARM, dashed=i > 1)
+        for k in range(4):
+            p.box(x + 9 + 20 * k, 176, 18, 26, fill=GREEN, edge=FOUND)
+            p.box(x + 9 + 20 * k, 264, 18, 26, fill=RED, edge=FALSE_ALARM)
+        p.arrow([(x + 48, 384), (x + 48, 412)], INK, 2, dashed=i > 1)
+    p.box(150, 212, 432, 42, "head: all snippets together", fill=BLUE, edge=TRUTH, corner=8)
+    p.arrow([(582, 233), (612, 233)], INK, 2)
+    p.box(615, 214, 66, 38, "loss", corner=8, size=SMALL)
+    p.arrow([(648, 252), (648, 277), (590, 277)], FALSE_ALARM, 2)
+    p.box(150, 414, 432, 38, "sum = the full gradient of the weights", fill=PLAIN, corner=8,
+          size=SMALL)  # fmt: skip
+    return p
