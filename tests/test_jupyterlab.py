@@ -1,7 +1,6 @@
 """Notebooks in JupyterLab, in a real browser: every cell runs, every control moves its picture.
 
-The whole run tries the quickest notebooks that have controls; LOFI_BROWSER=all tries every one
-(minutes), LOFI_BROWSER="01 06" some. Notebooks without controls run as well; nbval compares them.
+LOFI_BROWSER=all tries every notebook (minutes), LOFI_BROWSER="01 06" some; without it none. Notebooks without controls run as well; nbval compares them.
 """
 
 import json
@@ -17,13 +16,13 @@ import pytest
 from browser import Browser
 
 FOLDER = Path(__file__).resolve().parent.parent / "notebooks"
-CHOSEN = os.environ.get("LOFI_BROWSER", "01 10").split()
+CHOSEN = os.environ.get("LOFI_BROWSER", "").split()
 NOTEBOOKS = [
     path
     for path in sorted(FOLDER.glob("[0-9][0-9]*_*.ipynb"))
     if CHOSEN == ["all"] or path.name.split("_")[0] in CHOSEN
 ]
-PANEL = "jupyterapp.shell.currentWidget"
+PANEL = "globalThis.panel"  # the notebook that is open
 CONTROLS = ".widget-slider .noUi-base, .widget-dropdown select"
 
 
@@ -67,7 +66,7 @@ def lab(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def browser(lab, tmp_path_factory):
-    with Browser(tmp_path_factory.mktemp("profile"), limit_s=600) as opened:
+    with Browser(tmp_path_factory.mktemp("profile"), limit_s=240) as opened:
         yield opened
 
 
@@ -82,16 +81,26 @@ def move(browser: Browser, index: int) -> None:
         return
     places = f"[{control}, {control}.querySelector('.noUi-handle')].map("
     base, handle = browser.run(f"{places}e => (b => b.x + b.width / 2)(e.getBoundingClientRect()))")
-    browser.click("[data-moved]", 0.02 if handle > base else 0.98)
+    shown = f"{control}.closest('.widget-slider').querySelector('.widget-readout').textContent"
+    before = browser.run(shown)
+    for _ in range(5):  # a picture that is drawn may push the slider away from under the mouse
+        browser.click("[data-moved]", 0.02 if handle > base else 0.98)
+        time.sleep(0.5)
+        if browser.run(shown) != before:
+            return
+    pytest.fail(f"control {index} does not leave {before!r}")
 
 
+@pytest.mark.skipif(not CHOSEN, reason="LOFI_BROWSER=all or =01 runs notebooks in a browser")
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_every_cell_runs_and_every_control_redraws(lab, browser, path):
     address, query = lab
     browser.events.clear()
     browser.open(f"{address}/{path.name}{query}")
     browser.wait("globalThis.jupyterapp && jupyterapp.restored.then(() => true)")
-    browser.wait(f"{PANEL}?.context?.path === {path.name!r} && {PANEL}.context.isReady")
+    opened = f"[...jupyterapp.shell.widgets('main')].find(w => w.context?.path === {path.name!r})"
+    browser.wait(f"({PANEL} = {opened}) && true")
+    browser.wait(f"{PANEL}.context.isReady")
     browser.wait(f"{PANEL}.context.sessionContext.session?.kernel?.status === 'idle'")
     browser.run("jupyterapp.commands.execute('notebook:run-all-cells').then(() => true)")
     book = browser.run(f"{PANEL}.content.model.toJSON()")

@@ -3,6 +3,7 @@
 import base64
 import json
 import re
+import struct
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -121,8 +122,7 @@ def test_a_formula_beside_code_and_a_dollar():
 
 
 def test_a_picture_is_told_by_the_sentence_behind_it(tmp_path):
-    png = (HERE / "figures" / "three_stages.png").read_bytes()
-
+    png = b"\x89PNG\r\n\x1a\n" + struct.pack(">I4sII", 13, b"IHDR", 20, 10)  # all that is read
     output = v4.new_output("display_data", {"image/png": base64.b64encode(png).decode()})
     seen = "*What to see:* the **two** lines $a$ cross. They do so twice a second. More."
     texts = map(v4.new_markdown_cell, ("# 01 · A\n\nWhy?", "**You will learn** that.", seen))
