@@ -1,6 +1,6 @@
 """Notebooks in JupyterLab, in a real browser: every cell runs, every control moves its picture.
 
-LOFI_BROWSER=all tries every notebook (minutes), LOFI_BROWSER="01 06" some; without it none. Notebooks without controls run as well; nbval compares them.
+LOFI_BROWSER=all tries every notebook (minutes), LOFI_BROWSER="01 06" some; without it none.
 """
 
 import json
