@@ -256,7 +256,7 @@ def test_all_rows_and_gates_from_feature_files(features, tmp_path):
     stored = json.loads((tmp_path / "results.json").read_text())
     assert stored["seeds"] == [1] and "official-8" in stored["protocol"]
     text = "\n".join(table.text() for table in tables(results))
-    assert "trap: foreground alone" in text and "not established" in text
+    assert "trap: foreground alone" in text and "no verdict below 5 seeds" in text
     before = (tmp_path / "seed-1" / "weak" / "b-1" / "head.safetensors").stat().st_mtime_ns
     again = compare_weak(replace(config, preset="weak"), tmp_path, (1,))
     assert again["rows"] == results["rows"]

@@ -5,7 +5,9 @@ Every curve is computed, none is drawn by eye.
 
 import math
 
-from figures.svg import BLUE, FALSE_ALARM, FOUND, GREEN, GREY, INK, RED, SMALL, TRUTH, Picture
+from figures.svg import BLUE, GREEN, RED, SMALL, Picture
+
+from lofi.figures.style import FALSE_ALARM, FOUND, GREY, INK, TRUTH
 
 ACTIONS = [(0, 10), (20, 30), (40, 50)]  # of notebook 06, in seconds
 GUESSES = [  # start, end, score, what it finds
