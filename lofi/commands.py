@@ -638,8 +638,8 @@ def tables(
         study: run (or go on with) the study of all tables there, see docs/PROTOCOL.md; it writes
             results.csv and RESULTS.md.
         seeds: of the study, from 5001 on.
-        jobs: seeds that run side by side, a CPU core each.
-        arms: of the study, these alone.
+        jobs: arms that run side by side, a CPU core each.
+        arms: of the study, these and what they begin with.
     """
     from lofi import figures
     from lofi.experiment import read_results

@@ -2,7 +2,8 @@
 
 docs/PROTOCOL.md says what is compared, how, and what counts; it was written before any run. An arm
 is an encoder (and a head) of one seed, trained in a process of its own. Results are percent.
-Layout: <run>/seed-N/{world, main, <arm>} as any run, rows/<arm>.json; results.csv, RESULTS.md.
+Layout: <run>/seed-N/{world, main, <arm>} as any run, the same below seed-N/<world> for arms of
+another world; seed-N/rows/<arm>.json; results.csv, RESULTS.md.
 """
 
 import csv
@@ -15,7 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -42,7 +43,8 @@ class Arm(NamedTuple):
     """One row of the study: how its encoder is trained, and what is measured."""
 
     method: str
-    changes: Mapping[str, Any] = {}  # of preset tiny; full and data are for the encoder alone
+    # Of preset tiny; full and data are for the encoder alone, but a data.preset is the arm's world.
+    changes: Mapping[str, Any] = {}
     start: str = "ACP"  # arm whose encoder joint training goes on with
     variant: str = ""  # of the head
     trials: int = 1  # heads that differ in their seed, averaged
@@ -96,7 +98,16 @@ OTHERS = {
     "ACP, ten heads": Arm("acp", trials=10),
     "Long C-LoFi, ten heads": Arm("c-lofi", trials=10),
 }  # fmt: skip
-ARMS = CHAIN | OTHERS
+# The same three encoders where vigour marks actions half as much, and not at all.
+WORLDS = ("half", "still")
+DIAL = {
+    f"{name}, {world}": CHAIN[name]._replace(
+        changes=dict(CHAIN[name].changes) | {"data.preset": world}, start=f"ACP, {world}"
+    )
+    for world in WORLDS
+    for name in ("ACP", "ACP+, as long", "Long C-LoFi")
+}
+ARMS = CHAIN | OTHERS | DIAL
 
 # (arm, the arm that it is said to lead[, measure]); those of the paper first, by its tables.
 PAPER_CLAIMS = (
@@ -120,6 +131,8 @@ OWN_CLAIMS = (
     ("Long C-LoFi", "ACP", "own"), ("Long C-LoFi", "ACP+", "own"),
     ("LoFi with class loss", "Long C-LoFi", "own"), ("LoFi with class loss", "Long C-LoFi"),
     ("Long C-LoFi, ActionFormer", "ACP, ActionFormer"), ("Long C-LoFi, AMNet", "ACP, AMNet"),
+    *((f"Long C-LoFi, {world}", f"{other}, {world}")
+      for world in WORLDS for other in ("ACP", "ACP+, as long")),
 )  # fmt: skip
 # Arms in the order of the paper's rows for ActivityNet; "": not built.
 TABLES = {
@@ -141,9 +154,23 @@ COLUMNS = ("arm", "seed", *SOURCES, *MAP, *RECALLS, "trial_sd", "video_sd", "vid
 Found = Mapping[str, Mapping[int, Mapping[str, Any]]]  # arm → seed → row
 
 
+def base(arm: Arm) -> str:
+    """The ACP row of an arm's world."""
+    return f"ACP, {arm.changes['data.preset']}" if "data.preset" in arm.changes else "ACP"
+
+
+def needs(name: str) -> set[str]:
+    """The arms whose encoders and features an arm begins with."""
+    return {base(ARMS[name]), ARMS[name].start} - {name}
+
+
+def place_of(root: Path, seed: int, arm: Arm) -> Path:
+    return root / f"seed-{seed}" / arm.changes.get("data.preset", "")
+
+
 def config_of(root: Path, seed: int, arm: Arm) -> Config:
     """The settings that train an arm's encoder."""
-    world = {"data.preset": "study", "data.world": str(root / f"seed-{seed}" / "world")}
+    world = {"data.preset": "study", "data.world": str(place_of(root, seed, arm) / "world")}
     start = {"lofi.start": ARMS[arm.start].method}
     return override(replace(preset("tiny"), seed=seed), world | start | dict(arm.changes))
 
@@ -157,14 +184,14 @@ def train_encoder(root: Path, seed: int, name: str) -> tuple[Path, str]:
     """The run folder and the method of an arm, its encoder trained, and all that it begins with.
 
     Arms of plain settings share a folder; another has links to the encoders that it begins with."""
-    arm, place = ARMS[name], root / f"seed-{seed}"
-    config = config_of(root, seed, arm)
-    if not arm.changes and arm.start == "ACP":
+    arm = ARMS[name]
+    place, config = place_of(root, seed, arm), config_of(root, seed, arm)
+    if {*arm.changes} <= {"data.preset"} and arm.start == base(arm):
         train_with_what_it_needs(config, place / "main", arm.method)
         return place / "main", arm.method
     folder = place / slug(name)
     folder.mkdir(parents=True, exist_ok=True)
-    for other in dict.fromkeys(("ACP", arm.start)):
+    for other in sorted(needs(name)):
         there, method = train_encoder(root, seed, other)
         if not (folder / method).is_symlink():
             (folder / method).symlink_to(os.path.relpath(there / method, folder))
@@ -178,9 +205,13 @@ def train_encoder(root: Path, seed: int, name: str) -> tuple[Path, str]:
 def measure(root: Path, seed: int, name: str) -> dict[str, Any]:
     """The row of one arm and seed; everything that is missing is trained first."""
     arm = ARMS[name]
-    acp_folder, _ = train_encoder(root, seed, "ACP")
+    acp_folder, _ = train_encoder(root, seed, base(arm))
     folder, method = train_encoder(root, seed, name)
-    kept = {k: v for k, v in arm.changes.items() if not k.startswith(("full.", "data."))}
+    kept = {
+        k: v
+        for k, v in arm.changes.items()
+        if k == "data.preset" or not k.startswith(("full.", "data."))
+    }
     config = config_of(root, seed, arm._replace(changes=kept))
     run_stage("features", config, folder, "acp")  # its classifier names the shared classes
     row: dict[str, Any] = {"arm": name, "seed": seed, "config": hash_of(root, seed, name)}
@@ -201,7 +232,7 @@ def measure(root: Path, seed: int, name: str) -> dict[str, Any]:
                 found = video_draws(truth, path, subset=config.data.test_subset, resamples=200)
                 draws.append(100 * found[:, -1])
         row["video_sd"] = stdev(draws[0])
-        if len(draws) > 1 and name != "ACP":
+        if len(draws) > 1 and name != base(arm):
             row["video_sd_over_acp"] = stdev(draws[0] - draws[1])
     for kind in SOURCES:
         row[kind] = fmean(100 * found["average_map"] for found in rows if found["classes"] == kind)
@@ -224,37 +255,50 @@ def hash_of(root: Path, seed: int, name: str) -> str:
 
 
 def run_study(root: Path, seeds: Sequence[int], jobs: int = 1, only: Sequence[str] = ()) -> None:
-    """All arms of all seeds (`only`: these arms), `jobs` seeds at a time; finished ones are read.
+    """All arms of all seeds (`only`: these arms and what they need), `jobs` of them at a time.
 
-    The chain has all seeds before the other arms begin. ValueError for an unknown arm;
-    RuntimeError, with the log, for one that failed.
+    The chain has all seeds before the other arms begin; finished arms are read.
+    ValueError for an unknown arm; RuntimeError, with the log, for one that failed.
     """
     if unknown := [name for name in only if name not in ARMS]:
         raise ValueError(f"unknown arm {unknown[0]!r}; known: {', '.join(ARMS)}")
-    parts = [[name for name in part if not only or name in only] for part in (CHAIN, OTHERS)]
-    total, took = len(seeds) * sum(map(len, parts)), list[float]()
-    done = sum(_finished(root, seed, name) for seed in seeds for part in parts for name in part)
+    wanted = {*(only or ARMS)}
+    while more := {need for name in wanted for need in needs(name)} - wanted:
+        wanted |= more
+    order = [(seed, name) for part in (CHAIN, OTHERS | DIAL) for seed in seeds for name in part]
+    order = [(seed, name) for seed, name in order if name in wanted]
+    missing = [(seed, name) for seed, name in order if not _finished(root, seed, name)]
+    took, running = list[float](), {}
 
-    def one_seed(seed: int, names: Sequence[str]) -> None:
-        for name in (name for name in names if not _finished(root, seed, name)):
-            began, path = time.perf_counter(), root / f"seed-{seed}" / "rows" / f"{slug(name)}.log"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            words = [sys.executable, "-m", "lofi.study", str(root), str(seed), name]
-            with path.open("w") as file:
-                env = {"OMP_NUM_THREADS": "1"} | os.environ
-                code = subprocess.run(words, stdout=file, stderr=file, env=env).returncode
-            if code:
-                last = path.read_text().strip().splitlines()[-1:]
-                raise RuntimeError(f"arm {name}, seed {seed} failed: {''.join(last)}; see {path}")
-            took.append(time.perf_counter() - began)
-            left = timedelta(seconds=round(fmean(took) * (total - done - len(took)) / jobs))
-            told = f"{done + len(took)}/{total}  seed {seed}  {name}  {took[-1]:.0f} s  left {left}"
-            print(told, file=sys.stderr, flush=True)
-            publish(root)
+    def one(seed: int, name: str) -> tuple[str, float]:
+        for need in needs(name):  # stands before it in the order, so it runs or is done
+            if (seed, need) in running:
+                running[seed, need].result()
+        began, path = time.perf_counter(), root / f"seed-{seed}" / "rows" / f"{slug(name)}.log"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        words = [sys.executable, "-m", "lofi.study", str(root), str(seed), name]
+        with path.open("w") as file:
+            env = {"OMP_NUM_THREADS": "1"} | os.environ
+            code = subprocess.run(words, stdout=file, stderr=file, env=env).returncode
+        if code:
+            last = path.read_text().strip().splitlines()[-1:]
+            raise RuntimeError(f"arm {name}, seed {seed} failed: {''.join(last)}; see {path}")
+        return f"seed {seed}  {name}", time.perf_counter() - began
 
-    for names in parts:
-        with ThreadPoolExecutor(jobs) as pool:
-            list(pool.map(lambda seed, names=names: one_seed(seed, names), seeds))
+    with ThreadPoolExecutor(jobs) as pool:
+        for seed, name in missing:
+            running[seed, name] = pool.submit(one, seed, name)
+        try:
+            for done in as_completed(running.values()):
+                said, seconds = done.result()
+                took.append(seconds)
+                left = timedelta(seconds=round(fmean(took) * (len(missing) - len(took)) / jobs))
+                count = f"{len(order) - len(missing) + len(took)}/{len(order)}"
+                print(f"{count}  {said}  {seconds:.0f} s  left {left}", file=sys.stderr, flush=True)
+                publish(root)
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
     publish(root)
 
 

@@ -130,6 +130,9 @@ ANSWERS: dict[str, tuple] = {
     "12a": (2, "Both or neither: ignored"),
     "12b": (math.log(1 + math.exp(-3)), "One step speaks for the video", {"absolute": 1e-3}),
     "12c": ([[3 / 8, 2 / 3], [3 / 8, 2 / 3], [0, 0]], "Mind the case without such a label"),
+    "13a": (2 / (2.5 / 5) ** 0.5, "The SD over √5 is the standard error", {"absolute": 6e-3}),
+    "13b": ("reproduced", "The mean is 2.2, the SD 1.3: how many standard errors is that?"),
+    "13c": ([1 / 1024, 11 / 1024, 1 / 2], "Add up from k to n, both included"),
 }  # fmt: skip
 
 

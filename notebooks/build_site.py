@@ -2,9 +2,9 @@
 
     python notebooks/build_site.py --out build/site --run runs/demo
 
-A page and slides for every notebook, a page for every solution, the pages of `pages/*.md`, and the
-reports of the runs that are named. Folders are those of `notebooks/`, so that links between
-notebooks stay as they are. Nothing is executed here.
+A page and slides for every notebook, a page for every solution, the pages of `pages/*.md`, results
+and protocol of `docs/`, and the reports of the runs that are named. Folders are those of
+`notebooks/`, so that links between notebooks stay as they are. Nothing is executed here.
 """
 
 import argparse
@@ -29,6 +29,8 @@ HERE = Path(__file__).resolve().parent
 PAGES = {
     "index": "Course",
     "lecturer": "For lecturers",
+    "docs/RESULTS": "Results",
+    "docs/PROTOCOL": "Protocol",
     "methods": "Related methods",
     "glossary": "Glossary",
 }
@@ -128,6 +130,7 @@ def html_of(cells: Iterable) -> str:
     html, _ = exporter().from_notebook_node(nbformat.v4.new_notebook(cells=cells))
     html = re.sub(r'(?<= id=")[^"]*', lambda m: re.sub("⟦.*?⟧", "", m[0]), html)
     html = re.sub("⟦(\\d+)⟧", lambda m: formulas[int(m[1])], html)
+    html = re.sub(r'(href=")\.\./(docs/\w+)\.md', r"\1\2.html", html)
     return re.sub(r'(href="(?!https?:)[^"]*)\.ipynb', r"\1.html", html)
 
 
@@ -183,7 +186,7 @@ class Site:
         self.write(f"{book.path.stem}_slides", f"Slides: {plain(book.title)}", body, "deck")
 
     def text(self, name: str, reports: str) -> None:
-        """A page of pages/; {notebooks 01–02}, {cards}, {times} and {reports} are filled in."""
+        """A page of pages/ or docs/; fills in {notebooks 01–02}, {cards}, {times}, {reports}."""
 
         def listed(match: re.Match) -> str:
             first, last = match[1].split("–")
@@ -196,7 +199,8 @@ class Site:
             f"* **[{book.title}]({book.path.name})** {book.question}"
             for book in self.books.values()
         ]
-        source = (HERE / "pages" / f"{name}.md").read_text(encoding="utf-8")
+        path = HERE.parent / f"{name}.md" if "/" in name else HERE / "pages" / f"{name}.md"
+        source = path.read_text(encoding="utf-8")
         source = re.sub(r"\{notebooks (.*?)\}", listed, source)
         source = source.replace("{cards}", "\n".join(cards)).replace("{times}", self.times())
         html = html_of([nbformat.v4.new_markdown_cell(source.replace("{reports}", reports))])

@@ -1,6 +1,8 @@
 """The study of all tables: statistics against printed tables, arms in miniature, documents."""
 
 import math
+import subprocess
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -66,18 +68,20 @@ def test_arms_stand_where_the_paper_has_its_rows():
 @pytest.fixture(scope="module")
 def miniature(tmp_path_factory):
     """A study in a few seconds: a world of 12 videos, an epoch for whatever no arm changes."""
-    world = replace(toyworld.STUDY, source_clips=(16, 8), videos=(8, 4))
+    small = {"source_clips": (16, 8), "videos": (8, 4)}
     tiny, once = configs.preset("tiny"), {}
     for stage in ("acp", "acp_plus", "lofi.training", "head_training"):
         once[f"{stage}.epochs"] = 1
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(toyworld.WORLDS, "study", world)
+        for name in ("study", "still"):
+            world = toyworld.WORLDS[name]
+            patch.setitem(toyworld.WORLDS, name, replace(world, **small))
         patch.setattr(study, "preset", lambda name: configs.override(tiny, once))
         yield tmp_path_factory.mktemp("study")
 
 
 CHECKED = ("ACP", "LoFi from ACP+ with background", "window", "end-to-end, low", "T-LoFi, BMN",
-           "ACP, BMN", "ACP, ActionFormer")  # fmt: skip
+           "ACP, BMN", "ACP, ActionFormer", "Long C-LoFi, still")  # fmt: skip
 
 
 def test_arms_run_are_measured_and_never_run_again(miniature, capfd):
@@ -95,7 +99,11 @@ def test_arms_run_are_measured_and_never_run_again(miniature, capfd):
     own = read_json(place / "acp+-with-background/acp+/encoder/result.json", "a result")
     assert start == own["sha256"] and "(background)" in own["classes"]
     assert not (place / "main" / "acp+").exists()  # nothing asked for the plain one
-    study.run_study(miniature, [7], only=CHECKED)  # finds all of them
+    still = read_json(place / "still" / "world" / "world.json", "a world")
+    assert still["world"]["name"] == "still" and (place / "still/main/c-lofi/encoder").is_dir()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(study, "needs", lambda name: set())
+        study.run_study(miniature, [7], only=CHECKED)  # finds all of them
     assert "seed" not in capfd.readouterr().err
     found = study.read_rows(miniature / "results.csv")
     for name, row in rows.items():
@@ -103,6 +111,30 @@ def test_arms_run_are_measured_and_never_run_again(miniature, capfd):
     differences = study.lead(found, "T-LoFi, BMN", "ACP, BMN", "AUC")
     assert differences == [pytest.approx(rows["T-LoFi, BMN"]["AUC"] - rows["ACP, BMN"]["AUC"])]
     assert (miniature / "RESULTS.md").read_text() == study.document(found)
+
+
+def test_arms_wait_for_those_that_they_begin_with(tmp_path, monkeypatch):
+    began, ended = [], []
+
+    def run(words, stdout, stderr, env):
+        seed, name = words[-2:]
+        began.append((seed, name, {*ended}))
+        time.sleep(0.02 if "from" in name else 0.1)
+        path = tmp_path / f"seed-{seed}" / "rows" / f"{study.slug(name)}.json"
+        row = {key: 1.0 for key in study.COLUMNS}
+        hashed = study.hash_of(tmp_path, int(seed), name)
+        write_json(path, row | {"arm": name, "seed": int(seed), "config": hashed})
+        ended.append((seed, name))
+        return subprocess.CompletedProcess(words, 0)
+
+    monkeypatch.setattr(study.subprocess, "run", run)
+    study.run_study(tmp_path, [1, 2], jobs=3, only=("LoFi from ACP+", "ACP, still", "Speed"))
+    wanted = {"ACP", "ACP+", "LoFi from ACP+", "ACP, still", "Speed"}
+    assert {(s, n) for s, n, _ in began} == {(s, n) for s in "12" for n in wanted}
+    for seed, name, before in began:
+        assert {(seed, need) for need in study.needs(name)} <= before
+    monkeypatch.setattr(study.subprocess, "run", None)
+    study.run_study(tmp_path, [1, 2], only=("ACP, still",))  # nothing is left to run
 
 
 def test_an_unknown_arm_is_refused_with_the_known_ones(tmp_path):

@@ -87,7 +87,10 @@ LONG = replace(
 WEAK = replace(TOY, name="weak", videos=(80, 50), context_swing=(0.0, 0.03), filler=7)
 # To tell methods apart: with 40 test videos their choice moves a difference as much as a seed does.
 STUDY = replace(TINY, name="study", videos=(60, 160))
-WORLDS = {world.name: world for world in (TINY, TOY, LONG, WEAK, STUDY)}
+# Vigour marks an action half as much as in "study", and not at all: only there does the actor move.
+HALF = replace(STUDY, name="half", context_swing=(0.575, 0.725), context_height=1.3)
+STILL = replace(STUDY, name="still", context_swing=(0.0, 0.03), context_height=1.6)
+WORLDS = {world.name: world for world in (TINY, TOY, LONG, WEAK, STUDY, HALF, STILL)}
 
 
 class ClipPlan(NamedTuple):

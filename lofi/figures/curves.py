@@ -109,7 +109,7 @@ def paired_dots(differences: Mapping[str, Sequence[float]], *, ax: Canvas = None
 
     Mean and verdict of at least one difference stand beside each line.
     """
-    ax = axes_for(ax, 10.0, 0.8 + 0.32 * len(differences))
+    ax = axes_for(ax, 7.0, 0.8 + 0.42 * len(differences))
     colours = {"reproduced": style.FOUND, "contradicted": style.FALSE_ALARM}
     for y, values in enumerate(differences.values()):
         found, word = paired(values), verdict(values)

@@ -5,7 +5,7 @@
 
 from pathlib import Path
 
-from figures import evaluation, method, networks
+from figures import evaluation, evidence, method, networks
 
 from lofi.files import write_text
 
@@ -27,6 +27,8 @@ PICTURES = {
     "suppression": evaluation.suppression,
     "errors": evaluation.errors,
     "points": evaluation.points,
+    "paired_seeds": evidence.paired_seeds,
+    "verdicts": evidence.verdicts,
 }
 
 
