@@ -357,18 +357,20 @@ def plain_soft_nms(segments, scores, sigma, top_k, min_score):
     return kept
 
 
-def test_soft_nms_of_classes_equals_the_plain_loop_to_the_last_bit():
+@pytest.mark.parametrize("classes", [1, 3])
+@pytest.mark.parametrize("sigma, least", [(0.5, 0.01), (0.001, 0.0)])  # factors of 0, too
+def test_soft_nms_of_classes_equals_the_plain_loop_to_the_last_bit(classes, sigma, least):
     rng = np.random.default_rng(0)
     start = rng.uniform(0, 60, 150)
     segments = np.stack([start, start + rng.uniform(1, 20, 150)], 1).astype(np.float32)
-    segments[40] = segments[41]
-    scores, labels = rng.uniform(0, 0.2, 150).astype(np.float32), rng.integers(0, 3, 150)
-    scores[40] = scores[41]
-    rows, kept = soft_nms_classes(segments, scores, labels, 0.5, 30, 0.01)
+    segments[40:43], segments[50] = segments[43], (7, 7)
+    scores, labels = rng.uniform(0, 0.2, 150).astype(np.float32), rng.integers(0, classes, 150)
+    scores[60:90] = scores[40]
+    rows, kept = soft_nms_classes(segments, scores, labels, sigma, 120, least)
     expected = []
-    for label in range(3):
+    for label in range(classes):
         mine = np.flatnonzero(labels == label)
-        found = plain_soft_nms(segments[mine], scores[mine], 0.5, 30, 0.01)
+        found = plain_soft_nms(segments[mine], scores[mine], sigma, 120, least)
         expected += [(mine[row], score) for row, score in found]
     assert rows.tolist() == [row for row, _ in expected]
     assert kept.tobytes() == np.array([score for _, score in expected], np.float32).tobytes()
