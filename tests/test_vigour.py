@@ -57,7 +57,7 @@ def test_the_published_study_has_every_encoder_on_the_same_seeds():
     found = study("tiny")
     assert set(found) == {"random", "acp", "acp+", "c-lofi", "vigour"}
     seeds = {tuple(mine["seed"]) for mine in found.values()}
-    assert len(seeds) == 1 and len(seeds.pop()) >= 3
+    assert len(seeds) == 1 and len(seeds.pop()) >= 5
     for mine in found.values():
         for parts in zip(mine["label"], mine["scene"], mine["vigour"]):
             assert sum(parts) == pytest.approx(1, abs=2e-4)
