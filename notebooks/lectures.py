@@ -36,7 +36,7 @@ from lofi.heads.bmn import duration_start
 from lofi.heads.gtad import GTAD, nearest_snippets
 from lofi.notebook import repository_root
 from lofi.report import encoders_figure
-from lofi.training.augmentation import colour, draw_geometry
+from lofi.training.augmentation import draw_colour, draw_geometry, recolour
 from lofi.training.end_to_end import Watch
 from lofi.training.loop import generator_for
 from lofi.training.methods import start_encoder
@@ -565,7 +565,9 @@ def source_batch(
     cut = {"frame_stride": config.data.frame_stride, "crop_ratio": config.data.crop_ratio}
     size = (config.acp_frames, config.full.pixels)
     frames = [read_trimmed_clip(c, *size, augmentation=d, **cut) for c, d in zip(clips, draws)]
-    return colour(torch.stack(frames), generator) if generator else torch.stack(frames)
+    if generator:
+        frames = [recolour(clip, draw_colour(generator)) for clip in frames]
+    return torch.stack(frames)
 
 
 def study(preset: str) -> dict[str, dict[str, list[float]]]:
@@ -695,8 +697,9 @@ def train_vigour(config: Config, run_dir: str | Path) -> Task:
     def read(source, clips, address, augment):
         draws = generator_for(*address, "augmentation")
         views = [draw_geometry(augment, draws) for _ in clips]
-        frames = torch.stack(source.read(clips, views, config.acp_frames))
-        return colour(frames, draws), torch.tensor([vigour[clip.path] for clip in clips])
+        frames = source.read(clips, views, config.acp_frames)
+        frames = torch.stack([recolour(clip, draw_colour(draws)) for clip in frames])
+        return frames, torch.tensor([vigour[clip.path] for clip in clips])
 
     return Task(
         "vigour", encoder, last, lambda x: last(encoder(x))[:, 0], clips, [], config.acp, read,

@@ -5,7 +5,7 @@ import json
 import logging
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import cycle, pairwise
 from pathlib import Path
 
@@ -20,8 +20,9 @@ from lofi.data.annotations import (
     segments_as_clips,
 )
 from lofi.data.clips import read_clip_list
+from lofi.data.features import FeatureHeader
 from lofi.data.reading import ClipReader, ClipRequest
-from lofi.data.snippets import Augmentation, Grid, resampled_frames
+from lofi.data.snippets import Augmentation, Grid
 from lofi.data.video import VideoInfo
 from lofi.fidelity import Fidelity
 
@@ -161,12 +162,9 @@ def open_reader(data: DataConfig) -> ClipReader:
 
 def video_grid(data: DataConfig, info: VideoInfo, full: Fidelity) -> Grid:
     """Where the snippets of one video lie: L of a whole one, else one every few frames."""
-    if not data.window_stride:
-        return Grid.whole(full.snippets, info.duration_s)
-    count = len(resampled_frames(info.num_frames, info.fps, data.resample_fps))
-    fps = count / info.duration_s if data.resample_fps else info.fps
-    window = (full.frames - 1) * data.frame_stride + 1 if data.rule == "window" else 0
-    return Grid.sliding(count, fps, data.window_stride, window)
+    names = ("frame_stride", "rule", "resample_fps", "window_stride")
+    sampled = {name: getattr(data, name) for name in names} | asdict(full)
+    return FeatureHeader(num_frames=info.num_frames, fps=info.fps, **sampled).grid()
 
 
 def video_request(

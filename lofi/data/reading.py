@@ -1,11 +1,10 @@
 """Clips out of video files: one at a time, or many at once.
 
 Decoders work outside Python's lock, so threads decode in parallel and are the default: they keep
-frames in one `FrameCache` and hand clips over without a copy. Child processes cost a copy and have
+frames in one `FrameCache` and hand clips over without a copy. Child processes cost copies and have
 no cache; they are for files of unknown quality, where a decoder may hang or crash.
 """
 
-import os
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -18,7 +17,7 @@ import numpy as np
 import torch
 
 from lofi.data.annotations import TrimmedClip
-from lofi.data.isolated import Children, mapped, shared_tensor
+from lofi.data.isolated import Children
 from lofi.data.snippets import (
     Augmentation,
     crop_of,
@@ -232,21 +231,14 @@ class ClipReader(AbstractContextManager):
 
     def _read_isolated(self, request: Request) -> torch.Tensor | VideoError:
         try:
-            place, frames = shared_tensor(request.shape)
-            try:
-                info = self._children.call(_read_into, (request, place), self.limit_s)
-            finally:
-                Path(place).unlink(missing_ok=True)  # the memory lives as long as the tensor
+            frames, info = self._children.call(_read_alone, (request,), self.limit_s)
             self._infos[str(request.path)] = info
-            return frames
+            return torch.from_numpy(frames)
         except VideoError as error:
             known = str(error).startswith(str(request.path))
             return error if known else VideoError(f"{request.path}: {error}; leave it out")
 
 
-def _read_into(request: Request, place: str) -> VideoInfo:
-    """In the child: decode into the parent's memory."""
-    frames = mapped(place, request.shape)
-    os.unlink(place)  # both sides have it mapped: nothing is left over should the parent be killed
-    frames.copy_(request.read())
-    return probe(request.path)
+def _read_alone(request: Request) -> tuple[np.ndarray, VideoInfo]:
+    """In the child: the clip, and what was found in its file."""
+    return request.read().numpy(), probe(request.path)

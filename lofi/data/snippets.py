@@ -223,9 +223,7 @@ def windows(
         raise ValueError(f"{found}: expected numbers of at least 1")
     count = -(-num_frames // stride)
     starts = list(range(0, max(count - snippets, 0) + 1, max(1, snippets // 2)))
-    if (
-        count - snippets - starts[-1] > snippets / stride
-    ):  # otherwise the last snippets are not looked at, as released
+    if count - snippets - starts[-1] > snippets / stride:  # else the rest is left, as released
         starts.append(count - snippets)
     found = [Window(start * stride, (start + snippets - 1) * stride) for start in starts]
     if segments is None:

@@ -174,7 +174,6 @@ class Detector:
         classes = self.classifier.predict(features.values), self.classifier.names
         kept = propose(self.config, self.head, features)
         found = detections(kept, info.duration_s, self.config.detect, *classes)
-        found = [d for d in found if d.start_s <= d.end_s]  # others began behind the end
         return sorted(found, key=lambda detection: -detection.score)
 
 
@@ -361,8 +360,7 @@ def detect_stage(
         else:
             rows = kept[keys[i]] = propose(config, head, features)
         seconds[keys[i]] = features.grid.duration_s
-        rows = detections(rows, seconds[keys[i]], config.detect)
-        unnamed[keys[i]] = [d for d in rows if d.start_s <= d.end_s]  # others began behind the end
+        unnamed[keys[i]] = detections(rows, seconds[keys[i]], config.detect)
         if on_step and is_first():
             on_step(done, len(mine), {})
     folder, written = detections_dir(run_dir, method, variant), {}
@@ -381,8 +379,7 @@ def detect_stage(
             if key not in source.scores:  # an external file may lack videos
                 source, filled = classes["own"], filled + 1
             scores = source.of(key), source.names
-            rows = detections(proposals, seconds[key], config.detect, *scores)
-            found[key] = [d for d in rows if d.start_s <= d.end_s]  # others began behind the end
+            found[key] = detections(proposals, seconds[key], config.detect, *scores)
         together = {key: d for part in gather(found) for key, d in part.items()}
         if filled := sum(gather(filled)):
             lacking = filled
