@@ -207,18 +207,12 @@ def split(data: Data) -> tuple[dict[str, str], dict[str, int]]:
 
 def as_json(videos: Sequence[Video], subsets: Mapping[str, str]) -> dict[str, Any]:
     """ActivityNet-format annotations with these subsets; other videos are "unused"."""
-    return {
-        "database": {
-            v.id: {
-                "duration": v.duration_s,
-                "subset": subsets.get(v.id, "unused"),
-                "annotations": [
-                    {"label": s.label, "segment": [s.start_s, s.end_s]} for s in v.segments
-                ],
-            }
-            for v in videos
-        }
-    }
+    database = {}
+    for v in videos:
+        events = [{"label": s.label, "segment": [s.start_s, s.end_s]} for s in v.segments]
+        about = {"duration": v.duration_s, "subset": subsets.get(v.id, "unused")}
+        database[v.id] = about | {"annotations": events}
+    return {"database": database}
 
 
 # ---------------------------------------------------------------------------- settings
@@ -575,12 +569,12 @@ def label_next(
 
 def with_unlabelled(
     truth: Sequence[Video], found: Mapping[str, Sequence[Detection]], data: Data, out: Path,
-    method: str, videos: str | Path, device: str, most: int = 50,
+    method: str, videos: str | Path, device: str,
 ) -> tuple[list[Video], dict[str, Sequence[Detection]]]:  # fmt: skip
-    """The same and up to `most` files of the folder that are not in the list, with detections."""
+    """The same and up to 50 files of the folder that are not in the list, with detections."""
     known = {video.path for video in data.videos}
     detector, shown, found = Detector.load(out, method, device), list(truth), dict(found)
-    for path in [path for path in media_files(videos) if path not in known][:most]:
+    for path in [path for path in media_files(videos) if path not in known][:50]:
         try:
             found[path.name] = detector.detect(path)
         except VideoError as error:

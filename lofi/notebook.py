@@ -110,7 +110,10 @@ def _paths(config: Config) -> dict[str, str]:
     found["data.source"] = "" if data.source.startswith("segments") else data.source
     found["detect.shared_classes"] = classes if is_class_file(classes) else ""
     found["weights"] = "" if config.weights in ("pretrained", "none") else config.weights
-    return found | {"data.features.folder": data.features.folder}
+    found["weak.clip"] = config.weak.clip
+    for name, features in (("data.features", data.features), ("weak.frames", config.weak.frames)):
+        found[f"{name}.folder"] = features.folder
+    return found
 
 
 def repository_root() -> Path:

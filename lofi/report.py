@@ -359,26 +359,22 @@ def conclusions(run: Path, results: Mapping, data: Datasets, methods: Sequence[s
     return said
 
 
-def _left_out_parts(results: Mapping[str, Any], most: int = 20) -> list[Part]:
+def _left_out_parts(results: Mapping[str, Any]) -> list[Part]:
     """What the run did without: the count, and a table of the first ones."""
     if "skipped" not in results:  # of an earlier version
         return []
-    rows = [(r["item"], r["reason"], ", ".join(r["stages"])) for r in results["skipped"][:most]]
+    rows = [(r["item"], r["reason"], ", ".join(r["stages"])) for r in results["skipped"][:20]]
     table = tables.Table(("left out", "reason", "by"), tuple(rows))
     return [f"{told(results)}.", *[table] * bool(rows)]
 
 
 def weights_parts(config: Config, run_dir: Path, methods: Sequence[str]) -> list[str]:
     """Source and licence of every published weight file that an encoder of the run began with."""
-    named = [part for m in methods if m != "published" for part in components(m)]
-    origins = [load_encoder(config, run_dir, method)[0].origin for method in named]
-    return sorted(
-        {
-            f"Published weights: {origin['weights_source']}; licence: {origin['weights_licence']}."
-            for origin in origins
-            if "weights_source" in origin
-        }
-    )
+    parts = [part for m in methods if m != "published" for part in components(m)]
+    origins = [load_encoder(config, run_dir, method)[0].origin for method in parts]
+    named = [o for o in origins if "weights_source" in o]
+    found = {(origin["weights_source"], origin["weights_licence"]) for origin in named}
+    return [f"Published weights: {source}; licence: {terms}." for source, terms in sorted(found)]
 
 
 def _training_parts(run_dir: Path, methods: Sequence[str]) -> list[Part]:

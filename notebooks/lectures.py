@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.patches import Arc
+from matplotlib.patches import Arc, Rectangle
 from torch import nn
 
 from lofi.budget.memory import MemoryReport, Step
@@ -27,7 +27,7 @@ from lofi.encoders import Encoder
 from lofi.fidelity import Fidelity
 from lofi.figures import confidence_map, style
 from lofi.figures.maps import Seconds, shaded, time_axis
-from lofi.figures.style import Canvas, Segments, as_array, axes_for, fill, stroke
+from lofi.figures.style import Canvas, Segments, as_array, as_spans, axes_for, fill, stroke
 from lofi.figures.tables import Table
 from lofi.figures.timelines import LEGEND, pictures
 from lofi.files import read_json, write_text
@@ -152,6 +152,43 @@ def label_map(
     """
     about = {"label": "tIoU with the best action", "levels": POSITIVE_ABOVE}
     return confidence_map(tiou, truth=truth, duration_s=duration_s, ax=ax, **about)
+
+
+def salience(
+    rows: Mapping[str, Any], truth: Segments = None, *, duration_s: Seconds = None,
+    ax: Canvas = None,
+) -> Axes:  # fmt: skip
+    """How much of a video's steps stands out: a strip a row, darkest at the highest channel mean.
+
+    AMNet's supplement, figure 1, draws the features before and after the mask so.
+
+    Args:
+        rows: name → (C, T) features, or (T,) values; every row is scaled to its own range.
+        truth: segments that are framed.
+    """
+    if not rows:
+        raise ValueError("no rows to draw, expected features by name")
+    strips = []
+    for name, values in rows.items():
+        values = as_array(values).astype(float)
+        if values.ndim not in (1, 2) or not values.size:
+            raise ValueError(f"{name} must be (channels, steps) or (steps,), got {values.shape}")
+        values = values.mean(0) if values.ndim == 2 else values
+        low, high = values.min(), values.max()
+        strips.append((values - low) / (high - low or 1.0))
+    length, unit = time_axis(duration_s, len(strips[0]))
+    ax = axes_for(ax, 8.0, 0.9 + 0.5 * len(rows))
+    for i, strip in enumerate(strips):
+        ax.imshow(strip[None], cmap="Greys", vmin=0, vmax=1, aspect="auto",
+                  interpolation="nearest", extent=(0, length, i + 0.92, i + 0.08))  # fmt: skip
+    look = {"edgecolor": style.FALSE_ALARM, "linewidth": 1.8, "path_effects": style.EDGE}
+    for span in as_spans(truth):
+        box = Rectangle((span.start_s, 0), span.length_s, len(rows), fill=False, **look)
+        ax.add_patch(box)
+    ax.set_yticks([i + 0.5 for i in range(len(rows))], list(rows))
+    ax.tick_params(axis="y", length=0)
+    ax.set(xlabel=unit, xlim=(0, length), ylim=(len(rows), 0))
+    return ax
 
 
 def neighbour_graph(

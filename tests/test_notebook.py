@@ -92,11 +92,14 @@ def test_relative_folders_count_from_the_repository(tmp_path, monkeypatch):
 
 def test_a_configuration_wins_over_the_notebooks_defaults(tmp_path):
     save = {"preset": "activitynet", "seed": 4, "data": {"annotations": "data/own.json"}}
+    save["weak"] = {"clip": "clip.pt", "frames": {"folder": "frames"}}
     (tmp_path / "own.json").write_text(json.dumps(save))
     nb = notebook.setup(0, tmp_path / "run", "tiny", tmp_path / "own.json", "cuda", 2)
     root = notebook.repository_root()
     assert (nb.config.preset, nb.config.seed) == ("activitynet", 4)
     assert nb.config.data.annotations == str(root / "data" / "own.json")  # not from here
+    weak = nb.config.weak
+    assert (weak.clip, weak.frames.folder) == (str(root / "clip.pt"), str(root / "frames"))
     assert nb.how == {"resume": True, "device": "cuda", "processes": 2}  # a named run is read
     assert not nb.toy and not nb.known
     again = notebook.setup(0, tmp_path / "run", "tiny", nb.config)  # a cell that runs twice

@@ -19,7 +19,6 @@ from lofi.data.reading import (
     ClipRequest,
     FrameCache,
     TrimmedRequest,
-    read_clip,
     read_trimmed_clip,
 )
 from lofi.data.snippets import Augmentation, frame_indices
@@ -27,6 +26,10 @@ from lofi.data.video import VideoError, probe
 from lofi.fidelity import Fidelity
 
 FIDELITY = Fidelity(4, 2, 16)
+
+
+def read_clip(path, fidelity, *, cache=None, **options):
+    return ClipRequest(path, fidelity, **options).read(cache)
 
 
 @pytest.fixture(scope="module")

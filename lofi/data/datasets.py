@@ -15,7 +15,6 @@ from lofi.config import DataConfig
 from lofi.data.annotations import (
     TrimmedClip,
     Video,
-    class_names,
     read_annotations,
     segments_as_clips,
 )
@@ -42,7 +41,7 @@ class Datasets:
     missing: tuple[str, ...]  # ids of those without a media file
     clips: tuple[TrimmedClip, ...]  # trimmed source clips
     annotations: Path  # what `lofi evaluate` reads
-    classes: tuple[str, ...]
+    classes: tuple[str, ...]  # all labels, sorted; a class index is a position in it
     videos: str = ""  # folder of the media files
     clips_missing: tuple[str, ...] = ()  # of a Kinetics list: clips without a file
 
@@ -96,7 +95,8 @@ def open_datasets(data: DataConfig, seed: int, run_dir: str | Path) -> Datasets:
     missing = tuple(v.id for v in used if v.path is None)
     paths = {"annotations": Path(data.annotations), "videos": data.videos}
     paths["clips_missing"] = tuple(lost)
-    return Datasets(train, test, missing, tuple(clips), classes=tuple(class_names(used)), **paths)
+    classes = tuple(sorted({segment.label for video in used for segment in video.segments}))
+    return Datasets(train, test, missing, tuple(clips), classes=classes, **paths)
 
 
 def with_background(videos: Sequence[Video]) -> list[TrimmedClip]:

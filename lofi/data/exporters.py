@@ -78,7 +78,7 @@ def export_labels(
     name, write = WRITERS[tool]
     stem, count = Counter(path.stem for path in labelled).most_common(1)[0]
     if count > 1 and (name.startswith(".") or tool == "fiftyone"):
-        raise ValueError(f"{tool}: {count} videos are called {stem}, whose labels would be one file")
+        raise ValueError(f"{tool}: {count} videos are called {stem!r}; rename all but one of them")
     if name.startswith("."):
         texts = {f"{clip.path.stem}{name}": write(clip) for clip in clips}
     else:

@@ -134,13 +134,6 @@ class TrimmedRequest(NamedTuple):
 Request = ClipRequest | TrimmedRequest
 
 
-def read_clip(
-    path: str | Path, fidelity: Fidelity, *, cache: FrameCache | None = None, **options: Any
-) -> torch.Tensor:
-    """`ClipRequest(path, fidelity, **options)`, read: uint8 (L, F, 3, S, S), RGB."""
-    return ClipRequest(path, fidelity, **options).read(cache)
-
-
 def read_trimmed_clip(
     clip: TrimmedClip, *size: int, cache: FrameCache | None = None, **options: Any
 ) -> torch.Tensor:

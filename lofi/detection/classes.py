@@ -210,15 +210,12 @@ def detections(
     start, end = kept.segments_s.T
     segments = np.stack([np.maximum(start, 0.0), np.minimum(end, duration_s)], 1)
     if class_scores is None:
-        found = [
-            Detection(*span, "", x) for span, x in zip(segments.tolist(), kept.scores.tolist())
-        ]
-    elif len(class_scores) != len(names):
+        pairs = zip(segments.tolist(), kept.scores.tolist())
+        return [Detection(start, end, "", score) for (start, end), score in pairs]
+    if len(class_scores) != len(names):
         raise ValueError(f"{len(class_scores)} class scores for {len(names)} names; expected equal")
-    else:
-        rule = post.class_rule, post.classes_per_video
-        found = add_classes(segments, kept.scores, class_scores, names, *rule)
-    return [d for d in found if d.start_s <= d.end_s]  # others began behind the end
+    rule = post.class_rule, post.classes_per_video
+    return add_classes(segments, kept.scores, class_scores, names, *rule)
 
 
 def own_detections(

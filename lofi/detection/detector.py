@@ -187,11 +187,6 @@ def best_method(config: Config, run_dir: Path) -> str:
     raise FileNotFoundError(f"{run_dir}: no method with a trained head; run: {cure}")
 
 
-def detect(video_path: str | Path, run_dir: str | Path, method: str = "", device: str = "cpu"):
-    """All `Detection`s of one video file, best first; the rest as in `Detector.load`."""
-    return Detector.load(run_dir, method, device).detect(video_path)
-
-
 def output_names(paths: Sequence[Path], out_dir: str | Path) -> dict[Path, str]:
     """A name for the results of every video: its own, or `clip-2`, … where another video of the
     same name (of another folder or ending) has results there, or gets them.
@@ -364,6 +359,17 @@ def detect_stage(
         if on_step and is_first():
             on_step(done, len(mine), {})
     folder, written = detections_dir(run_dir, method, variant), {}
+
+    def write(name: str, mine: dict[str, list[Detection]], source: str) -> dict:
+        """What all processes have found, in the order of the test set; one of them writes it."""
+        together = {key: rows for part in gather(mine) for key, rows in part.items()}
+        together = {key: together[key] for key in keys}
+        written[name] = str(folder / f"{name}.json")
+        if is_first():
+            about = _source(config, method, source) | ({"variant": variant} if variant else {})
+            write_detections(written[name], together, config.detect, source=about)
+        return together
+
     needed = ("own", "oracle") if "shared" in kinds else set(kinds) & {"oracle"}
     lacking = 0
     classes = {kind: video_classes(config, run_dir, method, kind, data) for kind in needed}
@@ -380,25 +386,16 @@ def detect_stage(
                 source, filled = classes["own"], filled + 1
             scores = source.of(key), source.names
             found[key] = detections(proposals, seconds[key], config.detect, *scores)
-        together = {key: d for part in gather(found) for key, d in part.items()}
         if filled := sum(gather(filled)):
             lacking = filled
             log.warning("%d of %d videos are not in %s and got the classes of the method's own "
                         "classifier", filled, len(keys), classes[kind].source)  # fmt: skip
-        written[kind] = str(folder / f"{kind}.json")
+        together = write(kind, found, kind)
         if is_first():
-            source = _source(config, method, kind) | ({"variant": variant} if variant else {})
-            together = {key: together[key] for key in keys}
-            write_detections(folder / f"{kind}.json", together, config.detect, source=source)
             write_csv(folder / f"{kind}.csv", together)
             for key, listed in together.items() if len(written) == 1 else ():
                 write_srt(folder / "srt" / f"{key}.srt", subtitles(listed))
-    written["proposals"] = str(folder / "proposals.json")
-    together = {key: found for part in gather(unnamed) for key, found in part.items()}
-    if is_first():
-        source = _source(config, method, "none") | ({"variant": variant} if variant else {})
-        together = {key: together[key] for key in keys}
-        write_detections(written["proposals"], together, config.detect, source=source)
+    write("proposals", unnamed, "none")
     absent = methods.without_features(store, data.test)
     result = written | methods.counts(len(data.test), absent) | {"classes_missing": lacking}
     if is_first():

@@ -42,7 +42,7 @@ Detections = Mapping[str, Sequence[Detection]]  # video id -> its detections
 
 
 def write_detections(
-    path: str | Path, detections: Detections, post_processing: Any = None, version: str = "lofi",
+    path: str | Path, detections: Detections, post_processing: Any = None,
     source: Mapping[str, Any] | None = None,
 ) -> None:  # fmt: skip
     """Write ActivityNet-format JSON, one video per line.
@@ -63,8 +63,8 @@ def write_detections(
         ]
         lines.append(f"{json.dumps(video)}: {json.dumps(entries, allow_nan=False)}")
     body = ",\n".join(lines)
-    head, tail = json.dumps(version), json.dumps(external, allow_nan=False)
-    text = f'{{"version": {head},\n"results": {{\n{body}\n}},\n"external_data": {tail}}}\n'
+    tail = json.dumps(external, allow_nan=False)
+    text = f'{{"version": "lofi",\n"results": {{\n{body}\n}},\n"external_data": {tail}}}\n'
     write_text(path, text)
 
 

@@ -52,19 +52,15 @@ def judge(truth: Segments, detections: Segments) -> tuple[list[bool], list[bool]
     actions, guesses = as_spans(truth), as_spans(detections)
     hit, found = [False] * len(guesses), [False] * len(actions)
     for i in sorted(range(len(guesses)), key=lambda i: -(guesses[i].score or 0.0)):
-        overlaps = [_tiou(action, guesses[i]) * (not found[k]) for k, action in enumerate(actions)]
-        if max(overlaps, default=0.0) >= FOUND_FROM:
-            hit[i] = found[overlaps.index(max(overlaps))] = True
+        guess, overlaps = guesses[i], [0.0]
+        for action, taken in zip(actions, found):
+            other = action.label and guess.label and action.label != guess.label
+            shared = min(action.end_s, guess.end_s) - max(action.start_s, guess.start_s)
+            covered = action.length_s + guess.length_s - shared
+            overlaps.append(shared / covered if shared > 0 and not (taken or other) else 0.0)
+        if max(overlaps) >= FOUND_FROM:
+            hit[i] = found[overlaps.index(max(overlaps)) - 1] = True
     return hit, found
-
-
-def _tiou(action: Span, guess: Span) -> float:
-    """tIoU, or 0 when the labels differ."""
-    if action.label and guess.label and action.label != guess.label:
-        return 0.0
-    shared = max(0.0, min(action.end_s, guess.end_s) - max(action.start_s, guess.start_s))
-    covered = action.length_s + guess.length_s - shared
-    return shared / covered if covered > 0 else 0.0
 
 
 class _Lane(NamedTuple):

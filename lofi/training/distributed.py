@@ -17,7 +17,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-MEETING = "LOFI_MEETING"  # file that `lofi.launch` gives its processes to find each other by
+from lofi.launch import MEETING
+
 CONNECT = datetime.timedelta(minutes=3)  # to find each other
 BUCKET = 16 * 2**20  # bytes of gradients that are summed together
 TIMEOUT = datetime.timedelta(hours=6)  # one may render, read or write while the others wait
