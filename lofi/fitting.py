@@ -13,7 +13,7 @@ import shlex
 import shutil
 import statistics
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from importlib import metadata
@@ -132,26 +132,25 @@ def usable(
         words = "lofi", "export", str(annotations), "--videos", str(videos), "--tool", "csv"
         cure = f"correct them first, in a labelling tool or a table: {shlex.join(words)}"
         raise ValueError(f"{annotations}: detections, which nobody has checked; {cure}")
-    found, faults = [], {}
+    found, faults = [], defaultdict(list)
     for video in read_annotations(annotations, video_dir=videos):
         if video.subset == "draft":  # as import and export mark them
-            what = "videos are drafts (once checked, empty their column subset)"
-            faults.setdefault(what, []).append(video.id)
+            faults["videos are drafts (once checked, empty their column subset)"].append(video.id)
             continue
         if video.path is None:
-            faults.setdefault(f"videos have no file in {videos}", []).append(video.id)
+            faults[f"videos have no file in {videos}"].append(video.id)
             continue
         try:
             info = infos.get(video.id) or probe(video.path)
         except VideoError as error:
-            faults.setdefault("videos cannot be decoded", []).append(f"{video.id}: {error}")
+            faults["videos cannot be decoded"].append(f"{video.id}: {error}")
             continue
         segments = []
         for s in video.segments:
             inside = replace(s, end_s=min(s.end_s, info.duration_s))
             if inside.end_s <= inside.start_s:
                 what = f"{s.label!r} {s.start_s:g} to {s.end_s:g} s of {video.id}"
-                faults.setdefault("events are empty or behind the end", []).append(what)
+                faults["events are empty or behind the end"].append(what)
             else:
                 segments.append(inside)
         infos[video.id] = info

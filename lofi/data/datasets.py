@@ -108,8 +108,10 @@ def with_background(videos: Sequence[Video]) -> list[TrimmedClip]:
     """
     shown = [video for video in videos if video.path is not None and video.duration_s]
     found = segments_as_clips(shown)
+    if not found:
+        return []
     lengths = sorted(clip.end_s - clip.start_s for clip in found)
-    piece = lengths[len(lengths) // 2] if lengths else 0.0
+    piece = lengths[len(lengths) // 2]
     for video in shown:
         now = 0.0
         for clip in [*sorted(segments_as_clips([video]), key=lambda c: c.start_s), None]:

@@ -6,8 +6,8 @@ Renders videos (toy size, and 30 s of 640 x 360 with a moving texture), then tim
 ratios do not depend on the machine's mood:
 
 * one clip: `ClipRequest` (only the frames asked for, scaled in the decoder), PyAV frame by frame
-  with every frame resized by torch, and `ClipRequest` with a cache filled; medians of milliseconds of
-  process CPU time (all threads);
+  with every frame resized by torch, and `ClipRequest` with a filled cache; medians of milliseconds
+  of process CPU time (all threads);
 * many clips: `ClipReader` inline, with two threads and with two processes, and on low-resolution
   copies as `lofi cache` makes them; medians of milliseconds of wall time a clip.
 """
