@@ -20,7 +20,7 @@ from torch import nn
 
 from lofi.budget.memory import MemoryReport, Step
 from lofi.config import Config, Mode
-from lofi.data import TrimmedClip, Video, read_trimmed_clip, write_video
+from lofi.data import TrimmedClip, TrimmedRequest, Video, write_video
 from lofi.data.datasets import Datasets, fingerprint, open_datasets
 from lofi.data.toyworld import ToyWorld, plan_clips, render_clip
 from lofi.encoders import Encoder
@@ -601,7 +601,8 @@ def source_batch(
     draws = [draw_geometry("geometric", generator) if generator else None for _ in clips]
     cut = {"frame_stride": config.data.frame_stride, "crop_ratio": config.data.crop_ratio}
     size = (config.acp_frames, config.full.pixels)
-    frames = [read_trimmed_clip(c, *size, augmentation=d, **cut) for c, d in zip(clips, draws)]
+    wanted = [TrimmedRequest(c, *size, augmentation=d, **cut) for c, d in zip(clips, draws)]
+    frames = [request.read() for request in wanted]
     if generator:
         frames = [recolour(clip, draw_colour(generator)) for clip in frames]
     return torch.stack(frames)

@@ -19,7 +19,6 @@ from lofi.data.reading import (
     ClipRequest,
     FrameCache,
     TrimmedRequest,
-    read_trimmed_clip,
 )
 from lofi.data.snippets import Augmentation, frame_indices
 from lofi.data.video import VideoError, probe
@@ -30,6 +29,10 @@ FIDELITY = Fidelity(4, 2, 16)
 
 def read_clip(path, fidelity, *, cache=None, **options):
     return ClipRequest(path, fidelity, **options).read(cache)
+
+
+def read_trimmed_clip(clip, *size, **options):
+    return TrimmedRequest(clip, *size, **options).read()
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -134,13 +134,6 @@ class TrimmedRequest(NamedTuple):
 Request = ClipRequest | TrimmedRequest
 
 
-def read_trimmed_clip(
-    clip: TrimmedClip, *size: int, cache: FrameCache | None = None, **options: Any
-) -> torch.Tensor:
-    """`TrimmedRequest(clip, frames, pixels, **options)`, read: uint8 (F, 3, S, S), RGB."""
-    return TrimmedRequest(clip, *size, **options).read(cache)
-
-
 def _read_frames(
     request: Request, indices: np.ndarray, info: VideoInfo, cache: FrameCache | None
 ) -> torch.Tensor:
@@ -161,9 +154,6 @@ def _read_frames(
 
     bottom, right = crop.top + crop.pixels, crop.left + crop.pixels
     part = cache.frames(key, decode)[:, :, crop.top : bottom, crop.left : right]
-    if (np.diff(rows) == 1).all():  # neighbours: one copy, no table of rows
-        part = part[int(rows[0]) : int(rows[-1]) + 1]
-        return part.flip(-1) if crop.flip else part.clone(memory_format=torch.contiguous_format)
     part = part.index_select(0, torch.from_numpy(rows))
     return part.flip(-1) if crop.flip else part
 

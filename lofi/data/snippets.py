@@ -179,7 +179,7 @@ def window_indices(
     clip: TrimmedClip, num_frames: int, fps: float, frames: int, frame_stride: int,
     augmentation: Augmentation | None = None,
 ) -> np.ndarray:  # fmt: skip
-    """Frames of one window of a trimmed clip: int64 (F,); see `read_trimmed_clip`."""
+    """Frames of one window of a trimmed clip: int64 (F,); see `TrimmedRequest`."""
     start_s = clip.start_s or 0.0
     if start_s * fps >= num_frames:
         found = f"the clip starts at {start_s:g} s, but {num_frames / fps:g} s decode"
