@@ -24,6 +24,7 @@ from lofi.data import TrimmedClip, TrimmedRequest, Video, write_video
 from lofi.data.datasets import Datasets, fingerprint, open_datasets
 from lofi.data.toyworld import ToyWorld, plan_clips, render_clip
 from lofi.encoders import Encoder
+from lofi.encoders.extraction import video_features
 from lofi.fidelity import Fidelity
 from lofi.figures import confidence_map, style
 from lofi.figures.maps import Seconds, shaded, time_axis
@@ -35,7 +36,7 @@ from lofi.heads import BMN, Maps, anchors, published_state_dict
 from lofi.heads.bmn import duration_start
 from lofi.heads.gtad import GTAD, nearest_snippets
 from lofi.notebook import repository_root
-from lofi.report import encoders_figure
+from lofi.report import similarity_panels
 from lofi.training.augmentation import draw_colour, draw_geometry, recolour
 from lofi.training.end_to_end import Watch
 from lofi.training.loop import generator_for
@@ -575,7 +576,11 @@ def alike(
     config: Config, encoders: Mapping[str, nn.Module], video: Video, others: Sequence[Video]
 ) -> Figure:
     """Self-similarity of one video's features by method: one panel each, one colour scale."""
-    figure = encoders_figure(config, encoders, video, others)
+    found = {
+        method: [video_features(config, encoder.eval(), v.path)[0] for v in (video, *others)]
+        for method, encoder in encoders.items()
+    }
+    figure = similarity_panels(found, video)
     for ax, method in zip(figure.axes, encoders):
         ax.set_title(NAMES.get(method, method))
     return same_scale(figure)

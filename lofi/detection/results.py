@@ -32,11 +32,6 @@ class Detection(NamedTuple):
     label: str
     score: float
 
-    @property
-    def segment(self) -> tuple[float, float]:
-        """(start_s, end_s)."""
-        return (self.start_s, self.end_s)
-
 
 Detections = Mapping[str, Sequence[Detection]]  # video id -> its detections
 
@@ -201,14 +196,13 @@ def _read_csv(path: Path, strict: bool) -> dict[str, list[Detection]]:
     return found
 
 
-def write_srt(path: str | Path, detections: Sequence[Detection], min_score: float = 0.0) -> int:
-    """Write subtitles of one video: a cue per detection with score >= `min_score`, by start time.
+def write_srt(path: str | Path, detections: Sequence[Detection]) -> int:
+    """Write subtitles of one video: a cue per detection, by start time; returns their number.
 
-    Times before 0 become 0; a cue lasts at least 1 ms. Returns the number of cues.
+    Times before 0 become 0; a cue lasts at least 1 ms.
     """
-    chosen = sorted((d for d in detections if d.score >= min_score), key=lambda d: d[:2])
     cues = []
-    for place, d in enumerate(chosen, 1):
+    for place, d in enumerate(sorted(detections, key=lambda d: d[:2]), 1):
         for seconds in d[:2]:
             if not math.isfinite(seconds):
                 raise ValueError(f"a detection has the time {seconds}; expected seconds")
