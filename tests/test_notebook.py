@@ -15,6 +15,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import torch
 
+from lofi import config as configs
 from lofi import notebook
 
 
@@ -78,6 +79,18 @@ def test_numbers_print_with_three_decimals(tmp_path):
     notebook.setup(0, tmp_path)
     assert str(torch.tensor([1 / 3, 20000.0])) == "tensor([    0.333, 20000.000])"
     assert str(np.array([1 / 3])) == "[0.333]"
+
+
+@pytest.mark.parametrize(("preset", "threads"), [("weak", 1), ("activitynet", 3)])
+def test_only_toy_networks_get_one_thread(preset, threads, tmp_path, monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        notebook.setup(0, tmp_path, config=configs.preset(preset))
+        assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_relative_folders_count_from_the_repository(tmp_path, monkeypatch):

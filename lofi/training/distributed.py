@@ -35,6 +35,12 @@ def check_device(device: str) -> None:
         raise ValueError(f"{found}; use one of: {', '.join(usable)}")
 
 
+def one_thread_for_small_work(preset: str) -> None:
+    """The toy networks are too small to share: beside other work two threads took 20 × as long."""
+    if preset in ("tiny", "toy", "long", "weak") and "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(1)
+
+
 def restarted() -> bool:
     """True when torchrun started this process again after a failure: it must go on, not begin."""
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
