@@ -9,7 +9,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -70,9 +70,6 @@ def run_course(
         config: JSON file laid over `preset` ("" = over the preset that it names).
         parameters: further ones, for the notebooks that know them; ValueError where none does.
     """
-    from lofi.figures.tables import summary_table
-    from lofi.report import write_run_report
-
     chosen = configs.override(configs.layered(preset, config), {"seed": seed} if seed else {})
     run_dir = Path(run_dir).resolve()
     run_dir.mkdir(parents=True, exist_ok=True)
@@ -117,12 +114,20 @@ def run_course(
     if failures:
         raise RuntimeError(f"{len(failures)} of {len(books)} failed: {'; '.join(failures)}")
     seconds = sum(entry["seconds"] for entry in done.values())
-    results = write_results(chosen, run_dir, METHODS, seconds)
-    write_run_report(chosen, run_dir, results)
-    return summary_table(results).text()
+    return report(chosen, run_dir, METHODS, seconds)
 
 
 def _parameters(notebook: Path) -> dict[str, Any]:
     import papermill
 
     return papermill.inspect_notebook(str(notebook))
+
+
+def report(config: configs.Config, run_dir: Path, methods: Sequence[str], seconds: float) -> str:
+    """results.json, report.html and the table that `make demo` prints."""
+    from lofi.figures.tables import summary_table
+    from lofi.report import write_run_report
+
+    results = write_results(config, run_dir, methods, seconds)
+    write_run_report(config, run_dir, results)
+    return summary_table(results).text()

@@ -70,7 +70,7 @@ def covered(video: Video, features: Features, names: Sequence[str]) -> Tensor:
 
 def per_step(
     network: type[nn.Module], thresholds: Sequence[float], features: Mapping[str, Features],
-    videos: Sequence[Video], names: Sequence[str], seed: int,
+    videos: Sequence[Video], names: Sequence[str], seed: int = 0,
 ) -> Predict:  # fmt: skip
     """Train a network that classifies steps; what it finds are runs above the thresholds.
 
@@ -107,7 +107,7 @@ def per_step(
     return predict
 
 
-def nearest_mean(features, videos, names, seed: int) -> Predict:
+def nearest_mean(features, videos, names, seed: int = 0) -> Predict:
     """Rival (c): softmax over minus the squared distances to the means of class and background."""
     spans = {v.id: np.array([[s.start_s, s.end_s] for s in v.segments]) for v in videos}
     lengths = np.quantile(np.diff(np.concatenate(list(spans.values()))), (0.25, 0.5, 0.75))
