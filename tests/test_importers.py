@@ -480,5 +480,5 @@ def test_detections_go_out_as_they_are_in_the_subtitles(videos, tmp_path):
 def test_labels_of_two_videos_of_one_name_do_not_replace_each_other(tool, videos, tmp_path):
     twin = shutil.copy(videos / NAME, tmp_path / NAME)
     marks = [Mark(0.0, 1.0, "run")]
-    with pytest.raises(ValueError, match="2 videos are called 'W"):
+    with pytest.raises(ValueError, match="two videos are called 'W"):
         export_labels(tool, {videos / NAME: marks, Path(twin): marks}, tmp_path / "out")

@@ -76,9 +76,9 @@ def export_labels(
         ordered = sorted(marks, key=lambda mark: (mark.start_s, mark.end_s))
         clips.append(Clip(path, info, fps or info.fps, shift, ordered))
     name, write = WRITERS[tool]
-    stem, count = Counter(path.stem for path in labelled).most_common(1)[0]
-    if count > 1 and (name.startswith(".") or tool == "fiftyone"):
-        raise ValueError(f"{tool}: {count} videos are called {stem!r}; rename all but one of them")
+    twice = [stem for stem, n in Counter(path.stem for path in labelled).items() if n > 1]
+    if twice and (name.startswith(".") or tool == "fiftyone"):
+        raise ValueError(f"{tool}: two videos are called {twice[0]!r}; rename one of them")
     if name.startswith("."):
         texts = {f"{clip.path.stem}{name}": write(clip) for clip in clips}
     else:
