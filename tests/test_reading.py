@@ -31,8 +31,8 @@ def read_clip(path, fidelity, *, cache=None, **options):
     return ClipRequest(path, fidelity, **options).read(cache)
 
 
-def read_trimmed_clip(clip, *size, **options):
-    return TrimmedRequest(clip, *size, **options).read()
+def read_trimmed_clip(clip, *size, cache=None, **options):
+    return TrimmedRequest(clip, *size, **options).read(cache)
 
 
 @pytest.fixture(scope="module")
