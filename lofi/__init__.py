@@ -20,7 +20,7 @@ def fit(
 
 
 def detect(video_path: str | Path, run_dir: str | Path, **options: Any) -> list[Any]:
-    """Detections of one video file; see `lofi.detection.detector.detect`."""
-    from lofi.detection.detector import detect as run  # heavy imports only when they are needed
+    """All `Detection`s of one video file, best first; options as in `Detector.load`."""
+    from lofi.detection.detector import Detector  # heavy imports only when they are needed
 
-    return run(video_path, run_dir, **options)
+    return Detector.load(run_dir, **options).detect(video_path)

@@ -6,7 +6,6 @@ command runs, so that `lofi --help` is quick.
 """
 
 import inspect
-import os
 import sys
 import time
 from collections.abc import Callable
@@ -202,10 +201,10 @@ def train(
         tensorboard: also write losses for TensorBoard to OUT/tensorboard (extra "gpu" or "dev").
     """
     from lofi.experiment import STAGES
-    from lofi.training.distributed import is_first, joined
+    from lofi.training.distributed import is_first, joined, one_thread_for_small_work
     from lofi.training.methods import told, write_run_config
 
-    one_thread_for_small_work(config)
+    one_thread_for_small_work(config.preset)
     run = STAGES[stage].run
     with joined(device) as device:
         scalars = out / "tensorboard" / stage if tensorboard and is_first() else None
@@ -223,14 +222,6 @@ def train(
             print(printable(" ".join(f"{key}={value}" for key, value in shown.items())))
             if shown["skipped"] or result.get("classes_missing"):
                 print(printable(told(result)))
-
-
-def one_thread_for_small_work(config: Config) -> None:
-    """The toy networks are too small to share: threads that wait for each other cost time."""
-    import torch
-
-    if config.preset in ("tiny", "toy", "long", "weak") and "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(1)
 
 
 def fit(
@@ -555,11 +546,11 @@ def compare(
     """
     from lofi.experiment import Repeats, compare_seeds
     from lofi.figures.tables import amnet_table, summary_table
-    from lofi.training.distributed import is_first, joined
+    from lofi.training.distributed import is_first, joined, one_thread_for_small_work
     from lofi.training.methods import told
     from lofi.weak_study import compare_weak, tables
 
-    one_thread_for_small_work(config)
+    one_thread_for_small_work(config.preset)
     with joined(device) as device:
         lines = progress_lines("training")
         repeats = Repeats(trials, repeat, at_low)

@@ -13,7 +13,7 @@ import shlex
 import shutil
 import statistics
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from importlib import metadata
@@ -132,26 +132,25 @@ def usable(
         words = "lofi", "export", str(annotations), "--videos", str(videos), "--tool", "csv"
         cure = f"correct them first, in a labelling tool or a table: {shlex.join(words)}"
         raise ValueError(f"{annotations}: detections, which nobody has checked; {cure}")
-    found, faults = [], {}
+    found, faults = [], defaultdict(list)
     for video in read_annotations(annotations, video_dir=videos):
         if video.subset == "draft":  # as import and export mark them
-            what = "videos are drafts (once checked, empty their column subset)"
-            faults.setdefault(what, []).append(video.id)
+            faults["videos are drafts (once checked, empty their column subset)"].append(video.id)
             continue
         if video.path is None:
-            faults.setdefault(f"videos have no file in {videos}", []).append(video.id)
+            faults[f"videos have no file in {videos}"].append(video.id)
             continue
         try:
             info = infos.get(video.id) or probe(video.path)
         except VideoError as error:
-            faults.setdefault("videos cannot be decoded", []).append(f"{video.id}: {error}")
+            faults["videos cannot be decoded"].append(f"{video.id}: {error}")
             continue
         segments = []
         for s in video.segments:
             inside = replace(s, end_s=min(s.end_s, info.duration_s))
             if inside.end_s <= inside.start_s:
                 what = f"{s.label!r} {s.start_s:g} to {s.end_s:g} s of {video.id}"
-                faults.setdefault("events are empty or behind the end", []).append(what)
+                faults["events are empty or behind the end"].append(what)
             else:
                 segments.append(inside)
         infos[video.id] = info
@@ -207,18 +206,12 @@ def split(data: Data) -> tuple[dict[str, str], dict[str, int]]:
 
 def as_json(videos: Sequence[Video], subsets: Mapping[str, str]) -> dict[str, Any]:
     """ActivityNet-format annotations with these subsets; other videos are "unused"."""
-    return {
-        "database": {
-            v.id: {
-                "duration": v.duration_s,
-                "subset": subsets.get(v.id, "unused"),
-                "annotations": [
-                    {"label": s.label, "segment": [s.start_s, s.end_s]} for s in v.segments
-                ],
-            }
-            for v in videos
-        }
-    }
+    database = {}
+    for v in videos:
+        events = [{"label": s.label, "segment": [s.start_s, s.end_s]} for s in v.segments]
+        about = {"duration": v.duration_s, "subset": subsets.get(v.id, "unused")}
+        database[v.id] = about | {"annotations": events}
+    return {"database": database}
 
 
 # ---------------------------------------------------------------------------- settings
@@ -575,12 +568,12 @@ def label_next(
 
 def with_unlabelled(
     truth: Sequence[Video], found: Mapping[str, Sequence[Detection]], data: Data, out: Path,
-    method: str, videos: str | Path, device: str, most: int = 50,
+    method: str, videos: str | Path, device: str,
 ) -> tuple[list[Video], dict[str, Sequence[Detection]]]:  # fmt: skip
-    """The same and up to `most` files of the folder that are not in the list, with detections."""
+    """The same and up to 50 files of the folder that are not in the list, with detections."""
     known = {video.path for video in data.videos}
     detector, shown, found = Detector.load(out, method, device), list(truth), dict(found)
-    for path in [path for path in media_files(videos) if path not in known][:most]:
+    for path in [path for path in media_files(videos) if path not in known][:50]:
         try:
             found[path.name] = detector.detect(path)
         except VideoError as error:

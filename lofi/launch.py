@@ -18,7 +18,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 
 WATCH = "LOFI_WATCH_PARENT"
-MEETING = "LOFI_MEETING"  # see `lofi.training.distributed.joined`
+MEETING = "LOFI_MEETING"  # file by which the processes find each other
 LAST_LINES = 20
 GRACE_S = 30.0  # between asking the processes to end, after the step they are in, and killing them
 

@@ -23,6 +23,7 @@ from lofi import config as configs
 from lofi.config import Config
 from lofi.detection.classes import is_class_file
 from lofi.files import write_json
+from lofi.training.distributed import one_thread_for_small_work
 
 PER_ROW = 2  # small multiples beside each other: a phone shows no more
 
@@ -65,8 +66,6 @@ def setup(
     torch.manual_seed(seed)
     # As use_deterministic_algorithms(True, warn_only=True), which imports a compiler (seconds).
     torch.set_deterministic_debug_mode("warn")
-    if preset in ("tiny", "toy", "long") and "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(1)  # layers this small; beside other work two took 20 × as long
     torch.set_printoptions(precision=3, sci_mode=False)
     np.set_printoptions(precision=3, suppress=True)
     plt.rcParams["figure.dpi"] = 100  # notebooks used to default to 72, too small to read
@@ -79,10 +78,6 @@ def setup(
     others = [h for h in logger.handlers if h.get_name() != handler.get_name()]
     logger.handlers[:] = [*others, handler]  # a second call must not print every line twice
     logger.setLevel(logging.INFO)
-    card = "mps" if torch.backends.mps.is_available() else "cpu"
-    card = torch.cuda.get_device_name(0) if torch.cuda.is_available() else card
-    versions = f"Python {sys.version.split()[0]}, torch {torch.__version__}, numpy {np.__version__}"
-    print(f"{versions}, {card}, {torch.get_num_threads()} threads", file=sys.stderr)
     root = repository_root()
     if str(root / "notebooks") not in sys.path:  # for lectures.py, wherever this was started
         sys.path.append(str(root / "notebooks"))
@@ -100,6 +95,11 @@ def setup(
     how = {"resume": resume or bool(out_dir), "device": device, "processes": processes}
     known = toy and chosen == replace(configs.preset(chosen.preset), seed=chosen.seed)
     chosen = configs.override(chosen, changes or {})
+    one_thread_for_small_work(chosen.preset)
+    card = "mps" if torch.backends.mps.is_available() else "cpu"
+    card = torch.cuda.get_device_name(0) if torch.cuda.is_available() else card
+    versions = f"Python {sys.version.split()[0]}, torch {torch.__version__}, numpy {np.__version__}"
+    print(f"{versions}, {card}, {torch.get_num_threads()} threads", file=sys.stderr)
     return Setup(folder, torch.Generator().manual_seed(chosen.seed), chosen, how, toy, known)
 
 
@@ -110,7 +110,10 @@ def _paths(config: Config) -> dict[str, str]:
     found["data.source"] = "" if data.source.startswith("segments") else data.source
     found["detect.shared_classes"] = classes if is_class_file(classes) else ""
     found["weights"] = "" if config.weights in ("pretrained", "none") else config.weights
-    return found | {"data.features.folder": data.features.folder}
+    found["weak.clip"] = config.weak.clip
+    for name, features in (("data.features", data.features), ("weak.frames", config.weak.frames)):
+        found[f"{name}.folder"] = features.folder
+    return found
 
 
 def repository_root() -> Path:

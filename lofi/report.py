@@ -19,14 +19,12 @@ import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from torch import nn
 
 from lofi.config import Config, load
 from lofi.data import Video, VideoError, decode_frames, probe, read_features
 from lofi.data.datasets import Datasets, open_datasets
 from lofi.data.features import Features, head_inputs
 from lofi.detection import Detection, read_detections
-from lofi.encoders.extraction import video_features
 from lofi.evaluation import detection_map
 from lofi.evaluation.bootstrap import interval, video_draws
 from lofi.figures import curves, maps, tables, timelines
@@ -163,21 +161,10 @@ def similarity_figure(run_dir: str | Path, video: Video, methods: Sequence[str])
         paths = folder / f"{video.id}.safetensors", *sorted(folder.glob("[!.]*.safetensors"))[:16]
         stored = map(read_features, paths)
         found[method] = [Features(values, header.grid()) for values, header in stored]
-    return _similarity_panels(found, video)
+    return similarity_panels(found, video)
 
 
-def encoders_figure(
-    config: Config, encoders: Mapping[str, nn.Module], video: Video, others: Sequence[Video]
-) -> Figure:
-    """The same with features computed here, by {method: encoder}, standardised over `others`."""
-    found = {
-        method: [video_features(config, encoder.eval(), v.path)[0] for v in (video, *others)]
-        for method, encoder in encoders.items()
-    }
-    return _similarity_panels(found, video)
-
-
-def _similarity_panels(found: Mapping[str, list[Features]], video: Video) -> Figure:
+def similarity_panels(found: Mapping[str, list[Features]], video: Video) -> Figure:
     """A panel for each method, from features of `video` and then of others."""
     size = (3.9 * len(found), 3.3)
     figure, axes = plt.subplots(1, len(found), figsize=size, layout="constrained", squeeze=False)
@@ -219,9 +206,13 @@ def write_run_report(config: Config, run_dir: str | Path, results: dict[str, Any
         f"{results['instances']} actions, protocol {results['protocol']}; the whole procedure took "
         f"{results['seconds']:.0f} s. One seed shows the direction of an effect, not its size."
     )
+    skipped = tuple(
+        (r["item"], r["reason"], ", ".join(r["stages"])) for r in results["skipped"][:20]
+    )
     sections = {
         "": [
-            *(WHAT, about, *_left_out_parts(results)),
+            *(WHAT, about, f"{told(results)}."),
+            *[tables.Table(("left out", "reason", "by"), skipped)] * bool(skipped),
             *weights_parts(config, run_dir, methods),
         ],
         "Results": [
@@ -359,26 +350,13 @@ def conclusions(run: Path, results: Mapping, data: Datasets, methods: Sequence[s
     return said
 
 
-def _left_out_parts(results: Mapping[str, Any], most: int = 20) -> list[Part]:
-    """What the run did without: the count, and a table of the first ones."""
-    if "skipped" not in results:  # of an earlier version
-        return []
-    rows = [(r["item"], r["reason"], ", ".join(r["stages"])) for r in results["skipped"][:most]]
-    table = tables.Table(("left out", "reason", "by"), tuple(rows))
-    return [f"{told(results)}.", *[table] * bool(rows)]
-
-
 def weights_parts(config: Config, run_dir: Path, methods: Sequence[str]) -> list[str]:
     """Source and licence of every published weight file that an encoder of the run began with."""
-    named = [part for m in methods if m != "published" for part in components(m)]
-    origins = [load_encoder(config, run_dir, method)[0].origin for method in named]
-    return sorted(
-        {
-            f"Published weights: {origin['weights_source']}; licence: {origin['weights_licence']}."
-            for origin in origins
-            if "weights_source" in origin
-        }
-    )
+    parts = [part for m in methods if m != "published" for part in components(m)]
+    origins = [load_encoder(config, run_dir, method)[0].origin for method in parts]
+    named = [o for o in origins if "weights_source" in o]
+    found = {(origin["weights_source"], origin["weights_licence"]) for origin in named}
+    return [f"Published weights: {source}; licence: {terms}." for source, terms in sorted(found)]
 
 
 def _training_parts(run_dir: Path, methods: Sequence[str]) -> list[Part]:

@@ -6,6 +6,7 @@
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from lofi.data.annotations import Video
 from lofi.data.features import Features
 from lofi.detection.nms import soft_nms
 from lofi.detection.results import Detection
+from lofi.detection.runs import runs
 from lofi.detection.segment_classes import pooled
 from lofi.heads.scaled import Standardise
 from lofi.training.loop import generator_for
@@ -27,10 +29,10 @@ EPOCHS, LR = 40, 3e-3  # of the two networks; a step is one video
 class LSTM(nn.Module):
     """(1, C, T) to (1, K, T) logits, both directions."""
 
-    def __init__(self, channels: int, classes: int, hidden: int = 32):
+    def __init__(self, channels: int, classes: int):
         super().__init__()
-        self.lstm = nn.LSTM(channels, hidden, batch_first=True, bidirectional=True)
-        self.last = nn.Conv1d(2 * hidden, classes, 1)
+        self.lstm = nn.LSTM(channels, 32, batch_first=True, bidirectional=True)
+        self.last = nn.Conv1d(64, classes, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.last(self.lstm(x.transpose(1, 2))[0].transpose(1, 2))
@@ -66,20 +68,14 @@ def covered(video: Video, features: Features, names: Sequence[str]) -> Tensor:
     return torch.from_numpy(shares > 0.5).float()[None]
 
 
-def runs(inside: np.ndarray, features: Features, label: str, threshold: float) -> list[Detection]:
-    """Stretches of (T,) probabilities above a threshold, scored by their mean."""
-    grid = features.grid
-    change = np.flatnonzero(np.diff(np.pad(inside > threshold, 1).astype(int))).reshape(-1, 2)
-    times = (grid.start_s + grid.step_s * change).clip(0, grid.duration_s).tolist()
-    means = [float(inside[first:last].mean()) for first, last in change]
-    return [Detection(*span, label, mean) for span, mean in zip(times, means) if span[0] < span[1]]
-
-
 def per_step(
     network: type[nn.Module], thresholds: Sequence[float], features: Mapping[str, Features],
-    videos: Sequence[Video], names: Sequence[str], seed: int,
+    videos: Sequence[Video], names: Sequence[str], seed: int = 0,
 ) -> Predict:  # fmt: skip
-    """Train a network that classifies steps; what it finds are runs above the thresholds."""
+    """Train a network that classifies steps; what it finds are runs above the thresholds.
+
+    They are scored by their mean.
+    """
     scale = Standardise(len(next(iter(features.values())).values))
     scale.fit_to([features[video.id].values for video in videos])
     with torch.random.fork_rng(devices=[]):
@@ -97,26 +93,18 @@ def per_step(
     model.eval()
 
     @torch.no_grad()
-    def predict(found: Features) -> list[Detection]:
-        inside = model(scale(found.values)[None])[0].sigmoid().double().numpy()
-        return [
-            detection
-            for name, row in zip(names, inside)
-            for threshold in thresholds
-            for detection in runs(row, found, name, threshold)
-        ]
+    def predict(seen: Features) -> list[Detection]:
+        inside, grid = model(scale(seen.values)[None])[0].sigmoid().double().numpy(), seen.grid
+        detections = []
+        for name, row in zip(names, inside):
+            steps = np.concatenate([runs(row, threshold) for threshold in thresholds])
+            times = (grid.start_s + grid.step_s * steps).clip(0, grid.duration_s).tolist()
+            means = [float(row[first:last].mean()) for first, last in steps]
+            found = [(*span, name, mean) for span, mean in zip(times, means) if span[0] < span[1]]
+            detections += map(Detection._make, found)
+        return detections
 
     return predict
-
-
-def lstm(features, videos, names, seed: int = 0) -> Predict:
-    """Rival (a)."""
-    return per_step(LSTM, (0.5,), features, videos, names, seed)
-
-
-def dilated(features, videos, names, seed: int = 0) -> Predict:
-    """Rival (b)."""
-    return per_step(Dilated, (0.3, 0.5, 0.7), features, videos, names, seed)
 
 
 def nearest_mean(features, videos, names, seed: int = 0) -> Predict:
@@ -160,7 +148,7 @@ def nearest_mean(features, videos, names, seed: int = 0) -> Predict:
 
 
 RIVALS = {
-    "LSTM, threshold": lstm,
-    "dilated convolutions, per step": dilated,
+    "LSTM, threshold": partial(per_step, LSTM, (0.5,)),
+    "dilated convolutions, per step": partial(per_step, Dilated, (0.3, 0.5, 0.7)),
     "nearest class mean": nearest_mean,
 }

@@ -15,19 +15,20 @@ import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.patches import Arc
+from matplotlib.patches import Arc, Rectangle
 from torch import nn
 
 from lofi.budget.memory import MemoryReport, Step
 from lofi.config import Config, Mode
-from lofi.data import TrimmedClip, Video, read_trimmed_clip, write_video
+from lofi.data import TrimmedClip, TrimmedRequest, Video, write_video
 from lofi.data.datasets import Datasets, fingerprint, open_datasets
 from lofi.data.toyworld import ToyWorld, plan_clips, render_clip
 from lofi.encoders import Encoder
+from lofi.encoders.extraction import video_features
 from lofi.fidelity import Fidelity
 from lofi.figures import confidence_map, style
 from lofi.figures.maps import Seconds, shaded, time_axis
-from lofi.figures.style import Canvas, Segments, as_array, axes_for, fill, stroke
+from lofi.figures.style import Canvas, Segments, as_array, as_spans, axes_for, fill, stroke
 from lofi.figures.tables import Table
 from lofi.figures.timelines import LEGEND, pictures
 from lofi.files import read_json, write_text
@@ -35,8 +36,8 @@ from lofi.heads import BMN, Maps, anchors, published_state_dict
 from lofi.heads.bmn import duration_start
 from lofi.heads.gtad import GTAD, nearest_snippets
 from lofi.notebook import repository_root
-from lofi.report import encoders_figure
-from lofi.training.augmentation import colour, draw_geometry
+from lofi.report import similarity_panels
+from lofi.training.augmentation import draw_colour, draw_geometry, recolour
 from lofi.training.end_to_end import Watch
 from lofi.training.loop import generator_for
 from lofi.training.methods import start_encoder
@@ -152,6 +153,43 @@ def label_map(
     """
     about = {"label": "tIoU with the best action", "levels": POSITIVE_ABOVE}
     return confidence_map(tiou, truth=truth, duration_s=duration_s, ax=ax, **about)
+
+
+def salience(
+    rows: Mapping[str, Any], truth: Segments = None, *, duration_s: Seconds = None,
+    ax: Canvas = None,
+) -> Axes:  # fmt: skip
+    """How much of a video's steps stands out: a strip a row, darkest at the highest channel mean.
+
+    AMNet's supplement, figure 1, draws the features before and after the mask so.
+
+    Args:
+        rows: name → (C, T) features, or (T,) values; every row is scaled to its own range.
+        truth: segments that are framed.
+    """
+    if not rows:
+        raise ValueError("no rows to draw, expected features by name")
+    strips = []
+    for name, values in rows.items():
+        values = as_array(values).astype(float)
+        if values.ndim not in (1, 2) or not values.size:
+            raise ValueError(f"{name} must be (channels, steps) or (steps,), got {values.shape}")
+        values = values.mean(0) if values.ndim == 2 else values
+        low, high = values.min(), values.max()
+        strips.append((values - low) / (high - low or 1.0))
+    length, unit = time_axis(duration_s, len(strips[0]))
+    ax = axes_for(ax, 8.0, 0.9 + 0.5 * len(rows))
+    for i, strip in enumerate(strips):
+        ax.imshow(strip[None], cmap="Greys", vmin=0, vmax=1, aspect="auto",
+                  interpolation="nearest", extent=(0, length, i + 0.92, i + 0.08))  # fmt: skip
+    look = {"edgecolor": style.FALSE_ALARM, "linewidth": 1.8, "path_effects": style.EDGE}
+    for span in as_spans(truth):
+        box = Rectangle((span.start_s, 0), span.length_s, len(rows), fill=False, **look)
+        ax.add_patch(box)
+    ax.set_yticks([i + 0.5 for i in range(len(rows))], list(rows))
+    ax.tick_params(axis="y", length=0)
+    ax.set(xlabel=unit, xlim=(0, length), ylim=(len(rows), 0))
+    return ax
 
 
 def neighbour_graph(
@@ -538,7 +576,11 @@ def alike(
     config: Config, encoders: Mapping[str, nn.Module], video: Video, others: Sequence[Video]
 ) -> Figure:
     """Self-similarity of one video's features by method: one panel each, one colour scale."""
-    figure = encoders_figure(config, encoders, video, others)
+    found = {
+        method: [video_features(config, encoder.eval(), v.path)[0] for v in (video, *others)]
+        for method, encoder in encoders.items()
+    }
+    figure = similarity_panels(found, video)
     for ax, method in zip(figure.axes, encoders):
         ax.set_title(NAMES.get(method, method))
     return same_scale(figure)
@@ -564,8 +606,11 @@ def source_batch(
     draws = [draw_geometry("geometric", generator) if generator else None for _ in clips]
     cut = {"frame_stride": config.data.frame_stride, "crop_ratio": config.data.crop_ratio}
     size = (config.acp_frames, config.full.pixels)
-    frames = [read_trimmed_clip(c, *size, augmentation=d, **cut) for c, d in zip(clips, draws)]
-    return colour(torch.stack(frames), generator) if generator else torch.stack(frames)
+    wanted = [TrimmedRequest(c, *size, augmentation=d, **cut) for c, d in zip(clips, draws)]
+    frames = [request.read() for request in wanted]
+    if generator:
+        frames = [recolour(clip, draw_colour(generator)) for clip in frames]
+    return torch.stack(frames)
 
 
 def study(preset: str) -> dict[str, dict[str, list[float]]]:
@@ -695,8 +740,9 @@ def train_vigour(config: Config, run_dir: str | Path) -> Task:
     def read(source, clips, address, augment):
         draws = generator_for(*address, "augmentation")
         views = [draw_geometry(augment, draws) for _ in clips]
-        frames = torch.stack(source.read(clips, views, config.acp_frames))
-        return colour(frames, draws), torch.tensor([vigour[clip.path] for clip in clips])
+        frames = source.read(clips, views, config.acp_frames)
+        frames = torch.stack([recolour(clip, draw_colour(draws)) for clip in frames])
+        return frames, torch.tensor([vigour[clip.path] for clip in clips])
 
     return Task(
         "vigour", encoder, last, lambda x: last(encoder(x))[:, 0], clips, [], config.acp, read,

@@ -16,7 +16,6 @@ from lofi.encoders import (
     load_weights,
     normalise,
     temporal_shift,
-    unfreeze_batch_norm,
 )
 from lofi.encoders.base import BatchNorm
 
@@ -278,27 +277,6 @@ def test_frozen_statistics_survive_every_train_and_eval(name):
     assert frozen == {f"{key}.{part}" for key in layers for part in ("weight", "bias")}
 
 
-def test_unfreezing_restores_training():
-    encoder = build_encoder("tsm-toy", seed=0).train()
-    before = statistics(encoder)
-    freeze_batch_norm(encoder)
-    unfreeze_batch_norm(encoder)
-    assert all(parameter.requires_grad for parameter in encoder.parameters())
-    assert all(module.training for module in encoder.modules())
-    encoder(torch.randn(2, 2, 3, 16, 16))
-    after = statistics(encoder)
-    assert not any(torch.equal(before[key], after[key]) for key in before)
-
-
-def test_affine_may_train_while_statistics_are_frozen():
-    encoder = build_encoder("tsm-toy", seed=0)
-    freeze_batch_norm(encoder, affine=False)
-    before = statistics(encoder)
-    encoder.train()(torch.randn(1, 2, 3, 16, 16)).sum().backward()
-    assert encoder.bn1.weight.grad is not None and encoder.layer3[0].bn2.bias.grad is not None
-    assert all(torch.equal(before[key], value) for key, value in statistics(encoder).items())
-
-
 @pytest.mark.parametrize("norm_first", [True, False])
 def test_partial_freezing_is_reversible_in_any_order(norm_first):
     encoder = build_encoder("tsm-toy", seed=0)
@@ -315,9 +293,10 @@ def test_partial_freezing_is_reversible_in_any_order(norm_first):
         f"{block}.downsample.0.weight",
     }
     freeze_until(encoder, None)
-    unfreeze_batch_norm(encoder)
-    assert all(parameter.requires_grad for parameter in encoder.parameters())
-    assert not any(m.frozen for m in encoder.modules() if isinstance(m, BatchNorm))
+    norms = [m for m in encoder.modules() if isinstance(m, BatchNorm)]
+    assert all(m.frozen for m in norms)
+    held = {id(p) for m in norms for p in m.parameters()}
+    assert all(p.requires_grad != (id(p) in held) for p in encoder.parameters())
 
 
 def test_frozen_stages_keep_no_graph_and_no_statistics():
@@ -349,8 +328,6 @@ def test_a_seed_gives_the_same_weights_and_leaves_the_global_generator_alone():
     first, second = build_encoder("tsm-toy", seed=7), build_encoder("tsm-toy", seed=7)
     assert torch.equal(torch.rand(3), expected)
     assert encoder_hash(first) == encoder_hash(second)
-    generator = torch.Generator().manual_seed(7)
-    assert encoder_hash(build_encoder("tsm-toy", generator=generator)) == encoder_hash(first)
     assert encoder_hash(build_encoder("tsm-toy", seed=8)) != encoder_hash(first)
     spread = first.layer3[0].conv2.weight.detach().std()  # fan out 64·9
     assert float(spread) == pytest.approx((2 / (64 * 9)) ** 0.5, rel=0.02)
@@ -398,15 +375,6 @@ def test_recomputing_and_folding_change_no_gradient(name, pixels):
     plain = gradients(encoder, frames.double())
     assert max(relative(a, b) for a, b in zip(folded, plain, strict=True)) < 1e-12
     assert all(torch.equal(before[key], value.float()) for key, value in encoder.named_buffers())
-
-
-def test_folding_needs_a_frozen_affine_part():
-    encoder = build_encoder("tsm-toy", seed=0)
-    with pytest.raises(ValueError, match="needs affine=True"):
-        freeze_batch_norm(encoder, affine=False, fold=True)
-    freeze_batch_norm(encoder, fold=True)
-    unfreeze_batch_norm(encoder)
-    assert not any(m.folded or m.frozen for m in encoder.modules() if isinstance(m, BatchNorm))
 
 
 def test_channels_last_and_bfloat16_give_the_same_features():

@@ -192,7 +192,7 @@ def test_boundary_curves_are_drawn_at_snippet_centres():
 
 def test_salience_scales_the_mean_of_the_channels_and_frames_actions():
     features = np.array([[0.0, 2.0, 4.0], [0.0, 0.0, 4.0]])
-    ax = figures.salience({"before": features, "mask": [5, 5, 5]}, [(1, 3)], duration_s=6.0)
+    ax = lectures.salience({"before": features, "mask": [5, 5, 5]}, [(1, 3)], duration_s=6.0)
     drawn = [image.get_array()[0].tolist() for image in ax.images]
     assert drawn == [[0, 0.25, 1], [0, 0, 0]]
     (box,) = ax.patches
@@ -444,7 +444,7 @@ BROKEN = {**result("acp", "own", 0.2), "map": [0.5, 0.4, 0.3]}
         (lambda: figures.thumbnails(np.zeros((2, 3, 4, 4)), [0, 1], 3.0), "n, H, W, 3"),
         (lambda: figures.confidence_map(np.ones((2, 4, 4))), r"\(2, 4, 4\)"),
         (lambda: figures.boundary_curves([0, 1], [1]), "both be"),
-        (lambda: figures.salience({"a": np.zeros((1, 2, 3))}), r"a must be \(channels, steps\)"),
+        (lambda: lectures.salience({"a": np.zeros((1, 2, 3))}), r"a must be \(channels, steps\)"),
         (lambda: lectures.neighbour_graph([[0, 3], [1, 1], [2, 2]]), "0 … 2"),
         (lambda: figures.loss_curves({"T": [{"step": 0, "loss": 1.0}]}, key="acc"),
          r"'T' has no finite 'acc'.*\['loss', 'step'\]"),
@@ -472,7 +472,7 @@ def every_figure():
     yield lectures.label_map(square, truth=TRUTH_LANE, **known)
     yield figures.similarity(square, TRUTH_LANE, **known)
     yield figures.boundary_curves(*ends, TRUTH_LANE, **known)
-    yield figures.salience({"before": square, "mask": square[0]}, TRUTH_LANE, **known)
+    yield lectures.salience({"before": square, "mask": square[0]}, TRUTH_LANE, **known)
     yield lectures.neighbour_graph(knn, TRUTH_LANE, **known)
     yield figures.loss_curves({"a": log, "b": log})
     yield lectures.precision_recall({"a": ([0.5, 1.0], [1.0, 0.7])})

@@ -6,6 +6,7 @@ One video of 250 frames at 25 a second holds two events: frames [50, 100) and [1
 import csv
 import json
 import re
+import shutil
 import subprocess
 import sys
 from fractions import Fraction
@@ -473,3 +474,11 @@ def test_detections_go_out_as_they_are_in_the_subtitles(videos, tmp_path):
     assert "3 events" in export("csv", "--min-score", "0").stdout
     rows = list(csv.DictReader((tmp_path / "csv" / "events.csv").open(encoding="utf-8")))
     assert {row["subset"] for row in rows} == {"draft"}
+
+
+@pytest.mark.parametrize("tool", ["audacity", "fiftyone"])
+def test_labels_of_two_videos_of_one_name_do_not_replace_each_other(tool, videos, tmp_path):
+    twin = shutil.copy(videos / NAME, tmp_path / NAME)
+    marks = [Mark(0.0, 1.0, "run")]
+    with pytest.raises(ValueError, match="two videos are called 'W"):
+        export_labels(tool, {videos / NAME: marks, Path(twin): marks}, tmp_path / "out")

@@ -15,6 +15,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import torch
 
+from lofi import config as configs
 from lofi import notebook
 
 
@@ -80,6 +81,18 @@ def test_numbers_print_with_three_decimals(tmp_path):
     assert str(np.array([1 / 3])) == "[0.333]"
 
 
+@pytest.mark.parametrize(("preset", "threads"), [("weak", 1), ("activitynet", 3)])
+def test_only_toy_networks_get_one_thread(preset, threads, tmp_path, monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        notebook.setup(0, tmp_path, config=configs.preset(preset))
+        assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_relative_folders_count_from_the_repository(tmp_path, monkeypatch):
     (tmp_path / "notebooks").mkdir()
     (tmp_path / "pyproject.toml").touch()
@@ -92,11 +105,14 @@ def test_relative_folders_count_from_the_repository(tmp_path, monkeypatch):
 
 def test_a_configuration_wins_over_the_notebooks_defaults(tmp_path):
     save = {"preset": "activitynet", "seed": 4, "data": {"annotations": "data/own.json"}}
+    save["weak"] = {"clip": "clip.pt", "frames": {"folder": "frames"}}
     (tmp_path / "own.json").write_text(json.dumps(save))
     nb = notebook.setup(0, tmp_path / "run", "tiny", tmp_path / "own.json", "cuda", 2)
     root = notebook.repository_root()
     assert (nb.config.preset, nb.config.seed) == ("activitynet", 4)
     assert nb.config.data.annotations == str(root / "data" / "own.json")  # not from here
+    weak = nb.config.weak
+    assert (weak.clip, weak.frames.folder) == (str(root / "clip.pt"), str(root / "frames"))
     assert nb.how == {"resume": True, "device": "cuda", "processes": 2}  # a named run is read
     assert not nb.toy and not nb.known
     again = notebook.setup(0, tmp_path / "run", "tiny", nb.config)  # a cell that runs twice

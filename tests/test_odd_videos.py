@@ -22,7 +22,7 @@ from lofi.data import check_dataset, read_annotations
 from lofi.data.annotations import TrimmedClip, Video
 from lofi.data.clips import read_clip_list
 from lofi.data.copies import reencode
-from lofi.data.reading import ClipReader, ClipRequest, read_trimmed_clip
+from lofi.data.reading import ClipReader, ClipRequest, TrimmedRequest
 from lofi.data.video import VideoError, decode_frames, probe, verify
 from lofi.fidelity import Fidelity
 
@@ -150,7 +150,7 @@ def test_frame_and_second_are_right(name, odd, tmp_path):
     assert read_numbers(decode_frames(path, asked, (24, 32))) == [axis[i] for i in asked]
     for j in asked[:3].tolist():
         clip = TrimmedClip(path, "x", j / info.fps + 1e-6, (j + 1) / info.fps + 1e-6)
-        window = read_trimmed_clip(clip, 1, 64, 1, crop_ratio=1.0)
+        window = TrimmedRequest(clip, 1, 64, 1, crop_ratio=1.0).read()
         assert read_numbers(window.movedim(1, -1).numpy()) == [axis[j]]
     copy = tmp_path / "copy.mp4"
     small = reencode(path, copy, short_side=32)
@@ -176,7 +176,7 @@ def test_a_recording_of_half_an_hour_that_is_mostly_still(tmp_path):
     assert info.duration_s == pytest.approx(1620.8, abs=0.05)
     assert info.fps == pytest.approx(25, rel=1e-3)
     clip = TrimmedClip(tmp_path / "screen.mkv", "x", 1260.0, 1260.8)
-    frames = read_trimmed_clip(clip, 20, 48, 1, 1.0)
+    frames = TrimmedRequest(clip, 20, 48, 1, 1.0).read()
     wide = decode_frames(tmp_path / "screen.mkv", [1260 * 25 + 10, 1259 * 25])
     assert frames.shape[0] == 20 and read_numbers(wide) == [150, 139]
 

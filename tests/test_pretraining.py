@@ -18,7 +18,6 @@ from lofi.encoders import build_encoder
 from lofi.experiment import train_encoder
 from lofi.files import sha256
 from lofi.training import pretraining
-from lofi.training.augmentation import colour, draw_colour, recolour
 from lofi.training.loop import Batches, Training
 from lofi.training.methods import encoder_path, load_encoder
 from lofi.training.pretraining import train_acp, train_acp_plus, train_icp
@@ -200,13 +199,6 @@ def test_the_shares_of_several_processes_add_up_to_one_batch(config, tmp_path, m
     for parameter, wanted in zip(parameters, gradient, strict=True):
         assert wanted is not None
         torch.testing.assert_close(parameter.grad, wanted, rtol=1e-4, atol=1e-6)
-
-
-def test_colour_draws_are_the_same_one_by_one():
-    clips = torch.randint(0, 256, (3, 2, 3, 20, 20), dtype=torch.uint8)
-    draws = [torch.Generator().manual_seed(5) for _ in range(2)]
-    one_by_one = [recolour(clip, draw_colour(draws[0])) for clip in clips]
-    assert torch.equal(colour(clips, draws[1]), torch.stack(one_by_one))
 
 
 # The recipe of TSM on Kinetics-400, written down by hand from its released code.

@@ -8,7 +8,7 @@ import torch
 
 from lofi.config import PostProcessing
 from lofi.data.snippets import Grid
-from lofi.detection.proposals import join_windows
+from lofi.detection.proposals import suppress
 from lofi.heads import GTAD, Maps, Proposals
 from lofi.heads.maps import proposals
 
@@ -147,9 +147,8 @@ def test_sixty_steps_are_too_long_for_the_thumos_rule_only(rule, left):
     assert set(found.scores[steps >= 60]) == {left} and set(found.scores[steps < 60]) == {0.25}
 
 
-def test_joined_windows_forget_long_segments():
-    windows = [(np.array([[0, 100], [10, 400], [200, 290.0]]), np.array([0.5, 0.9, 0.4]))]
-    segments, scores = join_windows(windows, longest=300)
-    assert segments.tolist() == [[0, 100]]  # [200, 290] is the last of two in the second pass
-    assert scores.tolist() == [0.5]
-    assert join_windows([])[0].shape == (0, 2)
+def test_joined_windows_forget_what_has_no_score():
+    window = Proposals(np.array([[0, 100], [10, 400], [200, 290.0]]), np.array([0.5, 0.0, 0.4]))
+    found = suppress([window], PostProcessing.thumos14(), joined=True)
+    assert found.segments_s.tolist() == [[0, 100]]  # the last of two in the second pass is gone
+    assert found.scores.tolist() == [0.5]

@@ -84,9 +84,8 @@ def test_subtitles_are_sorted_positive_and_formatted(tmp_path):
         Detection(3661.5, 3662.0004, "late", 0.9),
         Detection(-2, 1.25, "two\nlines", 0.8),
         Detection(2, 2, "zero length", 0.7),
-        Detection(0, 9, "weak", 0.1),
     ]
-    assert write_srt(tmp_path / "x.srt", found, min_score=0.5) == 3
+    assert write_srt(tmp_path / "x.srt", found) == 3
     assert (tmp_path / "x.srt").read_text() == (
         "1\n00:00:00,000 --> 00:00:01,250\ntwo lines (0.80)\n\n"
         "2\n00:00:02,000 --> 00:00:02,001\nzero length (0.70)\n\n"

@@ -40,53 +40,45 @@ def inference_cost(
         repeats: passes whose median time is taken; 0 = none, then only shapes are computed.
     """
     check_device(device)
-    size, found = fidelity, {}
+    size, networks, found = fidelity, {}, {}
     if encoder is not None:
-        count = size.snippets * _multiply_adds(encoder, 1, size.frames, 3, size.pixels, size.pixels)
-        found["encoder"] = Cost(_parameters(encoder), count, None)
+        frames = size.frames, 3, size.pixels, size.pixels
+        networks["encoder"] = encoder, (1, *frames), size.snippets
     if head is not None:
-        count = _multiply_adds(head, 1, head.channels, size.snippets)
-        found["head"] = Cost(_parameters(head), count, None)
-    if repeats:
-        seconds = _measured(encoder, head, size, device, repeats)
-        found = {name: cost._replace(seconds=seconds[name]) for name, cost in found.items()}
+        networks["head"] = head, (1, head.channels, size.snippets), 1
+    for name, (network, shape, passes) in networks.items():
+        hollow = copy.deepcopy(network).to("meta").eval().requires_grad_(False)
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            hollow(torch.empty(shape, device="meta"))
+        parameters = sum(weight.numel() for weight in network.parameters())
+        seconds = _seconds(network, shape, passes, device, repeats) if repeats else None
+        found[name] = Cost(parameters, passes * (counter.get_total_flops() / 2), seconds)
     return found
 
 
-def _parameters(network: nn.Module) -> int:
-    return sum(weight.numel() for weight in network.parameters())
-
-
-def _multiply_adds(network: nn.Module, *shape: int) -> float:
-    """Of one pass, on tensors without data."""
-    hollow = copy.deepcopy(network).to("meta").eval().requires_grad_(False)
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        hollow(torch.empty(shape, device="meta"))
-    return counter.get_total_flops() / 2
-
-
 @torch.no_grad()
-def _measured(encoder, head, size: Fidelity, device: str, repeats: int) -> dict[str, float]:
-    """Median seconds of each network, for whole videos that wait in memory: without decoding."""
-    networks = {"encoder": encoder, "head": head}
-    networks = {name: net.to(device).eval() for name, net in networks.items() if net is not None}
-    shape = size.snippets, size.frames, 3, size.pixels, size.pixels
-    clip = torch.randint(256, shape, dtype=torch.uint8) if encoder is not None else None
-    features = torch.randn(encoder.channels if head is None else head.channels, size.snippets)
-    times: dict[str, list[float]] = {name: [] for name in networks}
+def _seconds(
+    network: nn.Module, shape: tuple[int, ...], snippets: int, device: str, repeats: int
+) -> float:
+    """Median over passes with a video that waits in memory: without decoding."""
+    network.to(device).eval()
+    if len(shape) > 3:  # frames, so an encoder
+        whole = torch.randint(256, (snippets, *shape[1:]), dtype=torch.uint8)
+    else:
+        whole = torch.randn(shape)
 
-    def run(name: str, clip: Tensor | None) -> None:
-        if name == "encoder":
-            clip_features(encoder, clip)
+    def run(x: Tensor) -> None:
+        if len(shape) > 3:
+            clip_features(network, x)
         else:
-            head(features[None].to(device))
+            network(x.to(device))
             if torch.device(device).type != "cpu":
                 torch.accelerator.synchronize()
 
-    for name in networks:
-        run(name, clip if clip is None else clip[:16])  # the first pass sets things up
-        for _ in range(repeats):
-            began = time.perf_counter()
-            run(name, clip)
-            times[name].append(time.perf_counter() - began)
-    return {name: statistics.median(took) for name, took in times.items()}
+    run(whole[:16])  # the first pass sets things up
+    times = []
+    for _ in range(repeats):
+        began = time.perf_counter()
+        run(whole)
+        times.append(time.perf_counter() - began)
+    return statistics.median(times)

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from lofi.config import Mode
@@ -264,8 +264,7 @@ class _Ledger(TorchDispatchMode, Watch):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        given = tree_leaves((args, kwargs))
-        out = _run(func, args, kwargs, given)
+        out = func(*args, **kwargs)
         packet = func.overloadpacket
         if packet in flop_registry:
             self.flops += self.times * flop_registry[packet](*args, **kwargs, out_val=out)
@@ -273,6 +272,7 @@ class _Ledger(TorchDispatchMode, Watch):
         new = [tensor for tensor in found if _storage(tensor) not in self._entries]
         if new:
             name = packet.__name__
+            given = tree_leaves((args, kwargs))
             inputs = [_storage(leaf) for leaf in given if isinstance(leaf, Tensor)]
             if name == "lift_fresh" or (inputs and self._constants.issuperset(inputs)):
                 name = CONSTANT  # made from numbers in the program alone
@@ -322,39 +322,6 @@ class _Ledger(TorchDispatchMode, Watch):
         self.times *= sum(len(rows) for _, rows in parts) / sum(len(rows) for _, rows in few)
         yield from few
         self.times = before
-
-
-_MEMO: dict[tuple, Any] = {}  # operation and layouts → layouts of what comes out
-
-
-def _run(func: Any, args: tuple, kwargs: dict[str, Any], given: list) -> Any:
-    """func(*args, **kwargs); on meta tensors only the first time that these shapes are met.
-
-    torch finds most shapes in Python; a network asks for the same ones again and again.
-    """
-    devices = {leaf.device.type for leaf in given if isinstance(leaf, Tensor)}
-    if devices != {"meta"} or any(result.alias_info for result in func._schema.returns):
-        return func(*args, **kwargs)
-    key = (func, len(args), *kwargs, *map(_layout, given))
-    if key not in _MEMO:
-        found, structure = tree_flatten(func(*args, **kwargs))
-        _MEMO[key] = [_layout(leaf) for leaf in found], structure
-    layouts, structure = _MEMO[key]
-    return tree_unflatten([_of_layout(*layout) for layout in layouts], structure)
-
-
-def _layout(leaf: Any) -> tuple:
-    """What can be known of a value without data; hashable."""
-    if isinstance(leaf, Tensor):
-        return leaf.shape, leaf.stride(), leaf.dtype
-    return type(leaf), leaf
-
-
-def _of_layout(shape: Any, stride: Any, dtype: torch.dtype | None = None) -> Any:
-    """A new meta tensor of a layout; of (type, value) the value."""
-    if dtype is None:
-        return stride
-    return torch.empty_strided(shape, stride, dtype=dtype, device="meta")
 
 
 def _storage(tensor: Tensor) -> int:

@@ -17,7 +17,7 @@ from lofi.data.video import VideoError, VideoInfo, decode_frames, probe
 
 _WITH_TORCH = {  # imported when asked for: looking at files and scores needs no PyTorch
     "features": ("FeatureHeader", "FeatureStore", "read_features", "resize_features"),
-    "reading": ("ClipReader", "ClipRequest", "TrimmedRequest", "read_trimmed_clip"),
+    "reading": ("ClipReader", "ClipRequest", "TrimmedRequest"),
 }
 
 

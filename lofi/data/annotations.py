@@ -103,11 +103,6 @@ def read_annotations(
     return [replace(v, path=file or find_in_index(v.id, files)) for v, file in zip(videos, named)]
 
 
-def class_names(videos: Iterable[Video]) -> list[str]:
-    """All labels, sorted; a class index is a position in this list."""
-    return sorted({segment.label for video in videos for segment in video.segments})
-
-
 def segments_as_clips(videos: Iterable[Video]) -> list[TrimmedClip]:
     """Segments of positive length of the videos that have a file, as trimmed clips (ACP+)."""
     return [

@@ -9,8 +9,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
-
 from lofi.data.annotations import Segment, Video, find_in_index, index_videos, video_key
 from lofi.data.copies import content_id
 from lofi.data.isolated import KilledError, run_isolated
@@ -271,20 +269,19 @@ def _look_alikes(counts: Counter[str]) -> dict[str, Sequence[str]]:
     for group in groups.values():
         for i in group:
             near[i].update(group)
-    rare = np.array([counts[label] == 1 or 5 * counts[label] <= most for label in labels])
-    if rare.any():
+    rare = [counts[label] == 1 or 5 * counts[label] <= most for label in labels]
+    if any(rare):
         texts = [_plain(label) for label in labels]
         wordless = [re.sub(r"\d", "", text) for text in texts]
-        shorter = [_shortened(text, _allowed(len(text))) for text in texts]
-        owner = np.repeat(np.arange(len(labels)), [len(found) for found in shorter])
-        keys = np.fromiter((hash(s) for found in shorter for s in found), np.int64, len(owner))
-        order = np.argsort(keys, kind="stable")
-        ends = np.flatnonzero(np.diff(keys[order])) + 1
-        for run in np.split(owner[order], ends):
-            if len(run) > 1 and len({wordless[i] for i in run}) > 1:  # not in digits only
-                others = run.tolist()
-                for i in run[rare[run]].tolist():
-                    near[i].update(others)
+        owners = defaultdict(list)
+        for i, text in enumerate(texts):
+            for shorter in _shortened(text, _allowed(len(text))):
+                owners[shorter].append(i)
+        for group in owners.values():
+            if len(group) > 1 and len({wordless[i] for i in group}) > 1:  # not in digits only
+                for i in group:
+                    if rare[i]:
+                        near[i].update(group)
     return {labels[i]: [labels[j] for j in near[i] if j != i] for i in range(len(labels))}
 
 

@@ -5,7 +5,7 @@ import json
 import logging
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import cycle, pairwise
 from pathlib import Path
 
@@ -15,13 +15,13 @@ from lofi.config import DataConfig
 from lofi.data.annotations import (
     TrimmedClip,
     Video,
-    class_names,
     read_annotations,
     segments_as_clips,
 )
 from lofi.data.clips import read_clip_list
+from lofi.data.features import FeatureHeader
 from lofi.data.reading import ClipReader, ClipRequest
-from lofi.data.snippets import Augmentation, Grid, resampled_frames
+from lofi.data.snippets import Augmentation, Grid
 from lofi.data.video import VideoInfo
 from lofi.fidelity import Fidelity
 
@@ -41,7 +41,7 @@ class Datasets:
     missing: tuple[str, ...]  # ids of those without a media file
     clips: tuple[TrimmedClip, ...]  # trimmed source clips
     annotations: Path  # what `lofi evaluate` reads
-    classes: tuple[str, ...]
+    classes: tuple[str, ...]  # all labels, sorted; a class index is a position in it
     videos: str = ""  # folder of the media files
     clips_missing: tuple[str, ...] = ()  # of a Kinetics list: clips without a file
 
@@ -95,7 +95,8 @@ def open_datasets(data: DataConfig, seed: int, run_dir: str | Path) -> Datasets:
     missing = tuple(v.id for v in used if v.path is None)
     paths = {"annotations": Path(data.annotations), "videos": data.videos}
     paths["clips_missing"] = tuple(lost)
-    return Datasets(train, test, missing, tuple(clips), classes=tuple(class_names(used)), **paths)
+    classes = tuple(sorted({segment.label for video in used for segment in video.segments}))
+    return Datasets(train, test, missing, tuple(clips), classes=classes, **paths)
 
 
 def with_background(videos: Sequence[Video]) -> list[TrimmedClip]:
@@ -107,8 +108,10 @@ def with_background(videos: Sequence[Video]) -> list[TrimmedClip]:
     """
     shown = [video for video in videos if video.path is not None and video.duration_s]
     found = segments_as_clips(shown)
+    if not found:
+        return []
     lengths = sorted(clip.end_s - clip.start_s for clip in found)
-    piece = lengths[len(lengths) // 2] if lengths else 0.0
+    piece = lengths[len(lengths) // 2]
     for video in shown:
         now = 0.0
         for clip in [*sorted(segments_as_clips([video]), key=lambda c: c.start_s), None]:
@@ -161,12 +164,9 @@ def open_reader(data: DataConfig) -> ClipReader:
 
 def video_grid(data: DataConfig, info: VideoInfo, full: Fidelity) -> Grid:
     """Where the snippets of one video lie: L of a whole one, else one every few frames."""
-    if not data.window_stride:
-        return Grid.whole(full.snippets, info.duration_s)
-    count = len(resampled_frames(info.num_frames, info.fps, data.resample_fps))
-    fps = count / info.duration_s if data.resample_fps else info.fps
-    window = (full.frames - 1) * data.frame_stride + 1 if data.rule == "window" else 0
-    return Grid.sliding(count, fps, data.window_stride, window)
+    names = ("frame_stride", "rule", "resample_fps", "window_stride")
+    sampled = {name: getattr(data, name) for name in names} | asdict(full)
+    return FeatureHeader(num_frames=info.num_frames, fps=info.fps, **sampled).grid()
 
 
 def video_request(

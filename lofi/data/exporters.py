@@ -1,13 +1,14 @@
 """Annotations and detections into the formats of labelling tools (back: `importers`).
 
-A writer turns `Clip`s into {file name: text}. Frames are those of the video, or of the rate that
-the tool counts with; where a tool wants the last frame of an event, it is inside the event.
+A writer turns a `Clip`, or all of them, into the text of a file. Frames are those of the video, or
+of the rate that the tool counts with; where a tool wants the last frame of an event, it is inside.
 """
 
 import csv
 import io
 import json
 import xml.etree.ElementTree as xml
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
@@ -74,7 +75,14 @@ def export_labels(
         info, shift = probe(path), start_s(path) if tool in IN_BROWSER else 0.0
         ordered = sorted(marks, key=lambda mark: (mark.start_s, mark.end_s))
         clips.append(Clip(path, info, fps or info.fps, shift, ordered))
-    texts = WRITERS[tool](clips)
+    name, write = WRITERS[tool]
+    twice = [stem for stem, n in Counter(path.stem for path in labelled).items() if n > 1]
+    if twice and (name.startswith(".") or tool == "fiftyone"):
+        raise ValueError(f"{tool}: two videos are called {twice[0]!r}; rename one of them")
+    if name.startswith("."):
+        texts = {f"{clip.path.stem}{name}": write(clip) for clip in clips}
+    else:
+        texts = {name: write(clips)}
     for name, text in texts.items():
         write_text(Path(out) / name, text)
     return [Path(out) / name for name in texts]
@@ -101,7 +109,7 @@ def _classes(clips: Sequence[Clip]) -> list[str]:
     return sorted({mark.label for clip in clips for mark in clip.marks})
 
 
-def _via(clips: Sequence[Clip]) -> dict[str, str]:
+def _via(clips: Sequence[Clip]) -> str:
     numbers = {clip.path: str(i) for i, clip in enumerate(clips, 1)}
     keys = {name: str(i) for i, name in enumerate(_classes(clips))}
     metadata = {}
@@ -132,85 +140,76 @@ def _via(clips: Sequence[Clip]) -> dict[str, str]:
         "attribute": {"1": attribute}, "file": files, "metadata": metadata,
         "view": {n: {"fid_list": [n]} for n in numbers.values()},
     }  # fmt: skip
-    return {"via.json": _json(project)}
+    return _json(project)
 
 
-def _elan(clips: Sequence[Clip]) -> dict[str, str]:
+def _elan(clip: Clip) -> str:
     """A tier a class; where events of one overlap, which a tier cannot hold, further ones."""
-    texts = {}
-    for clip in clips:
-        root = _node(None, "ANNOTATION_DOCUMENT", AUTHOR="lofi", DATE="2000-01-01T00:00:00+00:00",
-                     FORMAT="3.0", VERSION="3.0")  # fmt: skip
-        header = _node(root, "HEADER", MEDIA_FILE="", TIME_UNITS="milliseconds")
-        url = {"MEDIA_URL": clip.path.resolve().as_uri(), "MIME_TYPE": "video/*"}
-        _node(header, "MEDIA_DESCRIPTOR", **url, RELATIVE_MEDIA_URL=f"./{clip.path.name}")
-        order, slots, tiers = _node(root, "TIME_ORDER"), 0, {}
-        for mark in clip.marks:
-            number = 1
-            while (tier := tiers.get((mark.label, number))) and tier[1] > mark.start_s:
-                number += 1
-            if tier is None:
-                name = mark.label + (f" ({number})" if number > 1 else "")
-                linked = {"TIER_ID": name, "LINGUISTIC_TYPE_REF": "default-lt"}
-                tier = _node(root, "TIER", **linked), 0.0
-            tiers[mark.label, number] = tier[0], mark.end_s
-            for time in mark[:2]:
-                slots += 1
-                _node(order, "TIME_SLOT", TIME_SLOT_ID=f"ts{slots}", TIME_VALUE=round(time * 1000))
-            spans = {f"TIME_SLOT_REF{i}": f"ts{slots - 2 + i}" for i in (1, 2)}
-            entry = _node(tier[0], "ANNOTATION")
-            entry = _node(entry, "ALIGNABLE_ANNOTATION", ANNOTATION_ID=f"a{slots // 2}", **spans)
-            _node(entry, "ANNOTATION_VALUE", mark.label)
-        _node(root, "LINGUISTIC_TYPE", LINGUISTIC_TYPE_ID="default-lt", TIME_ALIGNABLE="true",
-              GRAPHIC_REFERENCES="false")  # fmt: skip
-        texts[f"{clip.path.stem}.eaf"] = _xml(root)
-    return texts
+    root = _node(None, "ANNOTATION_DOCUMENT", AUTHOR="lofi", DATE="2000-01-01T00:00:00+00:00",
+                 FORMAT="3.0", VERSION="3.0")  # fmt: skip
+    header = _node(root, "HEADER", MEDIA_FILE="", TIME_UNITS="milliseconds")
+    url = {"MEDIA_URL": clip.path.resolve().as_uri(), "MIME_TYPE": "video/*"}
+    _node(header, "MEDIA_DESCRIPTOR", **url, RELATIVE_MEDIA_URL=f"./{clip.path.name}")
+    order, slots, tiers = _node(root, "TIME_ORDER"), 0, {}
+    for mark in clip.marks:
+        number = 1
+        while (tier := tiers.get((mark.label, number))) and tier[1] > mark.start_s:
+            number += 1
+        if tier is None:
+            name = mark.label + (f" ({number})" if number > 1 else "")
+            linked = {"TIER_ID": name, "LINGUISTIC_TYPE_REF": "default-lt"}
+            tier = _node(root, "TIER", **linked), 0.0
+        tiers[mark.label, number] = tier[0], mark.end_s
+        for time in mark[:2]:
+            slots += 1
+            _node(order, "TIME_SLOT", TIME_SLOT_ID=f"ts{slots}", TIME_VALUE=round(time * 1000))
+        spans = {f"TIME_SLOT_REF{i}": f"ts{slots - 2 + i}" for i in (1, 2)}
+        entry = _node(tier[0], "ANNOTATION")
+        entry = _node(entry, "ALIGNABLE_ANNOTATION", ANNOTATION_ID=f"a{slots // 2}", **spans)
+        _node(entry, "ANNOTATION_VALUE", mark.label)
+    _node(root, "LINGUISTIC_TYPE", LINGUISTIC_TYPE_ID="default-lt", TIME_ALIGNABLE="true",
+          GRAPHIC_REFERENCES="false")  # fmt: skip
+    return _xml(root)
 
 
-def _boris(clips: Sequence[Clip]) -> dict[str, str]:
-    texts = {}
-    for clip in clips:
-        by_label = sorted(clip.marks, key=lambda mark: (mark.label, mark.start_s))
-        for label, marks in groupby(by_label, key=lambda mark: mark.label):
-            end_s = 0.0
-            for mark in marks:
-                if mark.start_s < end_s:
-                    found = f"{clip.path.name}: two {label!r} overlap at {mark.start_s:.3f} s"
-                    cure = "BORIS knows one at a time; leave one out, for example by --min-score"
-                    raise ValueError(f"{found}; {cure}")
-                end_s = mark.end_s
-        rows = [(time, mark.label) for mark in clip.marks for time in mark[:2]]
-        lines = (f"{time:.6f}\t\t{label}\n" for time, label in sorted(rows))
-        texts[f"{clip.path.stem}.tsv"] = "".join(lines)
-    return texts
+def _boris(clip: Clip) -> str:
+    by_label = sorted(clip.marks, key=lambda mark: (mark.label, mark.start_s))
+    for label, marks in groupby(by_label, key=lambda mark: mark.label):
+        end_s = 0.0
+        for mark in marks:
+            if mark.start_s < end_s:
+                found = f"{clip.path.name}: two {label!r} overlap at {mark.start_s:.3f} s"
+                cure = "BORIS knows one at a time; leave one out, for example by --min-score"
+                raise ValueError(f"{found}; {cure}")
+            end_s = mark.end_s
+    rows = [(time, mark.label) for mark in clip.marks for time in mark[:2]]
+    lines = (f"{time:.6f}\t\t{label}\n" for time, label in sorted(rows))
+    return "".join(lines)
 
 
-def _cvat(clips: Sequence[Clip]) -> dict[str, str]:
+def _cvat(clip: Clip) -> str:
     """An interval is a track of one rectangle that covers the picture."""
-    texts = {}
-    for clip in clips:
-        root, info = _node(None, "annotations"), clip.info
-        _node(root, "version", "1.1")
-        task = _node(_node(root, "meta"), "task")
-        count = round(info.duration_s * clip.rate)
-        for tag, text in (("name", clip.path.stem), ("size", count), ("mode", "interpolation"),
-                          ("start_frame", 0), ("stop_frame", count - 1),
-                          ("source", clip.path.name)):  # fmt: skip
-            _node(task, tag, text)
-        labels = _node(task, "labels")
-        for name in _classes([clip]):
-            _node(_node(labels, "label"), "name", name)
-        box = dict(xtl=0, ytl=0, xbr=info.width, ybr=info.height, occluded=0, keyframe=1, z_order=0)
-        for i, (first, last, mark) in enumerate(clip.frames()):
-            track = _node(root, "track", id=i, label=mark.label, source="auto")
-            _node(track, "box", frame=first, outside=0, **box)
-            if last < count:
-                _node(track, "box", frame=last, outside=1, **box)
-        texts[f"{clip.path.stem}.xml"] = _xml(root)
-    return texts
+    root, info = _node(None, "annotations"), clip.info
+    _node(root, "version", "1.1")
+    task = _node(_node(root, "meta"), "task")
+    count = round(info.duration_s * clip.rate)
+    for tag, text in (("name", clip.path.stem), ("size", count), ("mode", "interpolation"),
+                      ("start_frame", 0), ("stop_frame", count - 1),
+                      ("source", clip.path.name)):  # fmt: skip
+        _node(task, tag, text)
+    labels = _node(task, "labels")
+    for name in _classes([clip]):
+        _node(_node(labels, "label"), "name", name)
+    box = dict(xtl=0, ytl=0, xbr=info.width, ybr=info.height, occluded=0, keyframe=1, z_order=0)
+    for i, (first, last, mark) in enumerate(clip.frames()):
+        track = _node(root, "track", id=i, label=mark.label, source="auto")
+        _node(track, "box", frame=first, outside=0, **box)
+        if last < count:
+            _node(track, "box", frame=last, outside=1, **box)
+    return _xml(root)
 
 
-def _label_studio(clips: Sequence[Clip]) -> dict[str, str]:
+def _label_studio(clips: Sequence[Clip]) -> str:
     """Tasks with predictions, which people accept or correct."""
     tasks = []
     for clip in clips:
@@ -228,29 +227,26 @@ def _label_studio(clips: Sequence[Clip]) -> dict[str, str]:
         found = {"model_version": "lofi", "score": max(scores, default=None), "result": result}
         data = {"video": clip.path.name, "fps": clip.rate}
         tasks.append({"data": data, "predictions": [found]})
-    return {"label-studio.json": _json(tasks)}
+    return _json(tasks)
 
 
-def _x_anylabeling(clips: Sequence[Clip]) -> dict[str, str]:
-    texts = {}
-    for clip in clips:
-        segments = [
-            {
-                "id": f"s{i}", "label": mark.label, "description": "",
-                "start_ms": round(first / clip.rate * 1000), "start_frame": first,
-                "end_ms": round(last / clip.rate * 1000), "end_frame": last,
-            }
-            for i, (first, last, mark) in enumerate(clip.frames(), 1)
-        ]  # fmt: skip
-        info, labels = clip.info, _classes([clip])
-        content = {"version": "1.0.0", "type": "video_classification", "video": clip.path.name}
-        content |= {"fps": clip.rate, "duration_ms": round(info.duration_s * 1000)}
-        content |= {"width": info.width, "height": info.height, "labels": labels}
-        texts[f"{clip.path.stem}.json"] = _json(content | {"segments": segments})
-    return texts
+def _x_anylabeling(clip: Clip) -> str:
+    segments = [
+        {
+            "id": f"s{i}", "label": mark.label, "description": "",
+            "start_ms": round(first / clip.rate * 1000), "start_frame": first,
+            "end_ms": round(last / clip.rate * 1000), "end_frame": last,
+        }
+        for i, (first, last, mark) in enumerate(clip.frames(), 1)
+    ]  # fmt: skip
+    info, labels = clip.info, _classes([clip])
+    content = {"version": "1.0.0", "type": "video_classification", "video": clip.path.name}
+    content |= {"fps": clip.rate, "duration_ms": round(info.duration_s * 1000)}
+    content |= {"width": info.width, "height": info.height, "labels": labels}
+    return _json(content | {"segments": segments})
 
 
-def _fiftyone(clips: Sequence[Clip]) -> dict[str, str]:
+def _fiftyone(clips: Sequence[Clip]) -> str:
     labels = {}
     for clip in clips:
         labels[clip.path.stem] = [
@@ -258,18 +254,15 @@ def _fiftyone(clips: Sequence[Clip]) -> dict[str, str]:
             | ({} if mark.score is None else {"confidence": mark.score})
             for first, last, mark in clip.frames()
         ]
-    return {"labels.json": _json({"classes": None, "labels": labels})}
+    return _json({"classes": None, "labels": labels})
 
 
-def _audacity(clips: Sequence[Clip]) -> dict[str, str]:
-    texts = {}
-    for clip in clips:
-        lines = (f"{m.start_s:.6f}\t{m.end_s:.6f}\t{m.label}\n" for m in clip.marks)
-        texts[f"{clip.path.stem}.txt"] = "".join(lines)
-    return texts
+def _audacity(clip: Clip) -> str:
+    lines = (f"{m.start_s:.6f}\t{m.end_s:.6f}\t{m.label}\n" for m in clip.marks)
+    return "".join(lines)
 
 
-def _csv(clips: Sequence[Clip]) -> dict[str, str]:
+def _csv(clips: Sequence[Clip]) -> str:
     """Our own; detections are drafts in it, so that nobody trains on them by accident."""
     text = io.StringIO()
     rows = csv.writer(text, lineterminator="\n")
@@ -279,10 +272,12 @@ def _csv(clips: Sequence[Clip]) -> dict[str, str]:
             draft = "" if m.score is None else "draft"
             about = draft, f"{clip.info.duration_s:.6g}", f"{clip.info.fps:.6g}", draft
             rows.writerow((clip.path.name, *m[:3], *about))
-    return {"events.csv": text.getvalue()}
+    return text.getvalue()
 
 
-WRITERS = {
-    "via": _via, "elan": _elan, "boris": _boris, "cvat": _cvat, "label-studio": _label_studio,
-    "x-anylabeling": _x_anylabeling, "fiftyone": _fiftyone, "audacity": _audacity, "csv": _csv,
+WRITERS = {  # name of the file, or its ending where every video has one of its own
+    "via": ("via.json", _via), "elan": (".eaf", _elan), "boris": (".tsv", _boris),
+    "cvat": (".xml", _cvat), "label-studio": ("label-studio.json", _label_studio),
+    "x-anylabeling": (".json", _x_anylabeling), "fiftyone": ("labels.json", _fiftyone),
+    "audacity": (".txt", _audacity), "csv": ("events.csv", _csv),
 }  # fmt: skip

@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import unquote
 
+from lofi.data import tables
 from lofi.data.annotations import EXTENSIONS, index_videos
-from lofi.data.tables import table_rows
 from lofi.data.video import probe, start_s
 from lofi.files import write_csv
 
@@ -258,20 +258,7 @@ def find_media(name: str, files: Mapping[str, Path]) -> Path | None:
 
 def _seconds(value: Any, where: str) -> float:
     """Of a number, or of a clock time such as 1:02:03.5 or 02:03,5."""
-    text = str(value).strip().replace(",", ".")
-    clock = re.fullmatch(r"(?:(\d+):)?(\d+):(\d+(?:\.\d+)?)", text)
-    if clock and float(clock[3]) < 60 and not (clock[1] and int(clock[2]) >= 60):
-        return int(clock[1] or 0) * 3600 + int(clock[2]) * 60 + float(clock[3])
-    if isinstance(value, bool) or not re.fullmatch(r"(\d+\.?\d*|\.\d+)(e-?\d\d?)?", text):
-        raise ValueError(f"{where} is {str(value)[:40]!r}, expected seconds or h:mm:ss")
-    return float(text)
-
-
-def _number(value: Any, where: str) -> float:
-    """A finite number that is not negative."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1e12:
-        raise ValueError(f"{where} is {str(value)[:40]!r}, expected a number")
-    return float(value)
+    return tables.seconds(str(value).strip().replace(",", "."), where)
 
 
 def _label(value: Any, where: str) -> str:
@@ -347,7 +334,7 @@ def _via(project: dict) -> Sheet:
         if name and isinstance(temporal[name].get("options"), dict):
             label = temporal[name]["options"].get(label, label)
         video = project["file"][str(project["view"][str(entry["vid"])]["fid_list"][0])]["fname"]
-        start, end = (_number(z, f"z of {where}") for z in entry["z"])
+        start, end = (tables.number(z, f"z of {where}") for z in entry["z"])
         sheet.events.append(Event(video, start, end, _label(label, where)))
     if others:
         sheet.notes.append(f"{others} regions and marks without start and end are left out")
@@ -388,16 +375,16 @@ def _boris(content: dict | str) -> Sheet:
             video = _only_file(entry["file"]["1"], where)
             lengths = (entry.get("media_info") or {}).get("length") or {}
             if video in lengths:
-                sheet.media[video]["seconds"] = _number(lengths[video], f"length of {where}")
+                sheet.media[video]["seconds"] = tables.number(lengths[video], f"length of {where}")
             late = float(entry.get("time offset") or 0)
             for row in entry["events"]:
                 status = "POINT" if "point" in kinds.get(row[2], "") else ""
                 key = video, name, str(row[1]), str(row[3:4]), _label(row[2], where)
-                marks.append((key, _number(row[0], where) - late, status, where))
+                marks.append((key, tables.number(row[0], where) - late, status, where))
             if not entry["events"]:
                 sheet.notes.append(f"{where} has no events: its video is left out")
     elif header := re.search(r"(?im)^[^\n]*\bbehavior\b[^\n]*$", content):
-        rows = table_rows(Path("its table"), content[header.start() :], ("behavior",))
+        rows = tables.table_rows(Path("its table"), content[header.start() :], ("behavior",))
         if rows and "start (s)" in rows[0]:
             return _table(content[header.start() :])
         for row in rows:
@@ -481,7 +468,8 @@ def _label_studio(tasks: list) -> Sheet:
         regions = list(_regions((made or drafts)[-1:] if "data" in task else task))
         for region in regions:
             for span, label in ((s, n) for s in region["ranges"] for n in region["timelinelabels"]):
-                first, last = (_number(span[k], f"a range of {where}") for k in ("start", "end"))
+                edges = span["start"], span["end"]
+                first, last = (tables.number(edge, f"a range of {where}") for edge in edges)
                 event = Event(video, first - 1, last, _label(label, where), bool(drafts))
                 sheet.events.append(event)
         sheet.empty += [video] if made and not regions else []
@@ -499,14 +487,15 @@ def _regions(node: Any) -> Iterator[dict]:
 
 def _x_anylabeling(content: dict) -> Sheet:
     """The file beside a video: frames [start, end) from 0, and milliseconds that have to agree."""
-    video, rate = content["video"], _number(content["fps"], "fps") or 1.0
+    video, rate = content["video"], tables.number(content["fps"], "fps") or 1.0
     sheet = Sheet(in_frames=True)
     sheet.media[video]["fps"] = rate
     for number, entry in enumerate(content["segments"], 1):
         where = f"segment {number}"
-        start, end = (_number(entry[k], f"{k} of {where}") for k in ("start_frame", "end_frame"))
+        keys = "start_frame", "end_frame"
+        start, end = (tables.number(entry[key], f"{key} of {where}") for key in keys)
         for key, frame in (("start_ms", start), ("end_ms", end)):
-            stamp_s = _number(entry[key], f"{key} of {where}") / 1000
+            stamp_s = tables.number(entry[key], f"{key} of {where}") / 1000
             if abs(frame / rate - stamp_s) > 1 / rate + 1e-3:
                 found = f"{key} {entry[key]} and frame {frame:g} disagree at {rate:g} a second"
                 raise ValueError(f"{where}: {found}")
@@ -523,7 +512,7 @@ def _fiftyone(content: dict) -> Sheet:
         video, about = sample["filepath"], sample.get("metadata") or {}
         for key, what in (("frame_rate", "fps"), ("total_frame_count", "frames")):
             if about.get(key):
-                sheet.media[video][what] = _number(about[key], key)
+                sheet.media[video][what] = tables.number(about[key], key)
         for value in (v for v in sample.values() if isinstance(v, dict)):
             if str(value.get("_cls")).startswith("TemporalDetection"):
                 found.setdefault(video, []).extend(value.get("detections", [value]))
@@ -579,7 +568,7 @@ def _draft(content: Any) -> Sheet:
 def _table(content: str) -> Sheet:
     """A table whose header names start, end (or duration) and label; seconds or clock times."""
     sheet, columns = Sheet(), {}
-    for row in table_rows(Path("its table"), re.sub(r"^sep=.\r?\n", "", content), ()):
+    for row in tables.table_rows(Path("its table"), re.sub(r"^sep=.\r?\n", "", content), ()):
         columns = columns or _columns(row)
         video = row[columns["video"]] if "video" in columns else ""
         if subset := row.get("subset") or row.get("split"):

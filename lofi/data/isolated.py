@@ -5,27 +5,20 @@ pipe of `multiprocessing`, but are not started by it: it would run the caller's 
 every child, so that scripts and notebooks would need a guard around their own code.
 """
 
-import math
 import os
 import signal
 import sys
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError, ThreadPoolExecutor, as_completed
 from contextlib import suppress
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
-from pathlib import Path
 from queue import LifoQueue
 from subprocess import DEVNULL, Popen, TimeoutExpired
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from lofi.data.video import VideoError
 
-if TYPE_CHECKING:  # children that only look at files start without it
-    import torch
-
-SHARED_MEMORY = Path("/dev/shm")
 START_LIMIT_S = 120.0  # for a child to import its libraries
 LONGEST_S = 2e6  # 23 days; a pipe cannot be told to wait much longer
 PROGRAM = "from lofi.data.isolated import serve; serve()"
@@ -162,32 +155,3 @@ def run_isolated(
         threads.shutdown(wait=False, cancel_futures=True)
         children.close()
         threads.shutdown()
-
-
-def shared_tensor(shape: tuple[int, ...]) -> "tuple[str, torch.Tensor]":
-    """A file in memory (on disk where memory is short) and the uint8 tensor that is mapped on it.
-
-    Space is reserved first: writing into full shared memory would kill the process, not raise.
-    """
-    size = math.prod(shape)
-    for folder in (SHARED_MEMORY, Path(tempfile.gettempdir())):
-        if not os.access(folder, os.W_OK):
-            continue
-        handle, place = tempfile.mkstemp(prefix="lofi-clip-", dir=folder)
-        try:
-            if hasattr(os, "posix_fallocate"):
-                os.posix_fallocate(handle, 0, size)
-            return place, mapped(place, shape)
-        except OSError:
-            os.unlink(place)
-        finally:
-            os.close(handle)
-    raise OSError(f"no space for a clip of {size:,} bytes in {SHARED_MEMORY} or {folder}")
-
-
-def mapped(place: str, shape: tuple[int, ...]) -> "torch.Tensor":
-    """The tensor that lies in a file of `shared_tensor`, in any process."""
-    import torch
-
-    size = math.prod(shape)
-    return torch.from_file(place, shared=True, size=size, dtype=torch.uint8).view(shape)

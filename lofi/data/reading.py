@@ -1,24 +1,23 @@
 """Clips out of video files: one at a time, or many at once.
 
 Decoders work outside Python's lock, so threads decode in parallel and are the default: they keep
-frames in one `FrameCache` and hand clips over without a copy. Child processes cost a copy and have
+frames in one `FrameCache` and hand clips over without a copy. Child processes cost copies and have
 no cache; they are for files of unknown quality, where a decoder may hang or crash.
 """
 
-import os
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
 from lofi.data.annotations import TrimmedClip
-from lofi.data.isolated import Children, mapped, shared_tensor
+from lofi.data.isolated import Children
 from lofi.data.snippets import (
     Augmentation,
     crop_of,
@@ -135,20 +134,6 @@ class TrimmedRequest(NamedTuple):
 Request = ClipRequest | TrimmedRequest
 
 
-def read_clip(
-    path: str | Path, fidelity: Fidelity, *, cache: FrameCache | None = None, **options: Any
-) -> torch.Tensor:
-    """`ClipRequest(path, fidelity, **options)`, read: uint8 (L, F, 3, S, S), RGB."""
-    return ClipRequest(path, fidelity, **options).read(cache)
-
-
-def read_trimmed_clip(
-    clip: TrimmedClip, *size: int, cache: FrameCache | None = None, **options: Any
-) -> torch.Tensor:
-    """`TrimmedRequest(clip, frames, pixels, **options)`, read: uint8 (F, 3, S, S), RGB."""
-    return TrimmedRequest(clip, *size, **options).read(cache)
-
-
 def _read_frames(
     request: Request, indices: np.ndarray, info: VideoInfo, cache: FrameCache | None
 ) -> torch.Tensor:
@@ -169,9 +154,6 @@ def _read_frames(
 
     bottom, right = crop.top + crop.pixels, crop.left + crop.pixels
     part = cache.frames(key, decode)[:, :, crop.top : bottom, crop.left : right]
-    if (np.diff(rows) == 1).all():  # neighbours: one copy, no table of rows
-        part = part[int(rows[0]) : int(rows[-1]) + 1]
-        return part.flip(-1) if crop.flip else part.clone(memory_format=torch.contiguous_format)
     part = part.index_select(0, torch.from_numpy(rows))
     return part.flip(-1) if crop.flip else part
 
@@ -232,21 +214,14 @@ class ClipReader(AbstractContextManager):
 
     def _read_isolated(self, request: Request) -> torch.Tensor | VideoError:
         try:
-            place, frames = shared_tensor(request.shape)
-            try:
-                info = self._children.call(_read_into, (request, place), self.limit_s)
-            finally:
-                Path(place).unlink(missing_ok=True)  # the memory lives as long as the tensor
+            frames, info = self._children.call(_read_alone, (request,), self.limit_s)
             self._infos[str(request.path)] = info
-            return frames
+            return torch.from_numpy(frames)
         except VideoError as error:
             known = str(error).startswith(str(request.path))
             return error if known else VideoError(f"{request.path}: {error}; leave it out")
 
 
-def _read_into(request: Request, place: str) -> VideoInfo:
-    """In the child: decode into the parent's memory."""
-    frames = mapped(place, request.shape)
-    os.unlink(place)  # both sides have it mapped: nothing is left over should the parent be killed
-    frames.copy_(request.read())
-    return probe(request.path)
+def _read_alone(request: Request) -> tuple[np.ndarray, VideoInfo]:
+    """In the child: the clip, and what was found in its file."""
+    return request.read().numpy(), probe(request.path)

@@ -179,7 +179,7 @@ def window_indices(
     clip: TrimmedClip, num_frames: int, fps: float, frames: int, frame_stride: int,
     augmentation: Augmentation | None = None,
 ) -> np.ndarray:  # fmt: skip
-    """Frames of one window of a trimmed clip: int64 (F,); see `read_trimmed_clip`."""
+    """Frames of one window of a trimmed clip: int64 (F,); see `TrimmedRequest`."""
     start_s = clip.start_s or 0.0
     if start_s * fps >= num_frames:
         found = f"the clip starts at {start_s:g} s, but {num_frames / fps:g} s decode"
@@ -223,9 +223,7 @@ def windows(
         raise ValueError(f"{found}: expected numbers of at least 1")
     count = -(-num_frames // stride)
     starts = list(range(0, max(count - snippets, 0) + 1, max(1, snippets // 2)))
-    if (
-        count - snippets - starts[-1] > snippets / stride
-    ):  # otherwise the last snippets are not looked at, as released
+    if count - snippets - starts[-1] > snippets / stride:  # else the rest is left, as released
         starts.append(count - snippets)
     found = [Window(start * stride, (start + snippets - 1) * stride) for start in starts]
     if segments is None:

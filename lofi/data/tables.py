@@ -123,7 +123,7 @@ def seconds(value: Any, where: str, what: str = "") -> float:
     parts = re.fullmatch(r"(?:(\d+):)?(\d+):(\d+(?:\.\d*)?)", value.strip(), re.ASCII)
     hours, minutes, rest = parts.groups() if parts else (None, "0", "60")
     if float(rest) >= 60 or (hours and int(minutes) >= 60):
-        raise ValueError(f"{where} is {value!r:.60}, expected seconds, mm:ss or hh:mm:ss; fix it")
+        raise ValueError(f"{where} is {value!r:.60}, expected seconds or h:mm:ss; fix it")
     return number(60 * (60 * int(hours or 0) + int(minutes)) + float(rest), where)
 
 

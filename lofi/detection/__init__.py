@@ -18,7 +18,7 @@ _WITH_TORCH = {  # imported when asked for: evaluation needs no PyTorch
     "classes": ("VideoClasses", "VideoClassifier", "add_classes", "detections", "main_labels",
                 "read_hacs_top2", "read_untrimmednet", "read_video_classes",
                 "train_video_classifier", "true_classes"),
-    "proposals": ("join_windows", "suppress"),
+    "proposals": ("suppress",),
 }  # fmt: skip
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from lofi import config as configs
-from lofi.config import Config
+from lofi.config import Config, PostProcessing
 from lofi.data.datasets import Datasets
 from lofi.data.features import Features, head_inputs
 from lofi.detection.classes import (
@@ -100,6 +100,11 @@ def class_free(config: Config, head: ScaledHead, features: Features) -> Proposal
     return suppress(tables, post, joined=joined)
 
 
+def inside(kept: Proposals, duration_s: float, post: PostProcessing, *classes) -> list[Detection]:
+    """`detections` without those that begin behind the end of the video."""
+    return [d for d in detections(kept, duration_s, post, *classes) if d.start_s <= d.end_s]
+
+
 def classified(
     config: Config, head: ScaledHead, classifier: SegmentClassifier | None, features: Features
 ) -> list[Detection]:
@@ -173,8 +178,7 @@ class Detector:
             return classified(self.config, self.head, self.classifier, features)
         classes = self.classifier.predict(features.values), self.classifier.names
         kept = propose(self.config, self.head, features)
-        found = detections(kept, info.duration_s, self.config.detect, *classes)
-        found = [d for d in found if d.start_s <= d.end_s]  # others began behind the end
+        found = inside(kept, info.duration_s, self.config.detect, *classes)
         return sorted(found, key=lambda detection: -detection.score)
 
 
@@ -186,11 +190,6 @@ def best_method(config: Config, run_dir: Path) -> str:
             return method
     cure = methods.command("head", config, run_dir, methods.default_method(config))
     raise FileNotFoundError(f"{run_dir}: no method with a trained head; run: {cure}")
-
-
-def detect(video_path: str | Path, run_dir: str | Path, method: str = "", device: str = "cpu"):
-    """All `Detection`s of one video file, best first; the rest as in `Detector.load`."""
-    return Detector.load(run_dir, method, device).detect(video_path)
 
 
 def output_names(paths: Sequence[Path], out_dir: str | Path) -> dict[Path, str]:
@@ -333,11 +332,11 @@ def detect_stage(
     """Stage `detect`: detections of all test videos under each source of `detect.classes`.
 
     Writes <run>/<method>/detections/{shared,own,oracle,segment,head}.{json,csv}, srt/<video>.srt,
-    proposals.json (the same without classes, for AR@AN) and what it returns, result.json;
-    several processes share the videos. Shared classes need the
-    features of another method, or a score file: where neither is there they are left out, with a
-    warning that says how to get them. Videos that the file lacks, "classes_missing" of them, get
-    those of the method's own classifier; ValueError: it lacks all.
+    proposals.json (the same without classes, for AR@AN) and what it returns, result.json; several
+    processes share the videos. Shared classes need the features of another method, or a score file:
+    where neither is there they are left out, with a warning that says how to get them. Videos that
+    the file lacks, "classes_missing" of them, get those of the method's own classifier; ValueError:
+    it lacks all.
     """
     method = method or methods.default_method(config)
     data = methods.run_data(config, run_dir)
@@ -345,65 +344,64 @@ def detect_stage(
     head = methods.load_head(config, run_dir, method, variant).to(device)
     keys = [video.id for video in store.require(data.test)]
     kinds, classifier = SOURCES[config.detect.classes], None
+    itself = kinds in (("segment",), ("head",))  # each proposal has its own class
     if kinds == ("head",) and not getattr(head.head, "names", ()):
         found = f"detect.classes is own, but head {config.head.kind} names none"
         raise ValueError(f"{found}; choose segment (each proposal by itself) or video")
     if kinds == ("segment",):
         path = Path(train_classifier(config, run_dir, method)["classifier"])
         classifier = SegmentClassifier.load(path)
-    itself = kinds in (("segment",), ("head",))  # each proposal has its own class
-    kept, seconds, unnamed = {}, {}, {}
+    classes: dict[str, VideoClasses] = {}
+    for kind in () if itself else dict.fromkeys(("own", *kinds) if "shared" in kinds else kinds):
+        try:
+            classes[kind] = video_classes(config, run_dir, method, kind, data)
+        except FileNotFoundError as error:
+            if kind != "shared":
+                raise
+            log.warning("no detections with shared classes (detect.shared_classes): %s", error)
+    found = {kind: {} for kind in kinds if itself or kind in classes}
+    unnamed, filled = {}, 0
     for done, i in enumerate(mine := share(len(keys))):
         features = store[keys[i]]
+        duration_s = features.grid.duration_s
         if itself:
-            kept[keys[i]] = classified(config, head, classifier, features)
+            found[kinds[0]][keys[i]] = classified(config, head, classifier, features)
             rows = class_free(config, head, features)
         else:
-            rows = kept[keys[i]] = propose(config, head, features)
-        seconds[keys[i]] = features.grid.duration_s
-        rows = detections(rows, seconds[keys[i]], config.detect)
-        unnamed[keys[i]] = [d for d in rows if d.start_s <= d.end_s]  # others began behind the end
+            rows = propose(config, head, features)
+        for kind in () if itself else found:
+            source = classes[kind]
+            if keys[i] not in source.scores:  # an external file may lack videos
+                source, filled = classes["own"], filled + 1
+            scores = source.of(keys[i]), source.names
+            found[kind][keys[i]] = inside(rows, duration_s, config.detect, *scores)
+        unnamed[keys[i]] = inside(rows, duration_s, config.detect)
         if on_step and is_first():
             on_step(done, len(mine), {})
+    if filled := sum(gather(filled)):
+        log.warning("%d of %d videos are not in %s and got the classes of the method's own "
+                    "classifier", filled, len(keys), classes["shared"].source)  # fmt: skip
     folder, written = detections_dir(run_dir, method, variant), {}
-    needed = ("own", "oracle") if "shared" in kinds else set(kinds) & {"oracle"}
-    lacking = 0
-    classes = {kind: video_classes(config, run_dir, method, kind, data) for kind in needed}
-    if "shared" in kinds:
-        try:
-            classes["shared"] = video_classes(config, run_dir, method, "shared", data)
-        except FileNotFoundError as error:
-            log.warning("no detections with shared classes (detect.shared_classes): %s", error)
-    for kind in (kind for kind in kinds if itself or kind in classes):
-        found, filled = dict(kept) if itself else {}, 0
-        for key, proposals in () if itself else kept.items():
-            source = classes[kind]
-            if key not in source.scores:  # an external file may lack videos
-                source, filled = classes["own"], filled + 1
-            scores = source.of(key), source.names
-            rows = detections(proposals, seconds[key], config.detect, *scores)
-            found[key] = [d for d in rows if d.start_s <= d.end_s]  # others began behind the end
-        together = {key: d for part in gather(found) for key, d in part.items()}
-        if filled := sum(gather(filled)):
-            lacking = filled
-            log.warning("%d of %d videos are not in %s and got the classes of the method's own "
-                        "classifier", filled, len(keys), classes[kind].source)  # fmt: skip
-        written[kind] = str(folder / f"{kind}.json")
+
+    def write(name: str, mine: dict[str, list[Detection]], source: str) -> dict:
+        """What all processes have found, in the order of the test set; one of them writes it."""
+        together = {key: rows for part in gather(mine) for key, rows in part.items()}
+        together = {key: together[key] for key in keys}
+        written[name] = str(folder / f"{name}.json")
         if is_first():
-            source = _source(config, method, kind) | ({"variant": variant} if variant else {})
-            together = {key: together[key] for key in keys}
-            write_detections(folder / f"{kind}.json", together, config.detect, source=source)
+            about = _source(config, method, source) | ({"variant": variant} if variant else {})
+            write_detections(written[name], together, config.detect, source=about)
+        return together
+
+    for kind, mine in found.items():
+        together = write(kind, mine, kind)
+        if is_first():
             write_csv(folder / f"{kind}.csv", together)
             for key, listed in together.items() if len(written) == 1 else ():
                 write_srt(folder / "srt" / f"{key}.srt", subtitles(listed))
-    written["proposals"] = str(folder / "proposals.json")
-    together = {key: found for part in gather(unnamed) for key, found in part.items()}
-    if is_first():
-        source = _source(config, method, "none") | ({"variant": variant} if variant else {})
-        together = {key: together[key] for key in keys}
-        write_detections(written["proposals"], together, config.detect, source=source)
+    write("proposals", unnamed, "none")
     absent = methods.without_features(store, data.test)
-    result = written | methods.counts(len(data.test), absent) | {"classes_missing": lacking}
+    result = written | methods.counts(len(data.test), absent) | {"classes_missing": filled}
     if is_first():
         write_json(folder / "post_processing.json", config.detect.to_json())
         write_json(folder / "result.json", result)

@@ -27,8 +27,9 @@ def suppress(windows: Sequence[Proposals], post: PostProcessing, joined: bool = 
                 f"detect.suppression is {post.suppression!r}, but windows are joined by soft-NMS; "
                 "set it to gaussian, or data.window_stride to 0"
             )
-        tables = [(window.segments_s, window.scores) for window in windows]
-        return Proposals(*join_windows(tables, post.sigma, post.top_k))
+        limits = post.sigma, post.top_k
+        kept = [soft_nms(window.segments_s, window.scores, *limits) for window in windows]
+        return Proposals(*soft_nms(*map(np.concatenate, zip(*kept)), *limits))
     (table,) = windows
     if post.suppression in ("per-class", "joint"):
         return suppress_points(table, post)
@@ -53,23 +54,3 @@ def suppress(windows: Sequence[Proposals], post: PostProcessing, joined: bool = 
 def _grid(steps: int, sigma: float) -> GridSoftNMS:
     """The same segments in every video: factors are computed once a process."""
     return GridSoftNMS(steps, steps, sigma)
-
-
-def join_windows(
-    windows: Sequence[tuple[np.ndarray, np.ndarray]], sigma: float = 0.46, top_k: int = 200,
-    longest: float = np.inf,
-) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
-    """Merge the proposals of one video's sliding windows (G-TAD, THUMOS14).
-
-    Per window segments (N, 2) in any unit of the video's time and scores (N,); segments of length
-    >= `longest` get score 0 before each pass. Returns (K, 2) and (K,), K <= top_k, best first.
-    """
-
-    def once(segments: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        too_long = segments[:, 1] - segments[:, 0] >= longest
-        return soft_nms(segments, np.where(too_long, 0.0, scores), sigma, top_k)
-
-    kept = [once(np.asarray(seg, np.float64), np.asarray(sc)) for seg, sc in windows]
-    if not kept:
-        return np.zeros((0, 2)), np.zeros(0)
-    return once(np.concatenate([k[0] for k in kept]), np.concatenate([k[1] for k in kept]))

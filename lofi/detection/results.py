@@ -32,17 +32,12 @@ class Detection(NamedTuple):
     label: str
     score: float
 
-    @property
-    def segment(self) -> tuple[float, float]:
-        """(start_s, end_s)."""
-        return (self.start_s, self.end_s)
-
 
 Detections = Mapping[str, Sequence[Detection]]  # video id -> its detections
 
 
 def write_detections(
-    path: str | Path, detections: Detections, post_processing: Any = None, version: str = "lofi",
+    path: str | Path, detections: Detections, post_processing: Any = None,
     source: Mapping[str, Any] | None = None,
 ) -> None:  # fmt: skip
     """Write ActivityNet-format JSON, one video per line.
@@ -63,8 +58,8 @@ def write_detections(
         ]
         lines.append(f"{json.dumps(video)}: {json.dumps(entries, allow_nan=False)}")
     body = ",\n".join(lines)
-    head, tail = json.dumps(version), json.dumps(external, allow_nan=False)
-    text = f'{{"version": {head},\n"results": {{\n{body}\n}},\n"external_data": {tail}}}\n'
+    tail = json.dumps(external, allow_nan=False)
+    text = f'{{"version": "lofi",\n"results": {{\n{body}\n}},\n"external_data": {tail}}}\n'
     write_text(path, text)
 
 
@@ -201,14 +196,13 @@ def _read_csv(path: Path, strict: bool) -> dict[str, list[Detection]]:
     return found
 
 
-def write_srt(path: str | Path, detections: Sequence[Detection], min_score: float = 0.0) -> int:
-    """Write subtitles of one video: a cue per detection with score >= `min_score`, by start time.
+def write_srt(path: str | Path, detections: Sequence[Detection]) -> int:
+    """Write subtitles of one video: a cue per detection, by start time; returns their number.
 
-    Times before 0 become 0; a cue lasts at least 1 ms. Returns the number of cues.
+    Times before 0 become 0; a cue lasts at least 1 ms.
     """
-    chosen = sorted((d for d in detections if d.score >= min_score), key=lambda d: d[:2])
     cues = []
-    for place, d in enumerate(chosen, 1):
+    for place, d in enumerate(sorted(detections, key=lambda d: d[:2]), 1):
         for seconds in d[:2]:
             if not math.isfinite(seconds):
                 raise ValueError(f"a detection has the time {seconds}; expected seconds")

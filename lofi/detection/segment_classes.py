@@ -26,6 +26,7 @@ CONTEXT = 0.5  # length of what is seen before and after, in lengths of the segm
 SHIFTS, SCALES = (-0.6, -0.3, -0.15, 0.0, 0.15, 0.3, 0.6), (0.5, 0.75, 1.0, 1.35, 2.0)
 NOTHING, WHOLE = 0.3, 0.7  # tIoU with an event up to which, and from which, the target is 0 and 1
 PIECES = 200  # of one length that a video gives at most
+WEIGHT_DECAY = 3e-2  # factor of half the squared weights beside the mean cross-entropy
 CANDIDATES = 1000  # proposals of one window that are classified
 
 
@@ -97,13 +98,11 @@ def examples(video: Video, features: Features, names: Sequence[str], lengths: Se
 
 
 def train_segment_classifier(
-    features: Mapping[str, Features], videos: Sequence[Video], weight_decay: float = 3e-2
+    features: Mapping[str, Features], videos: Sequence[Video]
 ) -> SegmentClassifier:
-    """Fit the classifier with L-BFGS; ValueError where no video with features has an event.
+    """Fit the classifier with L-BFGS; videos whose id has no features are left out.
 
-    Args:
-        features: of the training videos by id; videos without are left out.
-        weight_decay: factor of half the squared weights beside the mean cross-entropy.
+    ValueError where no video with features has an event.
     """
     videos = [video for video in videos if video.id in features]
     events = [s for video in videos for s in video.segments if s.end_s > s.start_s]
@@ -120,7 +119,7 @@ def train_segment_classifier(
     x, y = torch.cat(inputs), torch.cat(targets)
     mean, std = x.mean(0), x.std(0, correction=0).clamp_min(1e-6)
     x = (x - mean) / std
-    fitted = softmax_regression(x, y, len(names) + 1, weight_decay)
+    fitted = softmax_regression(x, y, len(names) + 1, WEIGHT_DECAY)
     return SegmentClassifier(names, *fitted, mean, std)
 
 

@@ -14,7 +14,6 @@ from lofi.encoders.base import (
     freeze_trunk,
     freeze_until,
     normalise,
-    unfreeze_batch_norm,
 )
 from lofi.encoders.frames import DINOv2, EfficientNetLite, RegNetY, pretrained_file
 from lofi.encoders.r2plus1d import R2Plus1D
@@ -23,17 +22,10 @@ from lofi.encoders.vit import VideoViT
 from lofi.encoders.weights import LoadReport, encoder_hash, load_weights, save_encoder
 
 # tsm-*: shift of 1/8 + 1/8 of the channels (toy: 1/4 + 1/4); resnet-*: the same without shift,
-# which is what image pre-training (ICP) trains.
+# which is what image pre-training (ICP) trains; motion-*: tsm-* that sees changes as well.
 ENCODERS = ("tsm-r18", "tsm-r34", "tsm-r50", "r2plus1d-18", "resnet-18", "resnet-34", "resnet-50")
-# motion-*: tsm-* that sees changes as well.
-ENCODERS += (
-    "efficientnet-lite0",
-    "dinov2-s",
-    "regnety-200mf",
-    "tsm-toy",
-    "resnet-toy",
-    "motion-toy",
-)
+ENCODERS += ("efficientnet-lite0", "dinov2-s", "regnety-200mf")
+ENCODERS += ("tsm-toy", "resnet-toy", "motion-toy")
 # VideoMAE; any even F and any S of whole patches.
 ENCODERS += ("vit-toy", "vit-s", "vit-b", "vit-l", "vit-h", "vit-g")
 _VIT = {  # patch, width, depth, heads, hidden units of the MLP
@@ -47,19 +39,16 @@ _VIT = {  # patch, width, depth, heads, hidden units of the MLP
 _BLOCKS = {"18": (2, 2, 2, 2), "34": (3, 4, 6, 3), "50": (3, 4, 6, 3), "toy": (1, 1, 1)}
 
 
-def build_encoder(
-    name: str, seed: int | None = None, *, generator: torch.Generator | None = None
-) -> Encoder:
+def build_encoder(name: str, seed: int | None = None) -> Encoder:
     """A new encoder with random weights (He et al. 2015, fan out, as torchvision starts them; the
     linear layers of a ViT: normal, SD 0.02; biases 0).
 
-    `seed` makes the weights a function of the name and this number alone; a (CPU) `generator` is
-    used instead of it; with neither, torch's global one. ValueError for names not in `ENCODERS`.
+    `seed` makes the weights a function of the name and this number alone; without it torch's
+    global generator does. ValueError for names not in `ENCODERS`.
     """
     if name not in ENCODERS:
         raise ValueError(f"unknown encoder {name!r}; known: {', '.join(ENCODERS)}")
-    if seed is not None:
-        generator = torch.Generator().manual_seed(seed)
+    generator = None if seed is None else torch.Generator().manual_seed(seed)
     family, size = name.split("-")
     size, fold = size.removeprefix("r"), 0 if family == "resnet" else 8
     with torch.random.fork_rng(devices=[]):  # torch's own initialisation draws numbers for nothing

@@ -45,7 +45,7 @@ class Encoder(nn.Module):
     patch: int = 1
     frozen_stage: str | None = None
     frozen_trunk: bool = False
-    frozen_batch_norm: str | None = None  # None | "statistics" | "affine" | "folded"
+    frozen_batch_norm: str | None = None  # None | "affine" | "folded"
 
     def stage_modules(self, stage: str) -> list[nn.Module]:
         """The modules that make up one of `stages`."""
@@ -118,14 +118,13 @@ def convolve(convolution: nn.Module, norm: BatchNorm, x: Tensor) -> Tensor:
     return apply(x, weight, offset, *shape)
 
 
-def normalise(clip: Tensor, encoder: Encoder, dtype: torch.dtype | None = None) -> Tensor:
+def normalise(clip: Tensor, encoder: Encoder) -> Tensor:
     """Turn frames as decoded into what the encoder expects.
 
     Args:
         clip: (..., 3, S, S) uint8 RGB, on the device where the result shall live.
-        dtype: of the result; default: that of the encoder's weights.
     Returns:
-        the same shape, (value / 255 - mean) / std; one new tensor, in the memory format
+        the same shape, (value / 255 - mean) / std; one new tensor, in the type and memory format
         (channels last or not) of the encoder's first weight.
     Raises:
         ValueError: not uint8, or the third dimension from the end is not RGB.
@@ -136,32 +135,21 @@ def normalise(clip: Tensor, encoder: Encoder, dtype: torch.dtype | None = None) 
     weight = next(encoder.parameters())
     last = weight.dim() == 4 and not weight.is_contiguous()
     layout = torch.channels_last if last else torch.contiguous_format
-    out = clip.flatten(0, -4).to(dtype or weight.dtype, memory_format=layout, copy=True)
+    out = clip.flatten(0, -4).to(weight.dtype, memory_format=layout, copy=True)
     out.sub_(out.new_tensor([255 * value for value in encoder.mean]).view(3, 1, 1))
     out.mul_(out.new_tensor([1 / (255 * value) for value in encoder.std]).view(3, 1, 1))
     return out.unflatten(0, clip.shape[:-3])
 
 
-def freeze_batch_norm(encoder: Encoder, affine: bool = True, fold: bool = False) -> None:
+def freeze_batch_norm(encoder: Encoder, fold: bool = False) -> None:
     """Use the running statistics for good: no later `.train()` of any parent changes them.
 
     Low-fidelity training would otherwise estimate them at a resolution that feature extraction
-    never sees, and the exact and sampled modes need every snippet to be independent.
-
-    Args:
-        affine: also stop training the scale and the offset.
-        fold: apply them inside the convolutions (see `convolve`): the same features and gradients
-            up to rounding for about 40 % less memory; needs `affine`.
+    never sees, and the exact and sampled modes need every snippet to be independent. Scale and
+    offset stop training too; with `fold` they are applied inside the convolutions (see `convolve`):
+    the same features and gradients up to rounding for about 40 % less memory.
     """
-    if fold and not affine:
-        raise ValueError("fold=True needs affine=True: a scale inside the weights cannot train")
-    held = "folded" if fold else "affine" if affine else "statistics"
-    _freeze(encoder, frozen_batch_norm=held)
-
-
-def unfreeze_batch_norm(encoder: Encoder) -> None:
-    """Undo `freeze_batch_norm`; stages frozen by `freeze_until` stay frozen."""
-    _freeze(encoder, frozen_batch_norm=None)
+    _freeze(encoder, frozen_batch_norm="folded" if fold else "affine")
 
 
 def freeze_until(encoder: Encoder, stage: str | None) -> None:
@@ -188,15 +176,15 @@ def _freeze(encoder: Encoder, **change: str | bool | None) -> None:
     if stage not in (None, *known):
         raise ValueError(f"{encoder.name} has no stage {stage!r}; stages: {', '.join(known)}")
     vars(encoder).update(change)
-    frozen, batch_norm = encoder.frozen_stage is not None, encoder.frozen_batch_norm
+    frozen, batch_norm = encoder.frozen_stage is not None, encoder.frozen_batch_norm is not None
     for stage in encoder.stages:
         for part in nn.ModuleList(encoder.stage_modules(stage)).modules():
-            held = frozen or (isinstance(part, BatchNorm) and batch_norm in ("affine", "folded"))
+            held = frozen or (isinstance(part, BatchNorm) and batch_norm)
             for parameter in part.parameters(recurse=False):
                 parameter.requires_grad_(not held)
             if isinstance(part, BatchNorm):
-                part.frozen = frozen or batch_norm is not None
-                part.folded = batch_norm == "folded"
+                part.frozen = held
+                part.folded = encoder.frozen_batch_norm == "folded"
         frozen = frozen and stage != encoder.frozen_stage
     if encoder.frozen_trunk:
         for name, parameter in encoder.named_parameters():

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from lofi.encoders import build_encoder
 from lofi.encoders.base import Encoder
-from lofi.encoders.weights import read_tensors
+from lofi.encoders.weights import read_weights
 from lofi.files import load_tensors, save_tensors
 
 FORMAT = "lofi-dual-1"  # of a saved stand-in
@@ -168,7 +168,7 @@ class Clip(nn.Module):
 
         FileNotFoundError, ValueError: no such file, or no CLIP with a ViT in it.
         """
-        state = read_tensors(Path(path))
+        state = read_weights(Path(path))[0]
         if "visual.conv1.weight" in state:
             state = _from_open_clip(state)
         state = {k: v.float() for k, v in state.items() if not k.endswith("position_ids")}

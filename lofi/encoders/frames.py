@@ -71,9 +71,8 @@ class EfficientNetLite(FrameEncoder):
         blocks, inputs = [], 32
         for expansion, width, count, stride, kernel in GROUPS:
             for position in range(count):
-                blocks.append(
-                    Block(inputs, width, expansion, stride if not position else 1, kernel)
-                )
+                step = 1 if position else stride
+                blocks.append(Block(inputs, width, expansion, step, kernel))
                 inputs = width
         self.blocks = nn.ModuleList(blocks)
         self.conv_head = nn.Conv2d(inputs, 1280, 1, bias=False)

@@ -26,16 +26,9 @@ class ResNet(Encoder):
     """
 
     def __init__(
-        self,
-        name: str,
-        blocks: tuple[int, ...],
-        width: int = 64,
-        *,
-        bottleneck: bool = False,
-        fold: int = 8,
-        toy_stem: bool = False,
-        motion: bool = False,
-    ) -> None:
+        self, name: str, blocks: tuple[int, ...], width: int = 64, *, bottleneck: bool = False,
+        fold: int = 8, toy_stem: bool = False, motion: bool = False,
+    ) -> None:  # fmt: skip
         super().__init__()
         kernel = 5 if toy_stem else 7
         self.name = name

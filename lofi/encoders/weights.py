@@ -100,7 +100,7 @@ def load_weights(
     finite, with non-local blocks, (strict) of another encoder, or ours with other pixels.
     """
     path = Path(path)
-    found, origin = _read(path)
+    found, origin = read_weights(path)
     layout, found, classifier = _translate(found, path, bool(origin))
     found = {name: value for name, value in found.items() if isinstance(value, Tensor)}
     if strict and origin and origin.get("encoder") != encoder.name:
@@ -150,8 +150,11 @@ def _say_once(line: str) -> None:
         log.warning(line)
 
 
-def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The tensors of a file by name, and the metadata of our own format (else empty)."""
+def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors of a file by name, and the metadata of our own format (else empty).
+
+    Errors as in `load_weights`.
+    """
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file (expected encoder weights); check the path")
     with open(path, "rb") as file:
@@ -278,11 +281,6 @@ def _translate(
             joined = torch.cat([kept.pop(part) for part in parts])
             kept[name.replace("query", "qkv")] = joined
     return layout, kept, classifier
-
-
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a local weights file by name; errors as in `load_weights`."""
-    return _read(path)[0]
 
 
 def _recognise(found: Mapping[str, Tensor]) -> str:

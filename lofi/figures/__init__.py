@@ -10,7 +10,7 @@ from lofi.figures.curves import (
     paired_dots,
     sensitivity_bars,
 )
-from lofi.figures.maps import boundary_curves, confidence_map, salience, similarity
+from lofi.figures.maps import boundary_curves, confidence_map, similarity
 from lofi.figures.tables import (
     Table,
     amnet_table,

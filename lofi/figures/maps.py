@@ -5,7 +5,7 @@ Maps are (D, L): row d, column s is the anchor that starts at snippet s and cove
 Times on the axes are seconds when `duration_s` is given, else snippets; segments likewise.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -125,41 +125,4 @@ def boundary_curves(
                 color=style.FALSE_ALARM, label="true end")  # fmt: skip
     ax.set(xlim=(0, length), ylim=(0, 1), xlabel=name, ylabel="probability")
     ax.legend(**style.BESIDE)
-    return ax
-
-
-def salience(
-    rows: Mapping[str, Any], truth: Segments = None, *, duration_s: Seconds = None,
-    ax: Canvas = None,
-) -> Axes:  # fmt: skip
-    """How much of a video's steps stands out: a strip a row, darkest at the highest channel mean.
-
-    AMNet's supplement, figure 1, draws the features before and after the mask so.
-
-    Args:
-        rows: name → (C, T) features, or (T,) values; every row is scaled to its own range.
-        truth: segments that are framed.
-    """
-    if not rows:
-        raise ValueError("no rows to draw, expected features by name")
-    strips = []
-    for name, values in rows.items():
-        values = as_array(values).astype(float)
-        if values.ndim not in (1, 2) or not values.size:
-            raise ValueError(f"{name} must be (channels, steps) or (steps,), got {values.shape}")
-        values = values.mean(0) if values.ndim == 2 else values
-        low, high = values.min(), values.max()
-        strips.append((values - low) / (high - low or 1.0))
-    length, unit = time_axis(duration_s, len(strips[0]))
-    ax = axes_for(ax, 8.0, 0.9 + 0.5 * len(rows))
-    for i, strip in enumerate(strips):
-        ax.imshow(strip[None], cmap="Greys", vmin=0, vmax=1, aspect="auto",
-                  interpolation="nearest", extent=(0, length, i + 0.92, i + 0.08))  # fmt: skip
-    look = {"edgecolor": style.FALSE_ALARM, "linewidth": 1.8, "path_effects": style.EDGE}
-    for span in as_spans(truth):
-        box = Rectangle((span.start_s, 0), span.length_s, len(rows), fill=False, **look)
-        ax.add_patch(box)
-    ax.set_yticks([i + 0.5 for i in range(len(rows))], list(rows))
-    ax.tick_params(axis="y", length=0)
-    ax.set(xlabel=unit, xlim=(0, length), ylim=(len(rows), 0))
     return ax

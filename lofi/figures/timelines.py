@@ -15,19 +15,8 @@ from matplotlib.patches import Patch, Rectangle
 
 from lofi.figures import style
 from lofi.figures.maps import boundary_curves
-from lofi.figures.style import (
-    Canvas,
-    Segments,
-    Span,
-    as_array,
-    as_spans,
-    axes_for,
-    by_score,
-    fill,
-    literal,
-)
 
-Rows = Mapping[str, Segments]  # lane name → segments in seconds, (start, end, label, score)
+Rows = Mapping[str, style.Segments]  # lane name → segments in seconds, (start, end, label, score)
 GROUND_TRUTH = "ground truth"
 UNIT_IN = 0.46  # inches of a lane with one shelf
 SHELF, GAP = 0.6, 0.38  # height of each shelf of a lane with several, space below it, in lanes
@@ -41,7 +30,7 @@ MISSED = dict(facecolor=style.LIGHT, edgecolor=style.INK, linestyle="--", label=
 LEGEND = [Patch(**look) for look in (TRUE_ACTION, RIGHT, WRONG, MISSED)]
 
 
-def judge(truth: Segments, detections: Segments) -> tuple[list[bool], list[bool]]:
+def judge(truth: style.Segments, detections: style.Segments) -> tuple[list[bool], list[bool]]:
     """Which detections are right and which actions were found, at tIoU 0.5.
 
     From the highest score down each detection takes the free ground-truth segment of its label (or
@@ -49,29 +38,25 @@ def judge(truth: Segments, detections: Segments) -> tuple[list[bool], list[bool]
     A second detection of the same action is a false alarm, as in average precision. Returns one
     flag per detection and one per ground-truth segment, in the given order.
     """
-    actions, guesses = as_spans(truth), as_spans(detections)
+    actions, guesses = style.as_spans(truth), style.as_spans(detections)
     hit, found = [False] * len(guesses), [False] * len(actions)
     for i in sorted(range(len(guesses)), key=lambda i: -(guesses[i].score or 0.0)):
-        overlaps = [_tiou(action, guesses[i]) * (not found[k]) for k, action in enumerate(actions)]
-        if max(overlaps, default=0.0) >= FOUND_FROM:
-            hit[i] = found[overlaps.index(max(overlaps))] = True
+        guess, overlaps = guesses[i], [0.0]
+        for action, taken in zip(actions, found):
+            other = action.label and guess.label and action.label != guess.label
+            shared = min(action.end_s, guess.end_s) - max(action.start_s, guess.start_s)
+            covered = action.length_s + guess.length_s - shared
+            overlaps.append(shared / covered if shared > 0 and not (taken or other) else 0.0)
+        if max(overlaps) >= FOUND_FROM:
+            hit[i] = found[overlaps.index(max(overlaps)) - 1] = True
     return hit, found
-
-
-def _tiou(action: Span, guess: Span) -> float:
-    """tIoU, or 0 when the labels differ."""
-    if action.label and guess.label and action.label != guess.label:
-        return 0.0
-    shared = max(0.0, min(action.end_s, guess.end_s) - max(action.start_s, guess.start_s))
-    covered = action.length_s + guess.length_s - shared
-    return shared / covered if covered > 0 else 0.0
 
 
 class _Lane(NamedTuple):
     """What one lane shows and how it is stacked."""
 
     name: str
-    spans: list[Span]  # best score first
+    spans: list[style.Span]  # best score first
     shelves: list[int]  # of each span, 0 at the top
     height: float
 
@@ -79,7 +64,7 @@ class _Lane(NamedTuple):
 def _lanes(rows: Rows, truth: str, top: int) -> list[_Lane]:
     lanes = []
     for name, segments in rows.items():
-        spans = by_score(as_spans(segments))
+        spans = style.by_score(style.as_spans(segments))
         if name != truth and len(spans) > top:
             name, spans = f"{name}\n({top} best of {len(spans)})", spans[:top]
         shelves: list[int] = []  # the first on which a span overlaps no earlier one
@@ -100,8 +85,9 @@ def _total_height(lanes: list[_Lane]) -> float:
 
 
 def timeline(
-    rows: Rows, duration_s: float, *, truth: str = GROUND_TRUTH, top: int = 6, ax: Canvas = None
-) -> Axes:
+    rows: Rows, duration_s: float, *, truth: str = GROUND_TRUTH, top: int = 6,
+    ax: style.Canvas = None,
+) -> Axes:  # fmt: skip
     """One lane of segments per entry of `rows`, judged against the lane called `truth`.
 
     Detections that overlap in time are stacked inside their lane, the best at the top; a bar's
@@ -114,14 +100,14 @@ def timeline(
         raise ValueError(f"duration_s must be positive, got {duration_s}")
     lanes = _lanes(rows, truth, top)
     total = _total_height(lanes)
-    legend, ax = ax is None and truth in rows, axes_for(ax, 8.0, UNIT_IN * total + 1.0)
+    legend, ax = ax is None and truth in rows, style.axes_for(ax, 8.0, UNIT_IN * total + 1.0)
     ax.set(xlim=(0, duration_s), ylim=(-total, 0), xlabel="time (s)")
     one_label = len({span.label for lane in lanes for span in lane.spans if span.label}) < 2
     middles, above = [], -GAP / 2
     for i, lane in enumerate(lanes):
-        looks = [TRUE_ACTION if lane.name == truth else fill(i)] * len(lane.spans)
+        looks = [TRUE_ACTION if lane.name == truth else style.fill(i)] * len(lane.spans)
         if lane.name != truth and truth in rows:
-            actions = as_spans(rows[truth])
+            actions = style.as_spans(rows[truth])
             hit, found = judge(actions, lane.spans)
             looks = [RIGHT if right else WRONG for right in hit]
             low, tall = above - lane.height - 0.08, lane.height + 0.16
@@ -131,7 +117,7 @@ def timeline(
         _draw_bars(ax, lane, looks, above, one_label)
         middles.append(above - lane.height / 2)
         above -= lane.height + GAP
-    ax.set_yticks(middles, [literal(lane.name) for lane in lanes])
+    ax.set_yticks(middles, [style.literal(lane.name) for lane in lanes])
     ax.tick_params(axis="y", length=0)
     ax.spines["left"].set_visible(False)
     if legend:
@@ -159,14 +145,14 @@ def _draw_bars(ax: Axes, lane: _Lane, looks: list[dict], above: float, one_label
         fitting = [text for text in texts if 0 < len(text) <= room]
         if fitting and tall * height_px / (high - low) >= TEXT_PX:
             ax.text(
-                (span.start_s + span.end_s) / 2, middle, literal(fitting[0]), fontsize=style.SMALL,
-                color=style.INK, ha="center", va="center_baseline", path_effects=style.OUTLINE,
-                clip_on=True,
+                (span.start_s + span.end_s) / 2, middle, style.literal(fitting[0]),
+                fontsize=style.SMALL, color=style.INK, ha="center", va="center_baseline",
+                path_effects=style.OUTLINE, clip_on=True,
             )  # fmt: skip
 
 
 def thumbnails(
-    frames: Any, times_s: Any, duration_s: float, *, most: int = MOST, ax: Canvas = None
+    frames: Any, times_s: Any, duration_s: float, *, most: int = MOST, ax: style.Canvas = None
 ) -> Axes:
     """A strip of frames near their times, undistorted; the marks under it show the exact times.
 
@@ -177,7 +163,7 @@ def thumbnails(
     """
     frames, times, strip_in = _strip(frames, times_s, most, 8.0)
     count = len(times)
-    ax = axes_for(ax, 8.0, 0.55 + strip_in)
+    ax = style.axes_for(ax, 8.0, 0.55 + strip_in)
     slot = np.diff(times).min(initial=duration_s / count)
     # Moved as little as keeps every slot inside the video and off its neighbours.
     packed = np.arange(count) * slot
@@ -195,7 +181,7 @@ def thumbnails(
 
 
 def pictures(frames: Any, what: str) -> np.ndarray:
-    frames = as_array(frames, 4, what)
+    frames = style.as_array(frames, 4, what)
     if frames.shape[-1] != 3:
         raise ValueError(f"{what}, got {frames.shape}")
     return frames
@@ -205,7 +191,7 @@ def _strip(
     frames: Any, times_s: Any, most: int, width_in: float
 ) -> tuple[np.ndarray, np.ndarray, float]:
     """At most `most` evenly chosen frames, their times, and the strip's height in inches."""
-    frames, times = pictures(frames, "frames must be (n, H, W, 3)"), as_array(times_s)
+    frames, times = pictures(frames, "frames must be (n, H, W, 3)"), style.as_array(times_s)
     if len(times) != len(frames) or not len(times):
         raise ValueError(f"{len(frames)} frames need as many times, got {len(times)}")
     stride = -(-len(frames) // most)
@@ -240,5 +226,5 @@ def video_timeline(
     timeline(rows, duration_s, top=top, ax=axes[-1])
     if GROUND_TRUTH in rows:
         figure.legend(handles=LEGEND, loc="outside lower center", ncols=4, frameon=False)
-    figure.suptitle(literal(title))
+    figure.suptitle(style.literal(title))
     return figure

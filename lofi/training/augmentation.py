@@ -17,13 +17,7 @@ STATIC, SHOT_CUT = 1.0, 60.0  # mean grey-level change of neighbouring frames
 MAX_BLEND, MAX_NOISE = 0.5, 10  # share of another picture; grey levels
 GREY = 0.2  # probability
 SMALLEST_CROP = 0.6  # of the side
-SHORTEST_CROP, TRIALS, KEPT = (
-    0.9,
-    200,
-    0.5,
-)  # of `crop_steps`: share of a video, draws, of a segment
-
-
+SHORTEST_CROP, TRIALS, KEPT = 0.9, 200, 0.5  # of a video, draws, of a segment
 SCALES = (1.0, 0.875, 0.75, 0.66)  # of "multiscale": sides of a crop over the short side
 SHAPES = [(a, b) for i, a in enumerate(SCALES) for b in SCALES[max(0, i - 1) : i + 2]]
 # (top, left) in quarters of the free space: corners, middles, and halfway between them
@@ -49,7 +43,7 @@ def draw_geometry(setting: str, generator: torch.Generator, jitter: int = 0) -> 
 
 
 class Colour(NamedTuple):
-    """One draw of `colour`; dy and dx are in [-1, 1], 1 = the largest shift of the picture."""
+    """One draw of `recolour`; dy and dx are in [-1, 1], 1 = the largest shift of the picture."""
 
     order: torch.Tensor  # of the channels
     invert: bool
@@ -65,17 +59,12 @@ def draw_colour(generator: torch.Generator) -> Colour:
     return Colour(order, invert < 0.5, GAIN[0] + (GAIN[1] - GAIN[0]) * gain, 2 * dy - 1, 2 * dx - 1)
 
 
-def colour(clips: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Permute and invert colour channels, change the gain and shift the picture, per clip.
+def recolour(clip: torch.Tensor, draw: Colour) -> torch.Tensor:
+    """Permute and invert colour channels, change the gain and shift the picture of a whole clip.
 
     A source classifier that cannot rely on colour or position has to look at shape and motion.
-    (B, F, 3, S, S) uint8 in and out; every frame of a clip changes in the same way.
+    (F, 3, S, S) uint8 in and out.
     """
-    return torch.stack([recolour(clip, draw_colour(generator)) for clip in clips])
-
-
-def recolour(clip: torch.Tensor, draw: Colour) -> torch.Tensor:
-    """Apply a draw of `colour` to one clip (F, 3, S, S) uint8."""
     side = clip.shape[-1]
     clip = 255 - clip[:, draw.order] if draw.invert else clip[:, draw.order]
     clip = (128 + (clip.float() - 128) * draw.gain).clamp_(0, 255).to(torch.uint8)

@@ -17,7 +17,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-MEETING = "LOFI_MEETING"  # file that `lofi.launch` gives its processes to find each other by
+from lofi.launch import MEETING
+
 CONNECT = datetime.timedelta(minutes=3)  # to find each other
 BUCKET = 16 * 2**20  # bytes of gradients that are summed together
 TIMEOUT = datetime.timedelta(hours=6)  # one may render, read or write while the others wait
@@ -32,6 +33,12 @@ def check_device(device: str) -> None:
     if device not in usable:
         found = f"device {device!r} is not on this machine, as torch sees it"
         raise ValueError(f"{found}; use one of: {', '.join(usable)}")
+
+
+def one_thread_for_small_work(preset: str) -> None:
+    """The toy networks are too small to share: beside other work two threads took 20 × as long."""
+    if preset in ("tiny", "toy", "long", "weak") and "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(1)
 
 
 def restarted() -> bool:

@@ -201,13 +201,11 @@ def fit(training: Training, run: RunFolder, on_step: OnStep | None = None) -> No
         means = {}
         if setting.ema:
             average = get_ema_multi_avg_fn(setting.ema)
-            means = {
-                f"mean {k}": AveragedModel(m, multi_avg_fn=average) for k, m in modules.items()
-            }
+            means = {k: AveragedModel(m, multi_avg_fn=average) for k, m in modules.items()}
             for name, mean in means.items():
-                mean.update_parameters(modules[name.removeprefix("mean ")])  # begins with a copy
-        modules = modules | means
-        start, trained = _restore(modules, optimizer, training.scaler, run), False
+                mean.update_parameters(modules[name])  # begins with a copy
+        states = modules | {f"mean {name}": mean for name, mean in means.items()}
+        start, trained = _restore(states, optimizer, training.scaler, run), False
         numbers = run.hash, start, batches.steps, batches.items
         log.info("settings %s: steps %d to %d of %d items", *numbers)
         run.keep_metrics_before(start)
@@ -232,7 +230,7 @@ def fit(training: Training, run: RunFolder, on_step: OnStep | None = None) -> No
                 scaler.step(optimizer)
                 scaler.update()
                 for name, mean in means.items():
-                    mean.update_parameters(modules[name.removeprefix("mean ")])
+                    mean.update_parameters(modules[name])
                 record |= {"lr": rate, "seconds": round(time.perf_counter() - began, 4)}
                 record |= {"waited": round(began - ended, 4), "items": len(batches.at(step))}
                 record |= {"fidelity": fidelity} if (fidelity := training.fidelity(step)) else {}
@@ -249,7 +247,7 @@ def fit(training: Training, run: RunFolder, on_step: OnStep | None = None) -> No
             due = done % training.checkpoint_every == 0 or done == batches.steps or stopped
             keep = training.keep_every and done % (training.keep_every * batches.per_epoch) == 0
             if due or keep:
-                weights = {name: module.state_dict() for name, module in modules.items()}
+                weights = {name: module.state_dict() for name, module in states.items()}
                 if keep:
                     run.keep(f"epoch-{done // batches.per_epoch:03d}", weights)
                 state = {"step": done, "modules": weights, "optimizer": optimizer.state_dict()}
@@ -260,7 +258,7 @@ def fit(training: Training, run: RunFolder, on_step: OnStep | None = None) -> No
                 return
             ended = time.perf_counter()
         for name, mean in means.items():
-            modules[name.removeprefix("mean ")].load_state_dict(mean.module.state_dict())
+            modules[name].load_state_dict(mean.module.state_dict())
         log.info("settings %s: trained", run.hash)
 
 

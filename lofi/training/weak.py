@@ -500,14 +500,12 @@ def load_cbp(
     config: Config, run_dir, stage: str, number: int, pairs, classes, variant: str = ""
 ) -> CBP:
     """CBP as a stage left it, in eval mode; FileNotFoundError with the command."""
-    branch = new_cbp(config, pairs, classes)
-    return _loaded(config, run_dir, stage, number, variant, branch)
+    return _loaded(config, run_dir, stage, number, variant, new_cbp(config, pairs, classes))
 
 
 def load_vlp(config: Config, run_dir, number: int, pairs, classes, variant: str = "") -> VLP:
     """VLP as the B step of a round left it, in eval mode; FileNotFoundError with the command."""
-    branch = new_vlp(config, run_dir, pairs, classes)
-    return _loaded(config, run_dir, "b", number, variant, branch)
+    return _loaded(config, run_dir, "b", number, variant, new_vlp(config, run_dir, pairs, classes))
 
 
 def _loaded(config: Config, run_dir, stage: str, number: int, variant: str, branch: nn.Module):

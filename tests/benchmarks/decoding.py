@@ -5,9 +5,9 @@
 Renders videos (toy size, and 30 s of 640 x 360 with a moving texture), then times in turn, so that
 ratios do not depend on the machine's mood:
 
-* one clip: `read_clip` (only the frames asked for, scaled in the decoder), PyAV frame by frame with
-  every frame resized by torch, and `read_clip` with its cache filled; medians of milliseconds of
-  process CPU time (all threads);
+* one clip: `ClipRequest` (only the frames asked for, scaled in the decoder), PyAV frame by frame
+  with every frame resized by torch, and `ClipRequest` with a filled cache; medians of milliseconds
+  of process CPU time (all threads);
 * many clips: `ClipReader` inline, with two threads and with two processes, and on low-resolution
   copies as `lofi cache` makes them; medians of milliseconds of wall time a clip.
 """
@@ -82,7 +82,7 @@ def median_ms(
 
 def measure(case: tuple, folder: Path) -> dict[str, float]:
     """Medians, their ratios, and the mean difference of the two results in grey levels."""
-    from lofi.data.reading import FrameCache, read_clip
+    from lofi.data.reading import ClipRequest, FrameCache
     from lofi.data.snippets import crop_of, frame_indices
     from lofi.fidelity import Fidelity
 
@@ -97,9 +97,9 @@ def measure(case: tuple, folder: Path) -> dict[str, float]:
     cache = FrameCache(2**30)
     options = dict(frame_stride=stride, crop_ratio=ratio)
     calls = {
-        "ours": lambda: read_clip(path, fidelity, **options),
+        "ours": lambda: ClipRequest(path, fidelity, **options).read(),
         "naive": lambda: naive(path, indices, crop),
-        "cached": lambda: read_clip(path, fidelity, cache=cache, **options),
+        "cached": lambda: ClipRequest(path, fidelity, **options).read(cache),
     }
     results = {name: call().float() for name, call in calls.items()}  # also warms up
     difference = (results["ours"].flatten(0, 1) - results["naive"]).abs().mean().item()
