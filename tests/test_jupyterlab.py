@@ -1,9 +1,10 @@
 """Notebooks in JupyterLab, in a real browser: every cell runs, every control moves its picture.
 
-By default the notebooks whose controls come before the first cell that trains run up to that cell.
+By default notebooks run up to the last control before the first cell that trains.
 LOFI_BROWSER=all runs every notebook whole (half an hour), LOFI_BROWSER="01 06" some.
 """
 
+import itertools
 import json
 import os
 import re
@@ -30,11 +31,12 @@ def cells_to_run() -> dict[Path, int]:
     found = {}
     for path in sorted(FOLDER.glob("[0-9][0-9]*_*.ipynb")):
         sources = [c.source * (c.cell_type == "code") for c in nbformat.read(path, 4).cells]
-        first = next((i for i, source in enumerate(sources) if TRAINS.search(source)), len(sources))
+        cheap = [*itertools.takewhile(lambda source: not TRAINS.search(source), sources)]
+        controls = [i for i, source in enumerate(cheap, 1) if "explore(" in source]
         if CHOSEN == ["all"] or path.name.split("_")[0] in CHOSEN:
             found[path] = len(sources)
-        elif not CHOSEN and any("explore(" in source for source in sources[:first]):
-            found[path] = first
+        elif not CHOSEN and controls:
+            found[path] = controls[-1]
     return found
 
 
