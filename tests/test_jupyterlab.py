@@ -44,7 +44,13 @@ CELLS = cells_to_run()
 
 
 @pytest.fixture(scope="module")
-def lab(tmp_path_factory):
+def browser(tmp_path_factory):
+    with Browser(tmp_path_factory.mktemp("profile"), limit_s=1800 if CHOSEN else 300) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def lab(browser, tmp_path_factory):  # no server where there is no browser
     """Address of a JupyterLab on a copy of the notebooks, with settings and runs of its own."""
     folder = tmp_path_factory.mktemp("lab")
     shutil.copytree(FOLDER, folder / "notebooks", ignore=shutil.ignore_patterns("__pycache__"))
@@ -83,12 +89,6 @@ def lab(tmp_path_factory):
     yield f"http://127.0.0.1:{port}/lab/tree", "?reset&token=tests"
     server.terminate()
     server.wait(30)
-
-
-@pytest.fixture(scope="module")
-def browser(lab, tmp_path_factory):
-    with Browser(tmp_path_factory.mktemp("profile"), limit_s=1800 if CHOSEN else 120) as opened:
-        yield opened
 
 
 def move(browser: Browser, slider: str, share: float) -> None:
