@@ -95,9 +95,9 @@ class Browser:
         assert "exceptionDetails" not in answer, answer["exceptionDetails"]
         return answer["result"].get("value")
 
-    def wait(self, expression: str):
+    def wait(self, expression: str, limit_s: float | None = None):
         """Wait until an expression is true; its value."""
-        until = time.monotonic() + self.limit_s
+        until = time.monotonic() + (limit_s or self.limit_s)
         while not (value := self.run(expression)):
             assert time.monotonic() < until, f"never came true: {expression}"
             time.sleep(0.05)

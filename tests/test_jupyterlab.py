@@ -127,15 +127,15 @@ def test_every_cell_runs_and_every_control_redraws(lab, browser, path):
         slider = f"[data-slider='{index}']"
         area = f"document.querySelector({slider!r}).closest('.jp-OutputArea-output')"
         pictures = f"[...{area}.querySelectorAll('img')].map(e => e.src).join()"
-        browser.wait(f"(globalThis.first = {pictures}) !== ''")
+        browser.wait(f"(globalThis.first = {pictures}) !== ''", 60)
         places = "[e.querySelector('.noUi-handle'), e].map(x => x.getBoundingClientRect())"
         start = f"(([h, b]) => (h.x + h.width / 2 - b.x) / b.width)({places})"
         start = browser.run(f"(e => {start})(document.querySelector({slider!r}))")
         move(browser, slider, 0.02 if start > 0.5 else 0.98)
-        browser.wait(f"![first, ''].includes({pictures})")
+        browser.wait(f"![first, ''].includes({pictures})", 60)
         assert "Error" not in browser.run(f"{area}.textContent")
         move(browser, slider, min(max(start, 0.02), 0.98))
-        browser.wait(f"{pictures} === first")  # the same choice, the same picture
+        browser.wait(f"{pictures} === first", 60)  # the same choice, the same picture
     said = [e["params"] for e in browser.events if e["method"] == "Runtime.consoleAPICalled"]
     said = [[part.get("value") for part in e["args"]] for e in said if e["type"] == "error"]
     assert not said
