@@ -104,12 +104,16 @@ class Browser:
         return value
 
     def click(self, selector: str, at: float = 0.5) -> None:
-        """A real click of the mouse in an element, at a share of its width."""
-        box = self.run(
+        """A real click of the mouse in an element, at a share of its width, once it lies still."""
+        place = (
             f"(e => {{ e.scrollIntoView({{block: 'center'}}); const r = e.getBoundingClientRect();"
             f" return [r.x + {at} * r.width, r.y + r.height / 2] }})"
             f"(document.querySelector({json.dumps(selector)}))"
         )
+        before, box = None, self.run(place)
+        while before != box:
+            time.sleep(0.05)
+            before, box = box, self.run(place)
         for kind in ("mousePressed", "mouseReleased"):
             where = dict(x=box[0], y=box[1], button="left", clickCount=1)
             self.send("Input.dispatchMouseEvent", type=kind, **where)
