@@ -105,15 +105,15 @@ class Browser:
 
     def click(self, selector: str, at: float = 0.5) -> None:
         """A real click of the mouse in an element, at a share of its width, once it lies still."""
-        place = (
-            f"(e => {{ e.scrollIntoView({{block: 'center'}}); const r = e.getBoundingClientRect();"
-            f" return [r.x + {at} * r.width, r.y + r.height / 2] }})"
-            f"(document.querySelector({json.dumps(selector)}))"
-        )
-        before, box = None, self.run(place)
-        while before != box:
+        element = f"document.querySelector({json.dumps(selector)})"
+        place = f"(b => [b.x + {at} * b.width, b.y + b.height / 2])"
+        place += f"({element}.getBoundingClientRect())"
+        box, now = None, ()
+        while box != now:
+            self.run(f"{element}.scrollIntoView({{block: 'center'}})")
+            box = self.run(place)
             time.sleep(0.05)
-            before, box = box, self.run(place)
+            now = self.run(place)
         for kind in ("mousePressed", "mouseReleased"):
             where = dict(x=box[0], y=box[1], button="left", clickCount=1)
             self.send("Input.dispatchMouseEvent", type=kind, **where)
