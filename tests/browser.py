@@ -112,7 +112,7 @@ class Browser:
         while box != now:
             self.run(f"{element}.scrollIntoView({{block: 'center'}})")
             box = self.run(place)
-            time.sleep(0.05)
+            time.sleep(0.1)
             now = self.run(place)
         for kind in ("mousePressed", "mouseReleased"):
             where = dict(x=box[0], y=box[1], button="left", clickCount=1)
