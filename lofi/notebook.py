@@ -186,7 +186,8 @@ def _explore_live(
     controls = {}
     for key, options in values.items():
         numbers = all(isinstance(option, int | float) for option in options)
-        choices = tuple(sorted(options) if numbers else options)
+        # With its text: a pair such as (4.5, 5.5) would be taken for a text and a value.
+        choices = [(str(o), o) for o in (sorted(options) if numbers else options)]
         # Wide, so that long choices, such as names of videos, stay readable.
         look = {"value": options[0], "description": key, "layout": {"width": "480px"}}
         controls[key] = widgets.SelectionSlider(options=choices, **look)

@@ -37,6 +37,7 @@ PAGES = {
 CODE_OR_MATHS = re.compile(
     r"```.*?```|`[^`\n]*`|\$\$(.+?)\$\$|\$(?!\s)((?:[^$\n]|\n(?!\n))+?)(?<!\s)\$", re.S
 )
+UNIT = re.compile(r"(?<=\d) (?=(?:s|min|[GM]i?B)\b)| (?=± \d)|(?<=±) ")  # tables do not break it
 
 
 class Notebook:
@@ -126,7 +127,8 @@ def html_of(cells: Iterable) -> str:
     cells = [nbformat.from_dict(cell) for cell in cells]
     for cell in cells:
         if cell.cell_type == "markdown":
-            cell.source = CODE_OR_MATHS.sub(keep, cell.source)
+            source = re.sub(r"^\|.*", lambda row: UNIT.sub("\xa0", row[0]), cell.source, flags=re.M)
+            cell.source = CODE_OR_MATHS.sub(keep, source)
     html, _ = exporter().from_notebook_node(nbformat.v4.new_notebook(cells=cells))
     html = re.sub(r'(?<= id=")[^"]*', lambda m: re.sub("⟦.*?⟧", "", m[0]), html)
     html = re.sub("⟦(\\d+)⟧", lambda m: formulas[int(m[1])], html)

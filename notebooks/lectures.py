@@ -26,7 +26,7 @@ from lofi.data.toyworld import ToyWorld, plan_clips, render_clip
 from lofi.encoders import Encoder
 from lofi.encoders.extraction import video_features
 from lofi.fidelity import Fidelity
-from lofi.figures import confidence_map, style
+from lofi.figures import confidence_map, style, tables
 from lofi.figures.maps import Seconds, shaded, time_axis
 from lofi.figures.style import Canvas, Segments, as_array, as_spans, axes_for, fill, stroke
 from lofi.figures.tables import Table
@@ -109,7 +109,7 @@ def film_yard(
 # ------------------------------------------------------------------------------ small things
 
 
-NAMES = {"random": "untrained", "acp": "ACP", "acp+": "ACP+", "c-lofi": "C-LoFi"}
+NAMES = {method: tables.NAMES[method] for method in ("random", "acp", "acp+", "c-lofi")}
 
 
 def tiou(a: tuple[float, float], b: tuple[float, float]) -> float:

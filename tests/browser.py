@@ -95,21 +95,25 @@ class Browser:
         assert "exceptionDetails" not in answer, answer["exceptionDetails"]
         return answer["result"].get("value")
 
-    def wait(self, expression: str):
+    def wait(self, expression: str, limit_s: float | None = None):
         """Wait until an expression is true; its value."""
-        until = time.monotonic() + self.limit_s
+        until = time.monotonic() + (limit_s or self.limit_s)
         while not (value := self.run(expression)):
             assert time.monotonic() < until, f"never came true: {expression}"
             time.sleep(0.05)
         return value
 
     def click(self, selector: str, at: float = 0.5) -> None:
-        """A real click of the mouse in an element, at a share of its width."""
-        box = self.run(
-            f"(e => {{ e.scrollIntoView({{block: 'center'}}); const r = e.getBoundingClientRect();"
-            f" return [r.x + {at} * r.width, r.y + r.height / 2] }})"
-            f"(document.querySelector({json.dumps(selector)}))"
-        )
+        """A real click of the mouse in an element, at a share of its width, once it lies still."""
+        element = f"document.querySelector({json.dumps(selector)})"
+        place = f"(b => [b.x + {at} * b.width, b.y + b.height / 2])"
+        place += f"({element}.getBoundingClientRect())"
+        box, now = None, ()
+        while box != now:
+            self.run(f"{element}.scrollIntoView({{block: 'center'}})")
+            box = self.run(place)
+            time.sleep(0.1)
+            now = self.run(place)
         for kind in ("mousePressed", "mouseReleased"):
             where = dict(x=box[0], y=box[1], button="left", clickCount=1)
             self.send("Input.dispatchMouseEvent", type=kind, **where)

@@ -94,7 +94,7 @@ def test_the_report_says_what_its_numbers_say(run, tmp_path):
     page = write_run_report(config, out / "seed-0", only).read_text()
     assert "ACP: classification of trimmed clips." in page
     number = r"([+-]?\d+\.\d)"
-    pair = rf"Long C-LoFi {number}, ACP {number} \(shared classes\), paired difference {number} "
+    pair = rf"C-LoFi {number}, ACP {number} \(shared classes\), paired difference {number} "
     spread = rf"\(95 % over videos: {number} to {number}\): (.*?)\.<"
     *found, word = re.search(pair + spread, page).groups()
     ours, theirs, ahead, low, high = map(float, found)

@@ -1,10 +1,13 @@
 """Notebooks in JupyterLab, in a real browser: every cell runs, every control moves its picture.
 
-LOFI_BROWSER=all tries every notebook (minutes), LOFI_BROWSER="01 06" some; without it none.
+By default notebooks run up to the last control before the first cell that trains.
+LOFI_BROWSER=all runs every notebook whole (half an hour), LOFI_BROWSER="01 06" some.
 """
 
+import itertools
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -12,25 +15,49 @@ import sys
 import time
 from pathlib import Path
 
+import nbformat
 import pytest
 from browser import Browser
 
 FOLDER = Path(__file__).resolve().parent.parent / "notebooks"
 CHOSEN = os.environ.get("LOFI_BROWSER", "").split()
-NOTEBOOKS = [
-    path
-    for path in sorted(FOLDER.glob("[0-9][0-9]*_*.ipynb"))
-    if CHOSEN == ["all"] or path.name.split("_")[0] in CHOSEN
-]
+TRAINS = re.compile(r"run_stage\(|train_\w+\(|localize\(|lofi\.fit\(")
 PANEL = "globalThis.panel"  # the notebook that is open
-CONTROLS = ".widget-slider .noUi-base, .widget-dropdown select"
+SLIDERS = ".widget-slider .noUi-base"
+
+
+def cells_to_run() -> dict[Path, int]:
+    """Notebooks to open, and how many of their cells."""
+    found = {}
+    for path in sorted(FOLDER.glob("[0-9][0-9]*_*.ipynb")):
+        sources = [c.source * (c.cell_type == "code") for c in nbformat.read(path, 4).cells]
+        cheap = [*itertools.takewhile(lambda source: not TRAINS.search(source), sources)]
+        controls = [i for i, source in enumerate(cheap, 1) if "explore(" in source]
+        if CHOSEN == ["all"] or path.name.split("_")[0] in CHOSEN:
+            found[path] = len(sources)
+        elif not CHOSEN and controls:
+            found[path] = controls[-1]
+    return found
+
+
+CELLS = cells_to_run()
 
 
 @pytest.fixture(scope="module")
-def lab(tmp_path_factory):
+def browser(tmp_path_factory):
+    with Browser(tmp_path_factory.mktemp("profile"), limit_s=1800 if CHOSEN else 300) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def lab(browser, tmp_path_factory):  # no server where there is no browser
     """Address of a JupyterLab on a copy of the notebooks, with settings and runs of its own."""
     folder = tmp_path_factory.mktemp("lab")
     shutil.copytree(FOLDER, folder / "notebooks", ignore=shutil.ignore_patterns("__pycache__"))
+    for path, count in CELLS.items():
+        book = nbformat.read(path, 4)
+        book.cells = book.cells[:count]
+        nbformat.write(book, folder / "notebooks" / path.name)
     tracker = folder / "settings" / "@jupyterlab" / "notebook-extension"
     tracker.mkdir(parents=True)
     settings = {"windowingMode": "none"}  # cells out of sight are in the page, too
@@ -64,35 +91,19 @@ def lab(tmp_path_factory):
     server.wait(30)
 
 
-@pytest.fixture(scope="module")
-def browser(lab, tmp_path_factory):
-    with Browser(tmp_path_factory.mktemp("profile"), limit_s=240) as opened:
-        yield opened
-
-
-def move(browser: Browser, index: int) -> None:
-    """Choose something else with one control: a click on the far end of a slider, or in a menu."""
-    control = f"document.querySelectorAll({CONTROLS!r})[{index}]"
-    browser.run("document.querySelector('[data-moved]')?.removeAttribute('data-moved')")
-    browser.run(f"{control}.setAttribute('data-moved', '')")
-    if browser.run(f"{control}.tagName") == "SELECT":
-        last = f"{control}.selectedIndex = {control}.selectedIndex ? 0 : {control}.length - 1"
-        browser.run(f"{last}; {control}.dispatchEvent(new Event('change', {{bubbles: true}}))")
-        return
-    places = f"[{control}, {control}.querySelector('.noUi-handle')].map("
-    base, handle = browser.run(f"{places}e => (b => b.x + b.width / 2)(e.getBoundingClientRect()))")
-    shown = f"{control}.closest('.widget-slider').querySelector('.widget-readout').textContent"
+def move(browser: Browser, slider: str, share: float) -> None:
+    """Click a slider at a share of its width."""
+    shown = f"document.querySelector({slider!r}).closest('.widget-slider').innerText"
     before = browser.run(shown)
     for _ in range(5):  # a picture that is drawn may push the slider away from under the mouse
-        browser.click("[data-moved]", 0.02 if handle > base else 0.98)
-        time.sleep(0.5)
+        browser.click(slider, share)
+        time.sleep(0.3)
         if browser.run(shown) != before:
             return
-    pytest.fail(f"control {index} does not leave {before!r}")
+    pytest.fail(f"a click at {share:.2f} does not move the slider from {before!r}")
 
 
-@pytest.mark.skipif(not CHOSEN, reason="LOFI_BROWSER=all or =01 runs notebooks in a browser")
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", CELLS, ids=lambda path: path.stem)
 def test_every_cell_runs_and_every_control_redraws(lab, browser, path):
     address, query = lab
     browser.events.clear()
@@ -109,16 +120,22 @@ def test_every_cell_runs_and_every_control_redraws(lab, browser, path):
     assert not errors, errors[0]["evalue"]
     assert [cell["execution_count"] for cell in cells] == [*range(1, len(cells) + 1)]
     explored = sum("notebook.explore(" in "".join(cell["source"]) for cell in cells)
-    controls = browser.run(f"document.querySelectorAll({CONTROLS!r}).length")
-    assert controls >= explored
-    for index in range(controls):
-        area = f"document.querySelectorAll({CONTROLS!r})[{index}].closest('.jp-OutputArea-output')"
-        picture = f"[...{area}.querySelectorAll('img')].map(e => e.src).join()"
-        browser.wait(picture)
-        before = browser.run(picture)
-        move(browser, index)
-        browser.wait(f"{picture} && {picture} !== {json.dumps(before)}")
+    sliders = f"[...document.querySelectorAll({SLIDERS!r})]"
+    count = browser.run(f"{sliders}.map((e, i) => e.dataset.slider = i).length")
+    assert count >= explored
+    for index in range(count):
+        slider = f"[data-slider='{index}']"
+        area = f"document.querySelector({slider!r}).closest('.jp-OutputArea-output')"
+        pictures = f"[...{area}.querySelectorAll('img')].map(e => e.src).join()"
+        browser.wait(f"(globalThis.first = {pictures}) !== ''", 60)
+        places = "[e.querySelector('.noUi-handle'), e].map(x => x.getBoundingClientRect())"
+        start = f"(([h, b]) => (h.x + h.width / 2 - b.x) / b.width)({places})"
+        start = browser.run(f"(e => {start})(document.querySelector({slider!r}))")
+        move(browser, slider, 0.02 if start > 0.5 else 0.98)
+        browser.wait(f"![first, ''].includes({pictures})", 60)
         assert "Error" not in browser.run(f"{area}.textContent")
+        move(browser, slider, min(max(start, 0.005), 0.995))
+        browser.wait(f"{pictures} === first", 60)  # the same choice, the same picture
     said = [e["params"] for e in browser.events if e["method"] == "Runtime.consoleAPICalled"]
     said = [[part.get("value") for part in e["args"]] for e in said if e["type"] == "error"]
     assert not said

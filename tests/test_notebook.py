@@ -7,6 +7,7 @@ import random
 import sys
 import types
 
+import ipywidgets
 import matplotlib
 import numpy as np
 import pytest
@@ -210,8 +211,10 @@ def test_explore_offers_sliders_to_a_person(monkeypatch):
         pass
 
     widgets = types.SimpleNamespace(
-        SelectionSlider=lambda options, value, description, layout: (description, options, value),
-        interactive_output=lambda redraw, controls: redraw(pixels=112, encoder="r18") or "output",
+        SelectionSlider=ipywidgets.SelectionSlider,
+        interactive_output=lambda redraw, controls: redraw(
+            **{c: s.value for c, s in controls.items()}
+        ),
         VBox=Box,
     )
     display = types.SimpleNamespace(display=shown.append)
@@ -219,11 +222,16 @@ def test_explore_offers_sliders_to_a_person(monkeypatch):
     monkeypatch.setitem(sys.modules, "IPython.display", display)
     drawn = []
     notebook.explore(
-        lambda pixels, encoder, ax: drawn.append((pixels, encoder)),
-        pixels=(158, 224, 112), encoder=("r34", "r18"),
+        lambda pixels, encoder, region, ax: drawn.append((pixels, encoder, region)),
+        pixels=(158, 224, 112), encoder=("r34", "r18"), region=((4.5, 5.5), (7, 12)),
     )  # fmt: skip
-    sliders = ("pixels", (112, 158, 224), 158), ("encoder", ("r34", "r18"), "r34")
-    assert shown == [[*sliders, "output"]] and drawn == [(112, "r18")]
+    ((*sliders, _),) = shown
+    assert [(s.description, [label for label, _ in s.options], s.index) for s in sliders] == [
+        ("pixels", ["112", "158", "224"], 1),
+        ("encoder", ["r34", "r18"], 0),
+        ("region", ["(4.5, 5.5)", "(7, 12)"], 0),  # pairs are choices, too
+    ]
+    assert drawn == [(158, "r34", (4.5, 5.5))]
 
 
 def test_explore_without_choices_is_refused():

@@ -25,10 +25,10 @@ from lofi.figures import style
 from lofi.figures.style import Canvas, as_spans, axes_for, by_score, fill, literal
 from lofi.files import printable
 
-NAMES = {  # of methods, as the paper writes them where it has them
-    "random": "untrained encoder", "acp": "ACP", "acp+": "ACP+", "s-lofi": "S-LoFi",
+NAMES = {  # of methods, in notebooks, reports and figures
+    "random": "untrained", "acp": "ACP", "acp+": "ACP+", "s-lofi": "S-LoFi",
     "t-lofi": "T-LoFi", "st-lofi": "ST-LoFi", "short-c-lofi": "Short C-LoFi",
-    "c-lofi": "Long C-LoFi", "low-lofi": "low budget", "icp": "ICP", "arrow": "Arrow",
+    "c-lofi": "C-LoFi", "low-lofi": "low budget", "icp": "ICP", "arrow": "Arrow",
     "speed": "Speed", "acp+arrow": "ACP+Arrow", "acp+speed": "ACP+Speed",
 }  # fmt: skip
 CLASSES = ("shared", "own", "oracle")
@@ -306,7 +306,7 @@ def paper_vs_ours(results: Any, dataset: str = "ActivityNet-1.3", table: str = "
     ours = {NAMES.get(r.method, r.method): r for r in rows if table == "A" or r.classes == "shared"}
     body, metrics = [], tuple(paper[0].printed)
     for row, encoder in zip(paper, encoders):
-        name = {"LoFi": "Long C-LoFi"}.get(row.method, row.method)
+        name = {"LoFi": "C-LoFi", "Long C-LoFi": "C-LoFi"}.get(row.method, row.method)
         name += f" at {LOW}" if table == "C" else ""
         match = ours.get(name)
         if match and len(wanted["encoder"]) > 1 and encoder != results.get("encoder"):
