@@ -5,11 +5,13 @@ Results go to standard output, progress and warnings to standard error. Heavy im
 command runs, so that `lofi --help` is quick.
 """
 
+import gc
 import inspect
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from json import loads
@@ -34,6 +36,18 @@ Protocol = Literal["activitynet", "thumos14"]
 StageName = Literal["acp", "acp+", "icp", "arrow", "speed", "lofi", "features", "head", "classes",
                     "detect", "evaluate", "dual", "weak-warm-up", "weak-b", "weak-f",
                     "weak-detect"]  # fmt: skip
+
+
+@contextmanager
+def imports_undisturbed() -> Iterator[None]:
+    """PyTorch makes half a million objects that stay: to look through them for garbage, again and
+    again while they are made and once more at the end, takes a quarter of its import."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def toy(
@@ -201,9 +215,10 @@ def train(
             several machines start torchrun on each (README). The result does not depend on it.
         tensorboard: also write losses for TensorBoard to OUT/tensorboard (extra "gpu" or "dev").
     """
-    from lofi.experiment import STAGES
-    from lofi.training.distributed import is_first, joined
-    from lofi.training.methods import told, write_run_config
+    with imports_undisturbed():
+        from lofi.experiment import STAGES
+        from lofi.training.distributed import is_first, joined
+        from lofi.training.methods import told, write_run_config
 
     one_thread_for_small_work(config)
     run = STAGES[stage].run
@@ -289,36 +304,31 @@ def detect(
         top: lines printed a video; the files hold all detections.
         processes: that share the videos.
     """
-    from lofi.detection.detector import Detector, output_names, write_results
-    from lofi.training.distributed import barrier, gather, is_first, joined, share
+    with imports_undisturbed():
+        from lofi.detection.detector import Detector, output_names, write_results
+        from lofi.table import Table
+        from lofi.training.distributed import barrier, gather, is_first, joined, share
+        from lofi.viewer import write_picture, write_viewer
 
     with joined(device) as device:
         detector = Detector.load(model, method, device, variant)
-        from matplotlib import pyplot  # slow, and not for a model that is bad
-
-        from lofi.figures.tables import detections_table
-        from lofi.report import detections_figure
-        from lofi.viewer import write_viewer
-
         failed, videos = 0, list(dict.fromkeys(videos))
         names = output_names(videos, out)
         barrier()  # every process has seen the folder before any writes there
         for path in (videos[i] for i in share(len(videos))):
             try:
                 found = detector.detect(path)
-                figure = detections_figure(path, found)
+                picture = write_picture(out / f"{names[path]}.png", path, found)
             except (ValueError, OSError, RuntimeError, ArithmeticError) as error:
                 failed += 1
                 print(f"lofi: {printable(' '.join(str(error).split()))}", file=sys.stderr)
                 continue
-            files = [*write_results(found, path, out, detector, names[path])]
-            files.append(files[0].with_suffix(".png"))
-            with atomic_path(files[-1]) as picture:
-                figure.savefig(picture, dpi=110)
-            pyplot.close(figure)
-            files.append(write_viewer(files[0].with_suffix(".html"), path, found))
+            files = [*write_results(found, path, out, detector, names[path]), picture]
+            files.append(write_viewer(picture.with_suffix(".html"), path, found))
             print(printable(f"{path}: {len(found)} detections, the best {min(top, len(found))}:"))
-            print(detections_table(found[:top]).text())
+            rows = [(d.label or "–", *(f"{d.score:.3f} {d.start_s:.2f} {d.end_s:.2f}".split()))
+                    for d in found[:top]]  # fmt: skip
+            print(Table(("label", "score", "start (s)", "end (s)"), tuple(rows)).text())
             print(printable("wrote " + ", ".join(map(str, files))))
         failed = sum(gather(failed))
         if is_first() and (failed or len(videos) > 1):
@@ -515,7 +525,7 @@ def plan(budget_gib: float = 32.0, work: Shared = Workload(), json: Path | None 
     """
     from lofi.budget import GIB
     from lofi.budget import plan as rows_of
-    from lofi.figures.tables import Table
+    from lofi.table import Table
 
     what, (encoder, *others) = work.read()
     copies = 1 if encoder else 2

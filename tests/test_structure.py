@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # A module may import from its own layer and from those before it, never from a later one.
 LAYERS = [
-    ["files", "config", "presets", "fidelity", "launch"],
+    ["files", "table", "config", "presets", "fidelity", "launch"],
     ["data"],
     ["encoders"],
     ["heads"],
