@@ -351,12 +351,14 @@ def evaluate(
         replay_toolkit: score reversed and zero-length rows as the official toolkit does, which
             rewards some; without it they are refused, or never match.
     """
-    from lofi.evaluation import detection_map
-    from lofi.evaluation.bootstrap import interval, video_draws
+    from lofi.evaluation.bootstrap import draws_of, interval
+    from lofi.evaluation.detection import Matches, load
+    from lofi.evaluation.detection import evaluate as scored
 
-    choices = {"subset": subset or None, "protocol": protocol, "strict": not replay_toolkit}
-    result = detection_map(ground_truth, detections, **choices, available=available or None)
-    spread = interval(video_draws(ground_truth, detections, **choices))
+    given = ground_truth, detections, None, subset or None, protocol
+    matches = Matches(*load(*given, strict=not replay_toolkit))
+    result = scored(matches, protocol, available or None)
+    spread = interval(draws_of(matches))
     if json:
         write_json(json, result.to_json() | {"interval": spread.tolist()})
     print(result)
