@@ -36,11 +36,10 @@ def draws_of(matches: Matches, resamples: int = 1000, seed: int = 0) -> np.ndarr
     # How many detections are listed matters at true positives alone: what lies between two of them
     # is counted once a video, so that a draw costs no more for ten times as many detections.
     ends, at = np.unique(np.append(before[label], place + 1), return_inverse=True)
-    part = np.repeat(np.arange(len(ends) + 1), np.diff(ends, prepend=0, append=len(matches.order)))
-    video = matches.video[matches.order]
-    part, times = np.unique(
-        part * (count + 1) + np.where(video < 0, count, video), return_counts=True
-    )
+    sizes = np.diff(ends, prepend=0, append=len(matches.order))
+    part = np.repeat(np.arange(len(ends) + 1) * (count + 1), sizes)
+    part += matches.video[matches.order] % (count + 1)  # -1 is the last
+    part, times = np.unique(part, return_counts=True)
     part, whose = np.divmod(part, count + 1)
     low, high = np.searchsorted(part, np.arange(len(ends)), "right")[at].reshape(2, -1)
     owner, annotated = matches.video[row], truth.video
