@@ -549,11 +549,9 @@ def large(videos: int = 20_000, per_video: int = 500) -> None:
         subprocess.run(command, check=True)
         wall = time.perf_counter() - began
         used = resource.getrusage(resource.RUSAGE_CHILDREN)
-        print(
-            f"{videos * per_video:,} detections, {results.stat().st_size / 1e9:.2f} GB: peak "
-            f"{used.ru_maxrss / 2**20:.2f} GiB (goal 4), CPU {used.ru_utime + used.ru_stime:.0f} s, "
-            f"wall {wall:.0f} s"
-        )
+        size, cpu = results.stat().st_size / 1e9, used.ru_utime + used.ru_stime
+        print(f"{videos * per_video:,} detections, {size:.2f} GB: peak {used.ru_maxrss / 2**20:.2f} "
+              f"GiB (goal 4), CPU {cpu:.0f} s, wall {wall:.0f} s")  # fmt: skip
 
 
 def main() -> None:
