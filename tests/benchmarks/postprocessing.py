@@ -550,7 +550,8 @@ def large(videos: int = 20_000, per_video: int = 500) -> None:
         wall = time.perf_counter() - began
         used = resource.getrusage(resource.RUSAGE_CHILDREN)
         size, cpu = results.stat().st_size / 1e9, used.ru_utime + used.ru_stime
-        print(f"{videos * per_video:,} detections, {size:.2f} GB: peak {used.ru_maxrss / 2**20:.2f} "
+        gib = used.ru_maxrss / 2**20
+        print(f"{videos * per_video:,} detections, {size:.2f} GB: peak {gib:.2f} "
               f"GiB (goal 4), CPU {cpu:.0f} s, wall {wall:.0f} s")  # fmt: skip
 
 
