@@ -599,7 +599,7 @@ def course(
     device: str = "cpu", workers: Annotated[int, arg(name="processes")] = 1,
     parameters: Annotated[
         UseAppendAction[tuple[str, ...]], arg(name="parameter", aliases=["-p"])
-    ] = (),
+    ] = (), jobs: int = min(2, os.cpu_count() or 1),
 ) -> None:  # fmt: skip
     """Run the ordered notebooks as one batch; ends in results.json, a table and report.html.
 
@@ -612,6 +612,7 @@ def course(
         device: of every stage: cpu, cuda, cuda:1, mps, …
         workers: processes that train each stage together.
         parameters: name=value of further notebook parameters.
+        jobs: notebooks and stages side by side, where tiny or toy is run as it is.
     """
     from lofi.course import run_course
 
@@ -623,7 +624,7 @@ def course(
         except ValueError:
             given[name] = value
     where = {"config": file or "", "seed": seed, "first": first, "last": last}
-    how = {"device": device, "processes": workers, "parameters": given}
+    how = {"device": device, "processes": workers, "parameters": given, "jobs": jobs}
     print(run_course(preset or ("" if file else "tiny"), run, **where, **how))
     print(f"report: {run / 'report.html'}   seconds: {time.perf_counter() - began:.0f}")
 
