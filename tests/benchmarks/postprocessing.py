@@ -412,7 +412,9 @@ def measure(name: str, videos: int, ours: Callable[[], Any], repeats: int = 5) -
     print(f"{f'{name}, {videos} x 100':42s} ours {middle}", flush=True)
 
 
-def bytes_a_detection(folder: Path, videos: int = 400) -> float:
+def bytes_a_detection(
+    folder: Path, evaluate: Callable[[Path, Path], Any], videos: int = 400
+) -> float:
     """Growth of the peak of everything allocated, from 100 to 250 detections a video."""
     counts, peaks = (100, 250), []
     for count in counts:
@@ -420,7 +422,7 @@ def bytes_a_detection(folder: Path, videos: int = 400) -> float:
         for path, content in zip(paths, challenge(videos, count)):
             path.write_text(json.dumps(content))
         tracemalloc.start()
-        detection_map(*paths)
+        evaluate(*paths)
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
     return (peaks[1] - peaks[0]) / (videos * (counts[1] - counts[0]))
@@ -491,7 +493,9 @@ def evaluation_rows(videos: int, repeats: int, data_frames: bool) -> list[dict[s
 
         measure("load", videos, lambda: load_tables(*paths, None, None, "activitynet"))
         measure("diagnosis and JSON load", videos, lambda: diagnose(*paths))
-        print(f"peak memory of mAP from files: {bytes_a_detection(Path(folder)):.0f} B a detection")
+        for name, score in (("mAP", detection_map), ("AR@AN", proposal_recall)):
+            size = bytes_a_detection(Path(folder), score)
+            print(f"peak memory of {name} from files: {size:.0f} B a detection")
         size = f"{videos} x 100 ({'data frames' if data_frames else 'plain loops'})"
         return [
             compare(
