@@ -80,14 +80,14 @@ def write_picture(
     for d in best:
         taken = {n for n, b in zip(shelves, best) if d.start_s < b.end_s and b.start_s < d.end_s}
         shelves.append(min(set(range(len(best))) - taken))
-    left, wide, high = 20, 960, 96 * frames.shape[1] // frames.shape[2]
+    left, wide, high = 20, 960, min(max(96 * frames.shape[1] // frames.shape[2], 1), 240)
     bars, end = high + 62, high + 62 + 40 * (max(shelves, default=0) + 1)
     image = Image.new("RGB", (left + wide + left, end + 54), "white")
     draw = ImageDraw.Draw(image)
     fonts = Path(find_spec("matplotlib").origin).parent / "mpl-data" / "fonts" / "ttf"
     font = ImageFont.truetype(fonts / "DejaVuSans.ttf", 14)
     middle = {"fill": INK, "font": font, "anchor": "mm"}
-    draw.text((left + wide / 2, 18), printable(Path(video).name), **middle)
+    draw.text((left + wide / 2, 18), printable(" ".join(Path(video).name.split())), **middle)
     for i, frame in enumerate(frames):
         place = left + i * wide // len(frames)
         image.paste(Image.fromarray(frame).resize((wide // len(frames) - 2, high)), (place, 36))
@@ -98,7 +98,7 @@ def write_picture(
         colour = tuple(round(255 + share * (c - 255)) for c in BAR)
         box = (low, bars + 40 * shelf, max(high_s - 2, low), bars + 40 * shelf + 34)
         draw.rectangle(box, colour)
-        score, label = f"{d.score:.2f}", printable(d.label)
+        score, label = f"{d.score:.2f}", printable(" ".join(d.label.split()))
         for text in ([] if one_label else [f"{label} {score}", label]) + [score]:
             if draw.textlength(text, font) + 8 <= box[2] - low:
                 place = (low + box[2]) / 2, box[1] + 17
