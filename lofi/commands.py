@@ -20,6 +20,7 @@ from typing import Annotated, Any, Literal
 
 from tyro.conf import Positional, Suppress, UseAppendAction, arg
 
+from lofi import launch
 from lofi.config import Config, Mode, layered, override
 from lofi.fidelity import Fidelity
 from lofi.files import atomic_path, printable, write_json
@@ -247,8 +248,10 @@ def one_thread_for_small_work(config: Config) -> None:
     """The toy networks are too small to share: threads that wait for each other cost time."""
     import torch
 
-    if config.preset in ("tiny", "toy", "long", "weak") and "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(1)
+    if config.preset in ("tiny", "toy", "long", "weak"):
+        launch.keep_memory()
+        if "OMP_NUM_THREADS" not in os.environ:
+            torch.set_num_threads(1)
 
 
 def fit(

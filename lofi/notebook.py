@@ -20,6 +20,7 @@ import numpy as np
 import torch
 
 from lofi import config as configs
+from lofi import launch
 from lofi.config import Config
 from lofi.detection.classes import is_class_file
 from lofi.files import write_json
@@ -65,8 +66,10 @@ def setup(
     torch.manual_seed(seed)
     # As use_deterministic_algorithms(True, warn_only=True), which imports a compiler (seconds).
     torch.set_deterministic_debug_mode("warn")
-    if preset in ("tiny", "toy", "long") and "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(1)  # layers this small; beside other work two took 20 × as long
+    if preset in ("tiny", "toy", "long"):
+        launch.keep_memory()
+        if "OMP_NUM_THREADS" not in os.environ:
+            torch.set_num_threads(1)  # layers so small; beside other work two took 20 × as long
     torch.set_printoptions(precision=3, sci_mode=False)
     np.set_printoptions(precision=3, suppress=True)
     plt.rcParams["figure.dpi"] = 100  # notebooks used to default to 72, too small to read
