@@ -226,13 +226,10 @@ def _columns(results: Mapping[str, Any], index: dict[str, int] | None, strict: b
             else:
                 starts, ends, names, scores = zip(*entries, strict=True) if entries else [()] * 4
                 spans = list(zip(starts, ends))
-            plain = set(map(len, spans)) <= {2}
-            plain = (
-                plain and {*map(type, chain.from_iterable(spans)), *map(type, scores)} <= NUMBERS
-            )
-            numbers = np.empty(3 * len(scores) if plain else 0)
-            numbers[: 2 * len(scores)] = np.fromiter(chain.from_iterable(spans), np.float64)
-            numbers[2 * len(scores) :] = np.fromiter(scores, np.float64)
+            types = {*map(type, chain.from_iterable(spans)), *map(type, scores)}
+            if not types <= NUMBERS or not set(map(len, spans)) <= {2}:
+                return None
+            numbers = np.fromiter(chain(chain.from_iterable(spans), scores), np.float64)
         spans, scores = np.split(numbers, [2 * sum(counts)])
         segments = spans.reshape(-1, 2)
         plain = plain and len(segments) == len(scores) and np.isfinite(numbers).all()

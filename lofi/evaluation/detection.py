@@ -201,10 +201,9 @@ def evaluate(
 ) -> DetectionResult:
     """The result of what is matched already; `available` as in `detection_map`."""
     truth, found = matches.truth, matches.found
-    fewer = None
     if available is not None:
         fewer = Matches(*restrict(truth, found, available), matches.tious)
-        fewer = evaluate(fewer, protocol, list_name="available")
+        available = evaluate(fewer, protocol, list_name="available")
     ap = matches.average_precision()
     maps = ap.mean(axis=1)
     covered = {found.videos[v] for v in np.flatnonzero(np.bincount(found.video)).tolist()}
@@ -221,6 +220,6 @@ def evaluate(
         predictions_outside_subset=int(np.count_nonzero(matches.video < 0)),
         predictions_left_out=found.left_out,
         zero_length_instances=int((truth.segments[:, 0] == truth.segments[:, 1]).sum()),
-        available=fewer,
+        available=available,
         **provenance(truth, found, list_name),
     )

@@ -28,9 +28,7 @@ class Matches:
         instances: (classes,) of the truth.
     """
 
-    def __init__(
-        self, truth: Truth, found: Predictions, tious: np.ndarray, near: np.ndarray | None = None
-    ) -> None:
+    def __init__(self, truth: Truth, found: Predictions, tious: np.ndarray, near=None) -> None:
         videos = {name: i for i, name in enumerate(truth.videos)}
         classes = {name: i for i, name in enumerate(truth.classes)}
         for i in np.flatnonzero(np.bincount(found.label)).tolist():  # the labels that occur
