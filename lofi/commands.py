@@ -5,10 +5,12 @@ Results go to standard output, progress and warnings to standard error. Heavy im
 command runs, so that `lofi --help` is quick.
 """
 
+import gc
 import inspect
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from json import loads
@@ -33,6 +35,21 @@ Protocol = Literal["activitynet", "thumos14"]
 StageName = Literal["acp", "acp+", "icp", "arrow", "speed", "lofi", "features", "head", "classes",
                     "detect", "evaluate", "dual", "weak-warm-up", "weak-b", "weak-f",
                     "weak-detect"]  # fmt: skip
+
+
+@contextmanager
+def imports_undisturbed() -> Iterator[None]:
+    """PyTorch makes half a million objects that stay: to look through them for garbage, again and
+    again while they are made and once more at the end, takes a quarter of its import."""
+    if "torch" in sys.modules:
+        yield
+        return
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def toy(
@@ -200,9 +217,10 @@ def train(
             several machines start torchrun on each (README). The result does not depend on it.
         tensorboard: also write losses for TensorBoard to OUT/tensorboard (extra "gpu" or "dev").
     """
-    from lofi.experiment import STAGES
-    from lofi.training.distributed import is_first, joined, one_thread_for_small_work
-    from lofi.training.methods import told, write_run_config
+    with imports_undisturbed():
+        from lofi.experiment import STAGES
+        from lofi.training.distributed import is_first, joined, one_thread_for_small_work
+        from lofi.training.methods import told, write_run_config
 
     one_thread_for_small_work(config.preset)
     run = STAGES[stage].run
@@ -280,36 +298,31 @@ def detect(
         top: lines printed a video; the files hold all detections.
         processes: that share the videos.
     """
-    from lofi.detection.detector import Detector, output_names, write_results
-    from lofi.training.distributed import barrier, gather, is_first, joined, share
+    with imports_undisturbed():
+        from lofi.detection.detector import Detector, output_names, write_results
+        from lofi.table import Table
+        from lofi.training.distributed import barrier, gather, is_first, joined, share
+        from lofi.viewer import write_picture, write_viewer
 
     with joined(device) as device:
         detector = Detector.load(model, method, device, variant)
-        from matplotlib import pyplot  # slow, and not for a model that is bad
-
-        from lofi.figures.tables import detections_table
-        from lofi.report import detections_figure
-        from lofi.viewer import write_viewer
-
         failed, videos = 0, list(dict.fromkeys(videos))
         names = output_names(videos, out)
         barrier()  # every process has seen the folder before any writes there
         for path in (videos[i] for i in share(len(videos))):
             try:
                 found = detector.detect(path)
-                figure = detections_figure(path, found)
+                picture = write_picture(out / f"{names[path]}.png", path, found)
             except (ValueError, OSError, RuntimeError, ArithmeticError) as error:
                 failed += 1
                 print(f"lofi: {printable(' '.join(str(error).split()))}", file=sys.stderr)
                 continue
-            files = [*write_results(found, path, out, detector, names[path])]
-            files.append(files[0].with_suffix(".png"))
-            with atomic_path(files[-1]) as picture:
-                figure.savefig(picture, dpi=110)
-            pyplot.close(figure)
-            files.append(write_viewer(files[0].with_suffix(".html"), path, found))
+            files = [*write_results(found, path, out, detector, names[path]), picture]
+            files.append(write_viewer(picture.with_suffix(".html"), path, found))
             print(printable(f"{path}: {len(found)} detections, the best {min(top, len(found))}:"))
-            print(detections_table(found[:top]).text())
+            rows = [(d.label or "–", *(f"{d.score:.3f} {d.start_s:.2f} {d.end_s:.2f}".split()))
+                    for d in found[:top]]  # fmt: skip
+            print(Table(("label", "score", "start (s)", "end (s)"), tuple(rows)).text())
             print(printable("wrote " + ", ".join(map(str, files))))
         failed = sum(gather(failed))
         if is_first() and (failed or len(videos) > 1):
@@ -332,12 +345,14 @@ def evaluate(
         replay_toolkit: score reversed and zero-length rows as the official toolkit does, which
             rewards some; without it they are refused, or never match.
     """
-    from lofi.evaluation import detection_map
-    from lofi.evaluation.bootstrap import interval, video_draws
+    from lofi.evaluation.bootstrap import draws_of, interval
+    from lofi.evaluation.detection import Matches, load
+    from lofi.evaluation.detection import evaluate as scored
 
-    choices = {"subset": subset or None, "protocol": protocol, "strict": not replay_toolkit}
-    result = detection_map(ground_truth, detections, **choices, available=available or None)
-    spread = interval(video_draws(ground_truth, detections, **choices))
+    given = ground_truth, detections, None, subset or None, protocol
+    matches = Matches(*load(*given, strict=not replay_toolkit))
+    result = scored(matches, protocol, available or None)
+    spread = interval(draws_of(matches))
     if json:
         write_json(json, result.to_json() | {"interval": spread.tolist()})
     print(result)
@@ -506,7 +521,7 @@ def plan(budget_gib: float = 32.0, work: Shared = Workload(), json: Path | None 
     """
     from lofi.budget import GIB
     from lofi.budget import plan as rows_of
-    from lofi.figures.tables import Table
+    from lofi.table import Table
 
     what, (encoder, *others) = work.read()
     copies = 1 if encoder else 2
@@ -578,7 +593,7 @@ def course(
     device: str = "cpu", workers: Annotated[int, arg(name="processes")] = 1,
     parameters: Annotated[
         UseAppendAction[tuple[str, ...]], arg(name="parameter", aliases=["-p"])
-    ] = (),
+    ] = (), jobs: int = min(2, os.cpu_count() or 1),
 ) -> None:  # fmt: skip
     """Run the ordered notebooks as one batch; ends in results.json, a table and report.html.
 
@@ -591,6 +606,7 @@ def course(
         device: of every stage: cpu, cuda, cuda:1, mps, …
         workers: processes that train each stage together.
         parameters: name=value of further notebook parameters.
+        jobs: notebooks and stages side by side, where tiny or toy is run as it is.
     """
     from lofi.course import run_course
 
@@ -602,7 +618,7 @@ def course(
         except ValueError:
             given[name] = value
     where = {"config": file or "", "seed": seed, "first": first, "last": last}
-    how = {"device": device, "processes": workers, "parameters": given}
+    how = {"device": device, "processes": workers, "parameters": given, "jobs": jobs}
     print(run_course(preset or ("" if file else "tiny"), run, **where, **how))
     print(f"report: {run / 'report.html'}   seconds: {time.perf_counter() - began:.0f}")
 

@@ -1,22 +1,47 @@
 """The ordered notebooks as one batch: papermill with a run folder, parameter checks and resume.
 
+Of a toy preset two things go on side by side: stages are trained ahead, in the order of `AHEAD`,
+and notebooks that have all they need read them. Every stage is the same alone, to the last bit.
+
 <run>/notebooks/NN_name.ipynb   executed notebooks
 <run>/results.json, report.html what the notebooks measured, as a table and as pictures
 """
 
+import contextlib
 import hashlib
+import io
 import json
+import multiprocessing
 import os
 import sys
+import threading
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from dataclasses import replace
+from multiprocessing import connection
 from pathlib import Path
 from typing import Any
 
 from lofi import config as configs
+from lofi import experiment, notebook
+from lofi.data.datasets import open_datasets
 from lofi.experiment import METHODS, write_results
 from lofi.files import atomic_path, read_json, write_json
 from lofi.notebook import repository_root
+
+# Side by side: task → what has to be finished before. Of those that can begin the first begins; no
+# two that write into one folder of the run may. Notebooks that are not here come after all others.
+AHEAD = {
+    "data": (), "acp": ("data",), "lofi": ("acp",), "acp+": ("acp",),
+    "head of c-lofi": ("lofi",), "head of acp+": ("acp+",), "head of acp": ("acp",),
+    "head of random": ("data",),
+}  # fmt: skip
+NOTEBOOKS = {
+    "05": ("lofi", "acp+", *(f"head of {method}" for method in METHODS)), "06": ("05",),
+    "06a": ("06",), "02": ("acp", "acp+"), "03": ("lofi",), "01": ("data",), "04": ("acp",),
+    "02a": (), "00": (),
+}  # fmt: skip
 
 
 def ordered_notebooks(first: str = "00", last: str = "99") -> list[Path]:
@@ -30,7 +55,9 @@ def ordered_notebooks(first: str = "00", last: str = "99") -> list[Path]:
     return found
 
 
-def run_notebook(notebook: Path, output: Path, parameters: dict[str, Any]) -> None:
+def run_notebook(
+    notebook: Path, output: Path, parameters: dict[str, Any], bar: bool = False
+) -> None:
     """Execute one notebook into `output`, written whole or not at all.
 
     Refuses unknown parameters (ValueError). When a cell fails (RuntimeError), the notebook so far
@@ -47,7 +74,7 @@ def run_notebook(notebook: Path, output: Path, parameters: dict[str, Any]) -> No
         try:
             papermill.execute_notebook(
                 str(notebook), str(temporary), parameters, kernel_name="python3",
-                progress_bar=sys.stderr.isatty(), cwd=str(repository_root() / "notebooks"),
+                progress_bar=bar, cwd=str(repository_root() / "notebooks"),
                 extra_arguments=["--IPKernelApp.log_level=40"],  # no remark on every start
             )  # fmt: skip
         except papermill.PapermillExecutionError as error:
@@ -59,7 +86,7 @@ def run_notebook(notebook: Path, output: Path, parameters: dict[str, Any]) -> No
 def run_course(
     preset: str, run_dir: str | Path, *, config: str | Path = "", seed: int = 0,
     first: str = "00", last: str = "99", device: str = "cpu", processes: int = 1,
-    parameters: Mapping[str, Any] | None = None,
+    parameters: Mapping[str, Any] | None = None, jobs: int = 2,
 ) -> str:  # fmt: skip
     """Run the notebooks in order, then evaluate, print and report; returns the results table.
 
@@ -69,6 +96,7 @@ def run_course(
     Args:
         config: JSON file laid over `preset` ("" = over the preset that it names).
         parameters: further ones, for the notebooks that know them; ValueError where none does.
+        jobs: notebooks and stages side by side, where a toy preset is run as it is.
     """
     chosen = configs.override(configs.layered(preset, config), {"seed": seed} if seed else {})
     run_dir = Path(run_dir).resolve()
@@ -84,37 +112,95 @@ def run_course(
     code = b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.rglob("*.py")))
     record = run_dir / "course.json"
     done: dict[str, Any] = read_json(record, "notebooks that ran") if record.exists() else {}
-    failures, began, ran = [], time.perf_counter(), 0
-    for number, (book, known) in enumerate(books.items(), 1):
+    tasks, pending = {}, {}
+    for book, known in books.items():
         output = run_dir / "notebooks" / book.name
         own = given | {key: value for key, value in wanted.items() if key in known}
-        before = done.get(book.name, {"seconds": 0.0, "made_from": ""})
         # An output belongs to its notebook, its parameters, its configuration and this code.
         sources = book.read_bytes() + json.dumps(own).encode() + repr(chosen).encode() + code
         made_from = hashlib.sha256(sources).hexdigest()[:16]
-        if before["made_from"] == made_from and output.exists():
+        if done.get(book.name, {}).get("made_from") == made_from and output.exists():
             print(f"{book.name} is done", file=sys.stderr)
             continue
-        so_far, started = time.perf_counter() - began, time.perf_counter()
-        about = f"{so_far:.0f} s so far"
-        if ran:  # what was done before took no time
-            about += f", about {so_far / ran * (len(books) - number + 1):.0f} s left"
-        ran += 1
-        print(f"{number} of {len(books)}: {book.name} … ({about})", file=sys.stderr, flush=True)
-        try:
-            run_notebook(book, output, own)
-        except RuntimeError as error:
-            failures.append(str(error))
-            print(error, file=sys.stderr, flush=True)
-            continue
-        took = round(time.perf_counter() - started, 1)
-        # A resumed notebook only loads what took long the first time: the longest time counts.
-        done[book.name] = {"seconds": max(took, before["seconds"]), "made_from": made_from}
-        write_json(record, done)
+        number = book.name.split("_")[0]
+        tasks[number], pending[number] = tuple(tasks), (book, output, own, made_from)
+    as_it_is = replace(configs.preset(chosen.preset), seed=chosen.seed) == chosen
+    toy = as_it_is and chosen.preset in ("tiny", "toy") and not (config or parameters)
+    if jobs > 1 and toy and (device, processes) == ("cpu", 1) and "05" in tasks:
+        order = AHEAD | {number: NOTEBOOKS[number] for number in NOTEBOOKS if number in tasks}
+        tasks = order | {n: (*order, *before) for n, before in tasks.items() if n not in order}
+    else:
+        jobs = 1
+    was_done = len(books) - len(pending)
+    failures, began, finished = [], time.perf_counter(), set()
+    running: dict[Future, tuple[str, float]] = {}
+    names = {number: pending[number][0].name if number in pending else number for number in tasks}
+    bar = jobs == 1 and sys.stderr.isatty()
+    pool = ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), _end_with_parent)
+    try:
+        while len(finished) < len(tasks):
+            started = finished | {task for task, _ in running.values()}
+            for task, before in tasks.items():
+                ready = finished.issuperset(set(before) & set(tasks))
+                if task in started or not ready or len(running) == jobs:
+                    continue
+                so_far, ran = time.perf_counter() - began, len(finished)
+                about = f"{so_far:.0f} s so far"
+                if ran:  # what was done before took no time
+                    about += f", about {so_far / ran * (len(tasks) - ran):.0f} s left"
+                place = f"{was_done + len(started) + 1} of {was_done + len(tasks)}"
+                print(f"{place}: {names[task]} … ({about})", file=sys.stderr, flush=True)
+                started.add(task)
+                if task in pending:
+                    future = pool.submit(run_notebook, *pending[task][:3], bar)
+                else:
+                    future = pool.submit(_train, task, given)
+                running[future] = task, time.perf_counter()
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                task, began_at = running.pop(future)
+                finished.add(task)
+                if error := future.exception():
+                    print(error if task in pending else f"{task}: {error}", file=sys.stderr)
+                    failures += [str(error)] if task in pending else []  # of a stage notebooks say
+                    continue
+                took, name = round(time.perf_counter() - began_at, 1), names[task]
+                # A resumed notebook only loads what took long the first time: the longest counts.
+                before = done.get(name, {"seconds": 0.0})
+                made_from = pending[task][3] if task in pending else ""
+                done[name] = {"seconds": max(took, before["seconds"]), "made_from": made_from}
+                write_json(record, done)
+    except BaseException:
+        for child in multiprocessing.active_children():
+            child.terminate()
+        raise
+    finally:
+        pool.shutdown()
     if failures:
         raise RuntimeError(f"{len(failures)} of {len(books)} failed: {'; '.join(failures)}")
     seconds = sum(entry["seconds"] for entry in done.values())
     return report(chosen, run_dir, METHODS, seconds)
+
+
+def _end_with_parent() -> None:
+    """In a process of the pool: end when the one that started it does, however it ends."""
+
+    def until_alone() -> None:
+        connection.wait([multiprocessing.parent_process().sentinel])
+        os._exit(1)
+
+    threading.Thread(target=until_alone, daemon=True).start()
+
+
+def _train(task: str, given: Mapping[str, Any]) -> None:
+    """A task of `AHEAD`, as a notebook would do it: same configuration, seeds and threads."""
+    with contextlib.redirect_stderr(io.StringIO()):
+        nb = notebook.setup(given["seed"], given["out_dir"], given["preset"], resume=True)
+    if task == "data":
+        open_datasets(nb.config.data, nb.config.seed, nb.out_dir)
+    elif task.startswith("head of "):
+        experiment.localize(nb.config, nb.out_dir, task.removeprefix("head of "), **nb.how)
+    else:
+        experiment.run_stage(task, nb.config, nb.out_dir, **nb.how)
 
 
 def _parameters(notebook: Path) -> dict[str, Any]:

@@ -21,10 +21,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from lofi.config import Config, load
-from lofi.data import Video, VideoError, decode_frames, probe, read_features
+from lofi.data import Video, VideoError, read_features
 from lofi.data.datasets import Datasets, open_datasets
 from lofi.data.features import Features, head_inputs
-from lofi.detection import Detection, read_detections
+from lofi.detection import read_detections
 from lofi.evaluation import detection_map
 from lofi.evaluation.bootstrap import interval, video_draws
 from lofi.figures import curves, maps, tables, timelines
@@ -41,7 +41,7 @@ from lofi.training.methods import (
     told,
 )
 from lofi.training.run_folder import read_metrics
-from lofi.viewer import write_viewer
+from lofi.viewer import thumbnails_of, write_viewer
 
 
 @dataclass(frozen=True)
@@ -115,22 +115,6 @@ def _part(part: Part) -> str:
             )
     kind = type(part).__name__
     raise ValueError(f"a report is made of str, Table, Picture, Details and Link, got {kind}")
-
-
-def thumbnails_of(path: str | Path, count: int = 10) -> tuple[np.ndarray, np.ndarray, float]:
-    """Evenly spaced small frames (n, H, W, 3), their times in seconds, and the video's duration."""
-    info = probe(path)
-    indices = ((np.arange(count) + 0.5) * info.num_frames / count).astype(int)
-    scale = min(1.0, 240 / max(info.height, info.width))
-    size = max(1, round(info.height * scale)), max(1, round(info.width * scale))
-    return decode_frames(path, indices, size), (indices + 0.5) / info.fps, info.duration_s
-
-
-def detections_figure(path: str | Path, found: Sequence[Detection]) -> Figure:
-    """Thumbnails of one video over its eight best detections (no ground truth needed)."""
-    rows = {"detections": list(found)[:8]}
-    frames, times, duration_s = thumbnails_of(path)
-    return timelines.video_timeline(frames, times, rows, duration_s, top=8, title=Path(path).name)
 
 
 def maps_figure(config: Config, run_dir: str | Path, video: Video, method: str) -> Figure:

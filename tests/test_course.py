@@ -11,6 +11,7 @@ from lofi import course
 from lofi.course import ordered_notebooks, run_course, run_notebook
 from lofi.detection import Detection, read_detections
 from lofi.detection.results import write_detections
+from lofi.experiment import METHODS
 
 
 def notebook(path, *cells: str):
@@ -75,6 +76,41 @@ def test_a_course_goes_on_where_it_stopped(tmp_path, monkeypatch, capsys):
     assert run_course("tiny", run) == "table"
     assert ((run / "a").read_text(), (run / "b").read_text()) == ("x", "xx")
     assert set(json.loads((run / "course.json").read_text())) == {"01_a.ipynb", "02_b.ipynb"}
+
+
+def test_notebooks_go_on_side_by_side_as_far_as_they_may(tmp_path, monkeypatch):
+    """05 and 00 wait for each other; 06 needs 05, and 07 all of them."""
+    meet = """
+import pathlib, time
+folder = pathlib.Path(out_dir)
+(folder / "{mine}").touch()
+until = time.time() + 300
+while not (folder / "{other}").exists() and time.time() < until:
+    time.sleep(0.05)
+assert (folder / "{other}").exists()
+"""
+    after = "import pathlib; assert all(pathlib.Path(out_dir, f).exists() for f in {0!r}); "
+    after += "pathlib.Path(out_dir, '{1}').touch()"
+    books = [
+        notebook(tmp_path / "00_a.ipynb", meet.format(mine="a", other="b")),
+        notebook(tmp_path / "05_b.ipynb", meet.format(mine="b", other="a")),
+        notebook(tmp_path / "06_c.ipynb", after.format("ab", "c")),
+        notebook(tmp_path / "07_d.ipynb", after.format("abc", "d")),
+    ]
+    monkeypatch.setattr(course, "ordered_notebooks", lambda first, last: books)
+    monkeypatch.setattr(course, "report", lambda *_: "table")
+    monkeypatch.setattr(course, "AHEAD", {})
+    assert run_course("tiny", tmp_path / "run") == "table"
+    assert (tmp_path / "run" / "d").exists()
+
+
+def test_what_goes_on_side_by_side_is_all_that_the_notebooks_train():
+    heads = {f"head of {method}" for method in METHODS}
+    assert set(course.AHEAD) == {"data", "acp", "acp+", "lofi"} | heads
+    numbers = [path.name.split("_")[0] for path in ordered_notebooks("00", "06")]
+    assert set(course.NOTEBOOKS) == set(numbers)
+    order = course.AHEAD | course.NOTEBOOKS
+    assert all(set(before) <= set(order) for before in order.values())
 
 
 def test_the_tour_keeps_the_best_detections_of_a_run(tmp_path, monkeypatch):

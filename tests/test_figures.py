@@ -297,14 +297,6 @@ def test_a_table_as_text_aligns_numbers_at_the_right():
     assert table.text().splitlines() == lines
 
 
-def test_detections_are_listed_best_first():
-    table = tables.detections_table([(1, 2.5, "jump", 0.25), (10, 30, "wave", 0.9), (3, 4)])
-    assert table.header == ("label", "score", "start (s)", "end (s)")
-    assert table.rows == (("wave", "0.900", "10.00", "30.00"), ("jump", "0.250", "1.00", "2.50"),
-                          ("–", "–", "3.00", "4.00"))  # fmt: skip
-    assert tables.detections_table([]).text().startswith("label")
-
-
 def test_result_bars_stand_for_the_numbers():
     ax = figures.results_bars(RESULTS)
     assert sorted(patch.get_height() for patch in ax.patches) == pytest.approx([25, 30, 40])

@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 from browser import Browser
 from numbered_video import numbered_frames
+from PIL import Image
 
 from lofi.data import Segment
 from lofi.detection import Detection
 from lofi.report import Link, write_report
-from lofi.viewer import write_viewer
+from lofi.viewer import write_picture, write_viewer
 
 EVIL = "</script><img src=x onerror=alert(1)> & 'ü' \u2028"
 FOUND = [
@@ -68,6 +69,18 @@ def test_the_page_is_whole_and_links_nothing_but_the_video(page, video):
     assert not re.search(r"https?://", text) and not any(t == "link" for t, _ in parser.tags)
     assert sum(tag == "script" for tag, _ in parser.tags) == 2
     assert not any(tag == "img" for tag, _ in parser.tags)
+
+
+def test_the_picture_has_a_bar_for_every_detection_above_the_axis(video, tmp_path):
+    found = [*FOUND, Detection(2.5, 5.0, "two\nlines", 0.5)]  # overlaps two: a second row
+    with Image.open(write_picture(tmp_path / "a.png", video, found)) as image:
+        pixels = np.asarray(image.convert("RGB")).astype(int)
+    assert pixels.shape[1] == 1000  # ten seconds from 20 to 980
+    for row, *spans in ((82 + 62 + 4, (4, 6), (8, 9), (2, 3)), (82 + 62 + 44, (2.5, 5))):
+        blue = np.flatnonzero(pixels[row, :, 2] - pixels[row, :, 0] > 50)
+        places = {round(20 + 96 * t) for start, end in spans for t in np.linspace(start, end, 9)}
+        assert set(places) <= {*blue, *blue + 3, *blue - 3}
+        assert len(blue) == pytest.approx(96 * sum(b - a for a, b in spans), abs=8)
 
 
 def test_the_events_of_the_page_are_those_that_were_given(page):

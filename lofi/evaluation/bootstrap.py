@@ -19,7 +19,12 @@ def video_draws(
     another training run would differ is not in it. Two detection files of the same videos get the
     same draws, so that their differences are paired. Arguments as in `detection_map`.
     """
-    matches = Matches(*load(ground_truth, detections, tious, subset, protocol, strict=strict))
+    given = ground_truth, detections, tious, subset, protocol
+    return draws_of(Matches(*load(*given, strict=strict)), resamples, seed)
+
+
+def draws_of(matches: Matches, resamples: int = 1000, seed: int = 0) -> np.ndarray:
+    """`video_draws` of what is matched already."""
     truth, classes = matches.truth, len(matches.instances)
     count, generator = len(truth.videos), np.random.default_rng(seed)
     key, row = matches.key, matches.row
@@ -28,14 +33,24 @@ def video_draws(
     group = np.repeat(np.arange(len(first)), np.diff(first, append=len(key)))
     before = np.cumsum(matches.sizes) - matches.sizes
     place = before[label] + matches.rank[row]  # in `order`
+    # How many detections are listed matters at true positives alone: what lies between two of them
+    # is counted once a video, so that a draw costs no more for ten times as many detections.
+    ends, at = np.unique(np.append(before[label], place + 1), return_inverse=True)
+    sizes = np.diff(ends, prepend=0, append=len(matches.order))
+    part = np.repeat(np.arange(len(ends) + 1) * (count + 1), sizes)
+    part += matches.video[matches.order] % (count + 1)  # -1 is the last
+    part, times = np.unique(part, return_counts=True)
+    part, whose = np.divmod(part, count + 1)
+    low, high = np.searchsorted(part, np.arange(len(ends)), "right")[at].reshape(2, -1)
+    owner, annotated = matches.video[row], truth.video
     found = []
     for _ in range(resamples):
         weight = np.bincount(generator.integers(count, size=count), minlength=count)
         weight = np.append(weight, 1.0)  # videos outside the subset stay, at index -1
-        instances = np.bincount(truth.label, weight[truth.video], classes)
-        seen = np.append(0.0, np.cumsum(weight[matches.video[matches.order]]))
-        listed = seen[place + 1] - seen[before[label]]
-        mine = weight[matches.video[row]]
+        instances = np.bincount(truth.label, weight[annotated], classes)
+        seen = np.append(0.0, np.cumsum(weight[whose] * times))
+        listed = seen[high] - seen[low]
+        mine = weight[owner]
         hits = np.cumsum(mine)
         hits -= (hits - mine)[first][group] if len(first) else 0.0
         precision = hits / np.maximum(listed, 1.0) - 2.0 * group  # falls from group to group

@@ -8,7 +8,7 @@ import gc
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from itertools import chain, compress
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,6 +19,7 @@ from lofi.data.tables import read_text
 from lofi.files import read_json
 
 VIDEOS = 64  # whose predictions become columns at a time, while they are in the cache
+NUMBERS = {int, float, np.float64, np.float32, np.int64}  # no bool, no text
 
 
 class Truth(NamedTuple):
@@ -225,25 +226,24 @@ def _columns(results: Mapping[str, Any], index: dict[str, int] | None, strict: b
             else:
                 starts, ends, names, scores = zip(*entries, strict=True) if entries else [()] * 4
                 spans = list(zip(starts, ends))
-            given = [*chain.from_iterable(spans), *scores]
-            numbers = np.array(given)
-            binary = compress(given, (numbers == 0) | (numbers == 1))
-            plain = numbers.dtype.kind in "iuf" and bool not in map(type, binary)
-            plain = plain and set(map(len, spans)) <= {2}
-        spans, scores = np.split(numbers.astype(np.float64), [2 * sum(counts)])
+            types = {*map(type, chain.from_iterable(spans)), *map(type, scores)}
+            if not types <= NUMBERS or not set(map(len, spans)) <= {2}:
+                return None
+            numbers = np.fromiter(chain(chain.from_iterable(spans), scores), np.float64)
+        spans, scores = np.split(numbers, [2 * sum(counts)])
         segments = spans.reshape(-1, 2)
         plain = plain and len(segments) == len(scores) and np.isfinite(numbers).all()
         plain = plain and not (strict and (segments[:, 0] > segments[:, 1]).any())
-        distinct = dict.fromkeys(names) if index is not None else {}
+        new = () if index is None or index.keys() >= set(names) else dict.fromkeys(names)
     except (AttributeError, IndexError, KeyError, OverflowError, TypeError, ValueError):
         return None
-    if not plain or not all(type(name) is str and name for name in distinct):
+    if not plain or not all(type(name) is str and name for name in new):
         return None
     label = np.zeros(len(scores), np.int32)
     if index is not None:
-        for name in distinct:
+        for name in new:
             index.setdefault(name, len(index))
-        label[:] = list(map(index.__getitem__, names))
+        label[:] = np.fromiter(map(index.__getitem__, names), np.int32)
     return np.array(counts, np.int64), label, scores, segments
 
 

@@ -193,16 +193,17 @@ def detection_map(
             that the ground truth does not have (names it and its video).
     """
     truth, found, tious = load(ground_truth, detections, tious, subset, protocol, strict=strict)
-    result = evaluate(Matches(truth, found, tious), protocol)
-    if available is None:
-        return result
-    fewer = Matches(*restrict(truth, found, available), tious)
-    return replace(result, available=evaluate(fewer, protocol, "available"))
+    return evaluate(Matches(truth, found, tious), protocol, available)
 
 
-def evaluate(matches: Matches, protocol: str, list_name: str = "official") -> DetectionResult:
-    """The result of what is matched already."""
+def evaluate(
+    matches: Matches, protocol: str, available: Any = None, list_name: str = "official"
+) -> DetectionResult:
+    """The result of what is matched already; `available` as in `detection_map`."""
     truth, found = matches.truth, matches.found
+    if available is not None:
+        fewer = Matches(*restrict(truth, found, available), matches.tious)
+        available = evaluate(fewer, protocol, list_name="available")
     ap = matches.average_precision()
     maps = ap.mean(axis=1)
     covered = {found.videos[v] for v in np.flatnonzero(np.bincount(found.video)).tolist()}
@@ -219,5 +220,6 @@ def evaluate(matches: Matches, protocol: str, list_name: str = "official") -> De
         predictions_outside_subset=int(np.count_nonzero(matches.video < 0)),
         predictions_left_out=found.left_out,
         zero_length_instances=int((truth.segments[:, 0] == truth.segments[:, 1]).sum()),
+        available=available,
         **provenance(truth, found, list_name),
     )

@@ -168,27 +168,28 @@ def diagnose(
     given, close = matches.found, own.tiou >= FLOOR
     labels = np.where(nearest.row >= 0, truth.label[nearest.row], given.label)
     segments = np.where(close[:, None], truth.segments[own.row], given.segments)
-    changes = {
-        "labels": given._replace(label=labels),
-        "boundaries": given._replace(segments=segments),
-        "scores": given._replace(scores=own.tiou),
-        "suppression": _best_of_each(given, own),
-        "rejection": given.select(close),
+    near = own.tiou >= tious.min()
+    changes = {  # rung -> detections, which of them may take an instance
+        "labels": (given._replace(label=labels), nearest.tiou >= tious.min()),
+        "boundaries": (given._replace(segments=segments), near | close),
+        "scores": (given._replace(scores=own.tiou), near),
+        "suppression": (_best_of_each(given, own), None),
+        "rejection": (given.select(close), near[close]),
     }
     if unsuppressed is not None:
         before = Matches(truth, prediction_table(unsuppressed, truth), tious)
-        changes["no suppression"] = before.found
-        changes["best suppression"] = _best_of_each(before.found, _nearest(before)[1])
+        changes["no suppression"] = before.found, None
+        changes["best suppression"] = _best_of_each(before.found, _nearest(before)[1]), None
     ladder = []
-    for name, changed in changes.items():
+    for name, (changed, may) in changes.items():
         if name == "rejection" and close[matches.row].all():  # the others take no instance
             maps = matches.average_precision(close).mean(axis=1)
         else:
-            maps = Matches(truth, changed, tious).average_precision().mean(axis=1)
+            maps = Matches(truth, changed, tious, may).average_precision().mean(axis=1)
         average = float(maps.mean())
         numbers = tuple(maps.tolist()), average, average - result.average_map
         ladder.append(Rung(name, RUNGS[name], *numbers))
-    profiled = matches.at(np.array([profile_tiou]))
+    profiled = matches.at(np.array([profile_tiou]), own.tiou >= profile_tiou)
     true = np.zeros(len(matches.video), bool)
     true[profiled.row] = True
     rules = [true, *(x.tiou >= t for t in (profile_tiou, FLOOR) for x in (own, nearest))]

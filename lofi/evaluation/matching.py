@@ -17,6 +17,8 @@ BLOCK = 2**15  # values handled at a time: they stay in the cache and in memory 
 class Matches:
     """Which detection takes which instance of its class, at every threshold.
 
+    `near` (N,): detections that may, where it is known that no other overlaps enough; None = all.
+
     Attributes:
         found: the detections, their labels as indices of the truth's classes.
         video: (N,) index of their video in the truth, -1 = not there.
@@ -26,7 +28,7 @@ class Matches:
         instances: (classes,) of the truth.
     """
 
-    def __init__(self, truth: Truth, found: Predictions, tious: np.ndarray) -> None:
+    def __init__(self, truth: Truth, found: Predictions, tious: np.ndarray, near=None) -> None:
         videos = {name: i for i, name in enumerate(truth.videos)}
         classes = {name: i for i, name in enumerate(truth.classes)}
         for i in np.flatnonzero(np.bincount(found.label)).tolist():  # the labels that occur
@@ -43,17 +45,17 @@ class Matches:
         self.truth, self.tious = truth, tious
         self.order, self.sizes = best_first(label, found.scores, len(classes))
         self.rank = ranks(self.order, self.sizes)
-        self.level, self.row, self.hit = self._match()
+        self.level, self.row, self.hit = self._match(near)
         self.instances = np.bincount(truth.label, minlength=len(classes))
 
-    def at(self, tious: np.ndarray) -> "Matches":
-        """The same at other thresholds."""
+    def at(self, tious: np.ndarray, near: np.ndarray) -> "Matches":
+        """The same at other thresholds, with `near` as above."""
         other = copy(self)
         other.tious = tious
-        other.level, other.row, other.hit = other._match()
+        other.level, other.row, other.hit = other._match(near)
         return other
 
-    def _match(self) -> np.ndarray:
+    def _match(self, near: np.ndarray | None) -> np.ndarray:
         """level, row and hit, greedily inside every (video, class); all groups with about as many
         ground truths advance together."""
         truth, segments, tious = self.truth, self.found.segments, self.tious
@@ -65,9 +67,10 @@ class Matches:
         groups, size = np.unique(key, return_counts=True)
         first = np.cumsum(size) - size
         parts = [np.zeros((3, 0), np.int64)]
+        order = self.order if near is None else self.order[near[self.order]]
         near = [np.zeros((2, 0), np.int64)]  # rows and groups of predictions that overlap enough
-        for low in range(0, len(self.order) if len(groups) else 0, BLOCK):
-            rows = self.order[low : low + BLOCK]
+        for low in range(0, len(order) if len(groups) else 0, BLOCK):
+            rows = order[low : low + BLOCK]
             key = self.found.label[rows].astype(np.int64) * len(truth.videos) + self.video[rows]
             slot = np.minimum(np.searchsorted(groups, key), len(groups) - 1)
             hit = (groups[slot] == key) & (self.video[rows] >= 0)

@@ -12,8 +12,6 @@ supplement, A-D.
 import csv
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from html import escape
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any, NamedTuple
@@ -22,8 +20,8 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from lofi.figures import style
-from lofi.figures.style import Canvas, as_spans, axes_for, by_score, fill, literal
-from lofi.files import printable
+from lofi.figures.style import Canvas, axes_for, fill, literal
+from lofi.table import Table
 
 NAMES = {  # of methods, in notebooks, reports and figures
     "random": "untrained", "acp": "ACP", "acp+": "ACP+", "s-lofi": "S-LoFi",
@@ -36,65 +34,6 @@ SHOWN_TIOUS = (0.5, 0.75, 0.95)
 PAPER_MAP = ("0.5", "0.75", "0.95", "average")  # columns of paper.csv
 RECALLS = ("AR@1", "AR@5", "AR@10", "AR@100", "AUC")  # in lower case also those of results.json
 PAPER_METRICS = (*PAPER_MAP, *RECALLS)
-
-
-@dataclass(frozen=True)
-class Table:
-    """A small table of strings: a sentence above it, remarks below it."""
-
-    header: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]  # as many entries each
-    caption: str = ""
-    notes: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        for i, row in enumerate(self.rows):
-            if len(row) != len(self.header):
-                raise ValueError(f"row {i} has {len(row)} entries, the header {len(self.header)}")
-
-    def _numeric(self) -> list[bool]:
-        """Columns (never the first) whose entries all look like numbers or are empty."""
-        return [
-            i > 0 < len(column) and all(c.strip()[:1] in "0123456789+−-–." for c in column)
-            for i, (_, *column) in enumerate(zip(self.header, *self.rows))
-        ]
-
-    def text(self) -> str:
-        """Aligned plain text for a terminal, in which no cell can do anything but be shown."""
-        header, *rows = (
-            tuple(printable(cell).replace("\n", "\\n").replace("\t", "\\t") for cell in cells)
-            for cells in (self.header, *self.rows)
-        )
-        widths = [max(map(len, column)) for column in zip(header, *rows)]
-        columns = list(zip(widths, self._numeric()))
-        rule = tuple("-" * width for width in widths)
-        lines = [
-            "  ".join(c.rjust(w) if right else c.ljust(w) for c, (w, right) in zip(cells, columns))
-            for cells in (header, rule, *rows)
-        ]
-        lines = [self.caption] * bool(self.caption) + [line.rstrip() for line in lines]
-        return "\n".join([*lines, *self.notes])
-
-    def markdown(self) -> str:
-        """The table alone, for a page of documentation."""
-        marks = tuple("--:" if right else ":--" for right in self._numeric())
-        rows = ([c.replace("|", r"\|") for c in cells] for cells in (self.header, *self.rows))
-        header, *rows = (" | ".join(cells) for cells in rows)
-        return "\n".join(f"| {row} |" for row in (header, " | ".join(marks), *rows))
-
-    def html(self) -> str:
-        """A `<table>` with caption and header cells that screen readers announce."""
-        right = [' class="number"' if numeric else "" for numeric in self._numeric()]
-        caption = f"<caption>{escape(self.caption)}</caption>" if self.caption else ""
-        heads = (f'<th scope="col"{r}>{escape(c)}</th>' for c, r in zip(self.header, right))
-        out = [f'<div class="scroll"><table>{caption}<thead><tr>', *heads, "</tr></thead><tbody>"]
-        for first, *others in self.rows:
-            cells = (f"<td{r}>{escape(c)}</td>" for c, r in zip(others, right[1:]))
-            out += [f'<tr><th scope="row">{escape(first)}</th>', *cells, "</tr>"]
-        out.append("</tbody></table></div>")
-        return "\n".join(out + [f'<p class="note">{escape(note)}</p>' for note in self.notes])
-
-    _repr_html_ = html  # what a notebook shows
 
 
 def percent(fraction: float | None) -> str:
@@ -201,15 +140,6 @@ def summary_table(results: Any) -> Table:
     body = tuple((m, *(cells.get((m, kind), "–") for kind in kinds)) for m in methods)
     about = "Average mAP in percent, by source of the class", _trial_note(rows)
     return Table(("method", *kinds), body, *about)
-
-
-def detections_table(detections: Sequence[Any]) -> Table:
-    """One line per detection, the best first; takes what `as_spans` takes."""
-    body = []
-    for start_s, end_s, label, score in by_score(as_spans(detections)):
-        score = "–" if score is None else f"{score:.3f}"
-        body.append((label or "–", score, f"{start_s:.2f}", f"{end_s:.2f}"))
-    return Table(("label", "score", "start (s)", "end (s)"), tuple(body))
 
 
 def results_bars(results: Any, *, ax: Canvas = None) -> Axes:

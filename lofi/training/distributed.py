@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from lofi.launch import MEETING
+from lofi.launch import MEETING, keep_memory
 
 CONNECT = datetime.timedelta(minutes=3)  # to find each other
 BUCKET = 16 * 2**20  # bytes of gradients that are summed together
@@ -36,9 +36,14 @@ def check_device(device: str) -> None:
 
 
 def one_thread_for_small_work(preset: str) -> None:
-    """The toy networks are too small to share: beside other work two threads took 20 × as long."""
-    if preset in ("tiny", "toy", "long", "weak") and "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(1)
+    """The toy networks are too small to share: beside other work two threads took 20 × as long.
+
+    The process also keeps the memory that it frees, see `launch.keep_memory`.
+    """
+    if preset in ("tiny", "toy", "long", "weak"):
+        keep_memory()
+        if "OMP_NUM_THREADS" not in os.environ:
+            torch.set_num_threads(1)
 
 
 def restarted() -> bool:

@@ -1,6 +1,6 @@
 """Post-processing and evaluation against the slow, obvious way, in the same run.
 
-    python tests/benchmarks/postprocessing.py [--json OUT] [--quick] [--loops]
+    python tests/benchmarks/postprocessing.py [--json OUT] [--quick] [--loops] [--large]
 
 The references below are written from the description of the algorithms, one candidate or one
 prediction at a time; the tests use them as oracles.  Both sides run in turns in one process, one
@@ -11,6 +11,9 @@ What a ratio is against stands in its row.  "Data frames" (3 minutes, needs pand
 ActivityNet toolkit is written, with a row lookup per prediction; the project's goals of 200, 100
 and 140 mean that.  "Plain loops" over dictionaries are ten times faster for mAP and about the same
 for AR@AN; they are used with `--loops` or without pandas, with floors that show a regression.
+
+`--large` does something else: it writes a file of ten million detections (1 GB) and runs `lofi
+evaluate` on it, whose peak memory has to stay below 4 GiB.
 """
 
 import argparse
@@ -18,7 +21,9 @@ import importlib.util
 import json
 import math
 import platform
+import resource
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -407,7 +412,9 @@ def measure(name: str, videos: int, ours: Callable[[], Any], repeats: int = 5) -
     print(f"{f'{name}, {videos} x 100':42s} ours {middle}", flush=True)
 
 
-def bytes_a_detection(folder: Path, videos: int = 400) -> float:
+def bytes_a_detection(
+    folder: Path, evaluate: Callable[[Path, Path], Any], videos: int = 400
+) -> float:
     """Growth of the peak of everything allocated, from 100 to 250 detections a video."""
     counts, peaks = (100, 250), []
     for count in counts:
@@ -415,7 +422,7 @@ def bytes_a_detection(folder: Path, videos: int = 400) -> float:
         for path, content in zip(paths, challenge(videos, count)):
             path.write_text(json.dumps(content))
         tracemalloc.start()
-        detection_map(*paths)
+        evaluate(*paths)
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
     return (peaks[1] - peaks[0]) / (videos * (counts[1] - counts[0]))
@@ -486,7 +493,9 @@ def evaluation_rows(videos: int, repeats: int, data_frames: bool) -> list[dict[s
 
         measure("load", videos, lambda: load_tables(*paths, None, None, "activitynet"))
         measure("diagnosis and JSON load", videos, lambda: diagnose(*paths))
-        print(f"peak memory of mAP from files: {bytes_a_detection(Path(folder)):.0f} B a detection")
+        for name, score in (("mAP", detection_map), ("AR@AN", proposal_recall)):
+            size = bytes_a_detection(Path(folder), score)
+            print(f"peak memory of {name} from files: {size:.0f} B a detection")
         size = f"{videos} x 100 ({'data frames' if data_frames else 'plain loops'})"
         return [
             compare(
@@ -524,13 +533,42 @@ def evaluation_rows(videos: int, repeats: int, data_frames: bool) -> list[dict[s
         ]
 
 
+def large(videos: int = 20_000, per_video: int = 500) -> None:
+    """Peak memory and CPU seconds of `lofi evaluate` on so many detections, in a process."""
+    with tempfile.TemporaryDirectory() as folder:
+        truth, results = (Path(folder) / name for name in ("truth.json", "results.json"))
+        database: dict[str, Any] = {}
+        with open(results, "w") as file:
+            file.write('{"version": "", "results": {')
+            for low in range(0, videos, 200):  # as many as there are classes
+                some, found = challenge(200, per_video, seed=low)
+                names = {name: f"v{low + i}" for i, name in enumerate(some["database"])}
+                database |= {names[name]: entry for name, entry in some["database"].items()}
+                lines = (f'"{names[v]}": {json.dumps(f)}' for v, f in found["results"].items())
+                file.write(", " * (low > 0) + ", ".join(lines))
+            file.write('}, "external_data": {}}')
+        truth.write_text(json.dumps({"database": database}))
+        command = [sys.executable, "-m", "lofi.cli", "evaluate", str(truth), str(results)]
+        began = time.perf_counter()
+        subprocess.run(command, check=True)
+        wall = time.perf_counter() - began
+        used = resource.getrusage(resource.RUSAGE_CHILDREN)
+        size, cpu = results.stat().st_size / 1e9, used.ru_utime + used.ru_stime
+        gib = used.ru_maxrss / 2**20
+        print(f"{videos * per_video:,} detections, {size:.2f} GB: peak {gib:.2f} "
+              f"GiB (goal 4), CPU {cpu:.0f} s, wall {wall:.0f} s")  # fmt: skip
+
+
 def main() -> None:
     """Print a table; write it with the machine's description."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", type=Path, help="write the rows to this file")
     parser.add_argument("--quick", action="store_true", help="a tenth of the videos, one repeat")
     parser.add_argument("--loops", action="store_true", help="compare with plain loops")
+    parser.add_argument("--large", action="store_true", help="only ten million detections")
     options = parser.parse_args()
+    if options.large:
+        return large()
     videos, repeats = (473, 1) if options.quick else (4728, 3)
     rows = suppression_rows(repeats)
     frames = not options.loops and importlib.util.find_spec("pandas") is not None
