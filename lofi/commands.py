@@ -7,6 +7,7 @@ command runs, so that `lofi --help` is quick.
 
 import gc
 import inspect
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
