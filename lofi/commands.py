@@ -346,6 +346,8 @@ def evaluate(
         replay_toolkit: score reversed and zero-length rows as the official toolkit does, which
             rewards some; without it they are refused, or never match.
     """
+    import numpy as np
+
     from lofi.evaluation.bootstrap import draws_of, interval
     from lofi.evaluation.detection import Matches, load
     from lofi.evaluation.detection import evaluate as scored
@@ -353,7 +355,7 @@ def evaluate(
     given = ground_truth, detections, None, subset or None, protocol
     matches = Matches(*load(*given, strict=not replay_toolkit))
     result = scored(matches, protocol, available or None)
-    spread = interval(draws_of(matches))
+    spread = interval(draws_of(matches), np.array([*result.map, result.average_map]))
     if json:
         write_json(json, result.to_json() | {"interval": spread.tolist()})
     print(result)

@@ -523,7 +523,7 @@ def scored(
     kept = {v.id: [d for d in found.get(v.id, ()) if d.label in known] for v in videos}
     report = detection_map(videos, kept, subset="all")
     draws = video_draws(videos, kept, subset="all")
-    spread = interval(draws).tolist()
+    spread = interval(draws, np.array([*report.map, report.average_map])).tolist()
     row = {"map_at_0.5": report.at(0.5), "interval_at_0.5": spread[0]}
     return row | {"average_map": report.average_map, "average_interval": spread[-1]}, draws[:, 0]
 

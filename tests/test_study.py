@@ -1,6 +1,7 @@
 """The study of all tables: statistics against printed tables, arms in miniature, documents."""
 
 import math
+import re
 import subprocess
 import time
 from dataclasses import replace
@@ -149,3 +150,19 @@ def test_published_results_are_generated_from_the_raw_rows():
     pairs = np.array([lofi[seed]["shared"] - acp[seed]["shared"] for seed in sorted(lofi)])
     text = (DOCS / "RESULTS.md").read_text(encoding="utf-8")
     assert f"| Long C-LoFi over ACP | shared classes | {pairs.mean():+.1f}" in text
+
+
+def test_the_verdicts_of_the_readme_are_those_of_the_raw_rows():
+    found = study.read_rows(DOCS / "results.csv")
+    text = (DOCS.parent / "README.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (.+?) over (.+?)(, own classes)? \| (.+) \| (\d+ of \d+) \| (.+) \|$",
+                      text, re.M)  # fmt: skip
+    assert len(rows) >= 10
+    for arm, other, own, difference, above, said in rows:
+        claim = (arm, other, "own") if own else (arm, other)
+        assert claim in study.PAPER_CLAIMS + study.OWN_CLAIMS
+        values = study.lead(found, *claim)
+        mean = paired(values)
+        ends = f"{mean.mean:+.1f} [{mean.low:+.1f}, {mean.high:+.1f}]".replace("-", "−")
+        assert (difference, above) == (ends, f"{mean.above} of {mean.n}")
+        assert said == verdict(values)
