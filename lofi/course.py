@@ -11,21 +11,19 @@ import contextlib
 import hashlib
 import io
 import json
-import multiprocessing
 import os
 import sys
-import threading
 import time
-from collections.abc import Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import replace
-from multiprocessing import connection
 from pathlib import Path
 from typing import Any
 
 from lofi import config as configs
 from lofi import experiment, notebook
 from lofi.data.datasets import open_datasets
+from lofi.data.isolated import LONGEST_S, Children
 from lofi.experiment import METHODS, write_results
 from lofi.files import atomic_path, read_json, write_json
 from lofi.notebook import repository_root
@@ -55,9 +53,7 @@ def ordered_notebooks(first: str = "00", last: str = "99") -> list[Path]:
     return found
 
 
-def run_notebook(
-    notebook: Path, output: Path, parameters: dict[str, Any], bar: bool = False
-) -> None:
+def run_notebook(notebook: Path, output: Path, parameters: dict[str, Any]) -> None:
     """Execute one notebook into `output`, written whole or not at all.
 
     Refuses unknown parameters (ValueError). When a cell fails (RuntimeError), the notebook so far
@@ -74,7 +70,7 @@ def run_notebook(
         try:
             papermill.execute_notebook(
                 str(notebook), str(temporary), parameters, kernel_name="python3",
-                progress_bar=bar, cwd=str(repository_root() / "notebooks"),
+                progress_bar=sys.stderr.isatty(), cwd=str(repository_root() / "notebooks"),
                 extra_arguments=["--IPKernelApp.log_level=40"],  # no remark on every start
             )  # fmt: skip
         except papermill.PapermillExecutionError as error:
@@ -135,8 +131,7 @@ def run_course(
     failures, began, finished = [], time.perf_counter(), set()
     running: dict[Future, tuple[str, float]] = {}
     names = {number: pending[number][0].name if number in pending else number for number in tasks}
-    bar = jobs == 1 and sys.stderr.isatty()
-    pool = ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), _end_with_parent)
+    children, threads = Children(jobs, "its process", "--jobs 1"), ThreadPoolExecutor(jobs)
     try:
         while len(finished) < len(tasks):
             started = finished | {task for task, _ in running.values()}
@@ -151,17 +146,22 @@ def run_course(
                 place = f"{was_done + len(started) + 1} of {was_done + len(tasks)}"
                 print(f"{place}: {names[task]} … ({about})", file=sys.stderr, flush=True)
                 started.add(task)
+                call = _train, (task, given)
                 if task in pending:
-                    future = pool.submit(run_notebook, *pending[task][:3], bar)
+                    call = run_notebook, pending[task][:3]
+                began_at = time.perf_counter()
+                if jobs == 1:
+                    future = _finished(*call)
                 else:
-                    future = pool.submit(_train, task, given)
-                running[future] = task, time.perf_counter()
+                    future = threads.submit(children.call, *call, LONGEST_S)
+                running[future] = task, began_at
             for future in wait(running, return_when=FIRST_COMPLETED).done:
                 task, began_at = running.pop(future)
                 finished.add(task)
                 if error := future.exception():
-                    print(error if task in pending else f"{task}: {error}", file=sys.stderr)
-                    failures += [str(error)] if task in pending else []  # of a stage notebooks say
+                    said = str(error) if names[task] in str(error) else f"{names[task]}: {error}"
+                    print(said, file=sys.stderr)
+                    failures += [said] if task in pending else []  # of a stage notebooks say
                     continue
                 took, name = round(time.perf_counter() - began_at, 1), names[task]
                 # A resumed notebook only loads what took long the first time: the longest counts.
@@ -169,26 +169,24 @@ def run_course(
                 made_from = pending[task][3] if task in pending else ""
                 done[name] = {"seconds": max(took, before["seconds"]), "made_from": made_from}
                 write_json(record, done)
-    except BaseException:
-        for child in multiprocessing.active_children():
-            child.terminate()
-        raise
     finally:
-        pool.shutdown()
+        threads.shutdown(wait=False, cancel_futures=True)
+        children.close()
+        threads.shutdown()
     if failures:
         raise RuntimeError(f"{len(failures)} of {len(books)} failed: {'; '.join(failures)}")
     seconds = sum(entry["seconds"] for entry in done.values())
     return report(chosen, run_dir, METHODS, seconds)
 
 
-def _end_with_parent() -> None:
-    """In a process of the pool: end when the one that started it does, however it ends."""
-
-    def until_alone() -> None:
-        connection.wait([multiprocessing.parent_process().sentinel])
-        os._exit(1)
-
-    threading.Thread(target=until_alone, daemon=True).start()
+def _finished(function: Callable, arguments: tuple) -> Future:
+    """Call it here and now; what it raised is the future's."""
+    future: Future = Future()
+    try:
+        future.set_result(function(*arguments))
+    except Exception as error:
+        future.set_exception(error)
+    return future
 
 
 def _train(task: str, given: Mapping[str, Any]) -> None:

@@ -87,11 +87,12 @@ def write_picture(
     fonts = Path(find_spec("matplotlib").origin).parent / "mpl-data" / "fonts" / "ttf"
     font = ImageFont.truetype(fonts / "DejaVuSans.ttf", 14)
     middle = {"fill": INK, "font": font, "anchor": "mm"}
-    draw.text((left + wide / 2, 18), printable(" ".join(Path(video).name.split())), **middle)
+    labels = {d.label for d in best}
+    title = " · ".join([Path(video).name, *labels] if len(labels) == 1 else [Path(video).name])
+    draw.text((left + wide / 2, 18), printable(" ".join(title.split())), **middle)
     for i, frame in enumerate(frames):
         place = left + i * wide // len(frames)
         image.paste(Image.fromarray(frame).resize((wide // len(frames) - 2, high)), (place, 36))
-    one_label = len({d.label for d in best}) < 2
     for d, shelf in zip(best, shelves):
         low, high_s = (left + wide * min(max(t / duration_s, 0.0), 1.0) for t in d[:2])
         share = 0.45 + 0.55 * max(d.score / (best[0].score or 1.0), 0.0)
@@ -99,7 +100,8 @@ def write_picture(
         box = (low, bars + 40 * shelf, max(high_s - 2, low), bars + 40 * shelf + 34)
         draw.rectangle(box, colour)
         score, label = f"{d.score:.2f}", printable(" ".join(d.label.split()))
-        for text in ([] if one_label else [f"{label} {score}", label]) + [score]:
+        short = (f"{label[:length]}…" for length in (24, 12, 6))
+        for text in (*((f"{label} {score}", label, *short) if len(labels) > 1 else ()), score):
             if draw.textlength(text, font) + 8 <= box[2] - low:
                 place = (low + box[2]) / 2, box[1] + 17
                 draw.text(place, text, **middle | ({"fill": "white"} if share > 0.8 else {}))

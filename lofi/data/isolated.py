@@ -33,9 +33,15 @@ class StartError(RuntimeError):
 
 
 class Children:
-    """Child processes that several threads share; each is started when it is first needed."""
+    """Child processes that several threads share; each is started when it is first needed.
 
-    def __init__(self, number: int) -> None:
+    `what` they are, and the option that helps where memory is short, stand in errors.
+    """
+
+    def __init__(
+        self, number: int, what: str = "the decoder", cure: str = "fewer --workers"
+    ) -> None:
+        self.what, self.cure = what, cure
         self._idle: LifoQueue[tuple[Popen, Connection] | None] = LifoQueue()  # None: not started
         self._started: set[Popen] = set()
         self._closed = False
@@ -78,8 +84,8 @@ class Children:
         status = self._end(process)
         if by_system:
             found = f"was killed by the system (signal {-status}: usually out of memory)"
-            return KilledError(f"the decoder {found}; try again with fewer --workers")
-        return VideoError(f"the decoder crashed (exit status {status})")
+            return KilledError(f"{self.what} {found}; try again with {self.cure}")
+        return VideoError(f"{self.what} crashed (exit status {status})")
 
     def close(self) -> None:
         """End all children and with them the calls in progress; safe to repeat."""
@@ -113,7 +119,7 @@ class Children:
         if not ready and self._closed:
             raise CancelledError
         if not ready:
-            found = f"a child process for decoding did not start (exit status {self._end(process)})"
+            found = f"a child process did not start (exit status {self._end(process)})"
             raise StartError(f"{found}; try `{sys.executable} -c 'import lofi.data'`")
         return process, pipe
 
