@@ -31,13 +31,13 @@ from lofi.notebook import repository_root
 # Side by side: task → what has to be finished before. Of those that can begin the first begins; no
 # two that write into one folder of the run may. Notebooks that are not here come after all others.
 AHEAD = {
-    "data": (), "acp": ("data",), "lofi": ("acp",), "acp+": ("acp",),
+    "data": (), "acp": ("data",), "vigour": ("data",), "lofi": ("acp",), "acp+": ("acp",),
     "head of c-lofi": ("lofi",), "head of acp+": ("acp+",), "head of acp": ("acp",),
-    "head of random": ("data",),
+    "head of random": ("data",), "icp": ("data",),
 }  # fmt: skip
 NOTEBOOKS = {
     "05": ("lofi", "acp+", *(f"head of {method}" for method in METHODS)), "06": ("05",),
-    "06a": ("06",), "02": ("acp", "acp+"), "03": ("lofi",), "01": ("data",), "04": ("acp",),
+    "06a": ("06",), "02": ("acp+", "vigour", "icp"), "03": ("lofi",), "01": ("data",), "04": ("acp",),
     "02a": (), "00": (),
 }  # fmt: skip
 
@@ -197,6 +197,10 @@ def _train(task: str, given: Mapping[str, Any]) -> None:
         open_datasets(nb.config.data, nb.config.seed, nb.out_dir)
     elif task.startswith("head of "):
         experiment.localize(nb.config, nb.out_dir, task.removeprefix("head of "), **nb.how)
+    elif task == "vigour":  # the control of notebook 02, which is no stage of the kit
+        import lectures  # of notebooks/, which `setup` has put on the path
+
+        lectures.train_vigour(nb.config, nb.out_dir, resume=True)
     else:
         experiment.run_stage(task, nb.config, nb.out_dir, **nb.how)
 

@@ -106,7 +106,7 @@ assert (folder / "{other}").exists()
 
 def test_what_goes_on_side_by_side_is_all_that_the_notebooks_train():
     heads = {f"head of {method}" for method in METHODS}
-    assert set(course.AHEAD) == {"data", "acp", "acp+", "lofi"} | heads
+    assert set(course.AHEAD) == {"data", "acp", "acp+", "lofi", "icp", "vigour"} | heads
     numbers = [path.name.split("_")[0] for path in ordered_notebooks("00", "06")]
     assert set(course.NOTEBOOKS) == set(numbers)
     order = course.AHEAD | course.NOTEBOOKS
