@@ -4,6 +4,8 @@ python -m tests.benchmarks.actionformer [--json OUT] [--device cuda] [--repeats 
 
 Ratios are lean / plain medians of the THUMOS14 head (2048 → 512 channels); memory is the growth
 during forward + backward of one video, weight gradients included, see `tests.benchmarks.heads`.
+`products`: multiply-adds of matrix products and convolutions, and the plain head's time for its
+own at the rate of a large product in this process: what no arrangement of the rest can go below.
 Inference: growth while a 20-minute file (9,000 steps) is decoded and suppressed.
 """
 
@@ -24,6 +26,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from lofi.config import PostProcessing
 from lofi.data.snippets import Grid
@@ -133,6 +136,20 @@ def run(network: nn.Module, x: Tensor) -> tuple[Tensor, ...]:
 def train(network: nn.Module, x: Tensor) -> None:
     sum(y.square().sum() for y in run(network, x)).backward()
     network.zero_grad(set_to_none=True)
+
+
+def products(pair: tuple[nn.Module, nn.Module], x: Tensor, plain_s: float, repeats: int) -> dict:
+    """Multiply-adds of both heads; time of them at the machine's rate over that of the plain head."""
+    macs = []
+    for network in pair:
+        with FlopCounterMode(display=False) as counter:
+            train(network, x)
+        macs.append(counter.get_total_flops() // 2)
+    a, b = (torch.randn(n, n, device=x.device) for n in (2048, 2048))
+    took = statistics.median(seconds(lambda: a @ b, x.device) for _ in range(2 * repeats + 1))
+    rate = 2048**3 / took
+    shares = {name: n / rate / plain_s for name, n in zip(("plain", "lean"), macs)}
+    return {"macs": dict(zip(("plain", "lean"), macs)), "rate": rate, "share_of_plain": shares}
 
 
 def peaks(steps: int) -> list[int | None]:
@@ -264,6 +281,7 @@ def main() -> None:
         "largest_difference": error,
         "seconds": dict(zip(("plain", "lean"), times)),
         "forward_backward_share": times[1] / times[0],
+        "products": products((plain, lean), x, times[0], options.repeats),
         "peak_bytes": dict(zip(("plain", "lean"), peak)),
         "peak_share": peak[1] / peak[0],
         "soft_nms": suppression(20),
