@@ -445,8 +445,8 @@ seed, with the 95 % interval of its mean; *above*: seeds on which it is positive
 n seeds show at 3 standard errors with a chance of 80 %. *Reproduced*, *contradicted*: at least 3
 standard errors above, below zero. {claims} comparisons. *Paper*: as printed, ActivityNet-1.3;
 compare orders, not levels. *CPU s*: what the arm took beyond the arms before it. *ACP* of an arm in
-another world, or with another encoder, is the one there. Ours of TSM-R18, -R34, -R50: `tsm-toy` with
-8, 14, 20 layers; of R(2+1)D-R18: `r2plus1d-toy`.
+another world, or with another encoder, is the one there. Ours of TSM-R18, -R34, -R50: `tsm-toy`
+with 8, 14, 20 layers; of R(2+1)D-R18: `r2plus1d-toy`.
 """
     made = [f"\n## {table.caption}\n{table.markdown()}\n" for table in tables(found)]
     return text + "".join(made)
