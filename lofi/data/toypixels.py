@@ -89,7 +89,7 @@ def render(
     skins = [None, None]  # of the distractor and of the actor
     if real:
         frames, mean_luma = _real_background(rng, world, look, shake, real)
-        one = np.zeros((1, 2))
+        one = np.zeros((1, 2))  # frame, not shaken
         skins = [_real_background(rng, world, look, one, real)[0][0] for _ in skins]
     else:
         frames, mean_luma = _background(rng, world, look, shake)
