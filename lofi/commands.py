@@ -639,7 +639,7 @@ def report(run: Positional[Path], /) -> None:
 
 def tables(
     run: Path | None = None, study: bool = False, seeds: int = 10, jobs: int = 1,
-    arms: tuple[str, ...] = (),
+    arms: tuple[str, ...] = (), frames: Path | None = None,
 ) -> None:  # fmt: skip
     """The results of a finished run beside the paper's numbers; without a run, the paper's tables.
 
@@ -650,6 +650,8 @@ def tables(
         seeds: of the study, from 5001 on.
         jobs: arms that run side by side, a CPU core each.
         arms: of the study, these and what they begin with.
+        frames: of the study, a folder of videos whose frames are the backgrounds of world "real";
+            some are kept in the run, which needs the folder once.
     """
     from lofi import figures
     from lofi.experiment import read_results
@@ -658,7 +660,7 @@ def tables(
         from lofi.study import FIRST_SEED, run_study
 
         root = (run or Path("runs/tables")).resolve()
-        run_study(root, range(FIRST_SEED, FIRST_SEED + seeds), jobs, arms)
+        run_study(root, range(FIRST_SEED, FIRST_SEED + seeds), jobs, arms, frames)
         print((root / "RESULTS.md").read_text(encoding="utf-8"))
         return
     if run is None:

@@ -3,7 +3,8 @@
 docs/PROTOCOL.md says what is compared, how, and what counts; it was written before any run. An arm
 is an encoder (and a head) of one seed, trained in a process of its own. Results are percent.
 Layout: <run>/seed-N/{world, main, <arm>} as any run, the same below seed-N/<world> for arms of
-another world; seed-N/rows/<arm>.json; results.csv, RESULTS.md.
+another world and, without a world, below seed-N/<encoder>; seed-N/rows/<arm>.json; results.csv,
+RESULTS.md; frames.npz, to which the worlds `real` link.
 """
 
 import csv
@@ -24,6 +25,8 @@ from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lofi.config import Config, override, preset, to_dict
+from lofi.data.real_frames import keep_frames
+from lofi.data.toyworld import FRAMES
 from lofi.detection.detector import detect_stage, detections_dir
 from lofi.evaluation.bootstrap import video_draws
 from lofi.evaluation.paired import paired, verdict
@@ -43,7 +46,8 @@ class Arm(NamedTuple):
     """One row of the study: how its encoder is trained, and what is measured."""
 
     method: str
-    # Of preset tiny; full and data are for the encoder alone, but a data.preset is the arm's world.
+    # Of preset tiny; full and data are for the encoder alone. Arms with another data.preset (world)
+    # or encoder are a family with an ACP of its own, which they start from and take classes from.
     changes: Mapping[str, Any] = {}
     start: str = "ACP"  # arm whose encoder joint training goes on with
     variant: str = ""  # of the head
@@ -98,16 +102,30 @@ OTHERS = {
     "ACP, ten heads": Arm("acp", trials=10),
     "Long C-LoFi, ten heads": Arm("c-lofi", trials=10),
 }  # fmt: skip
+
+
+def _family(name: str, change: Mapping[str, str], arms: Sequence[str]) -> dict[str, Arm]:
+    """Those of `arms` (ACP first) in another world or with another encoder."""
+    known = {arm: (CHAIN | OTHERS)[arm] for arm in arms}
+    return {
+        f"{arm}, {name}": of._replace(changes={**of.changes, **change}, start=f"ACP, {name}")
+        for arm, of in known.items()
+    }
+
+
 # The same three encoders where vigour marks actions half as much, and not at all.
-WORLDS = ("half", "still")
-DIAL = {
-    f"{name}, {world}": CHAIN[name]._replace(
-        changes=dict(CHAIN[name].changes) | {"data.preset": world}, start=f"ACP, {world}"
-    )
-    for world in WORLDS
-    for name in ("ACP", "ACP+, as long", "Long C-LoFi")
-}
-ARMS = CHAIN | OTHERS | DIAL
+WORLDS, DIALLED = ("half", "still"), ("ACP", "ACP+, as long", "Long C-LoFi")
+DIAL = _family("half", {"data.preset": "half"}, DIALLED)
+DIAL |= _family("still", {"data.preset": "still"}, DIALLED)
+# Counted as the layers of R18: tsm-toy is an R8, R14 and R20 have two and three blocks a stage.
+ENCODERS = _family("R(2+1)D", {"encoder": "r2plus1d-toy"}, ("ACP", "T-LoFi"))
+ENCODERS |= _family("R14", {"encoder": "tsm-toy14"}, ("ACP", "Long C-LoFi"))
+ENCODERS |= _family("R20", {"encoder": "tsm-toy20"}, ("ACP", "Long C-LoFi"))
+# Backgrounds and surfaces out of real videos; run only where there are some, see `run_study`.
+RIVALS = ("ACP", "ACP+", "ACP+, as long", "ACP+ with background")
+REAL = _family("real", {"data.preset": "real"}, (*RIVALS, "Long C-LoFi"))
+REST = OTHERS | DIAL | ENCODERS | REAL
+ARMS = CHAIN | REST
 
 # (arm, the arm that it is said to lead[, measure]); those of the paper first, by its tables.
 PAPER_CLAIMS = (
@@ -118,6 +136,8 @@ PAPER_CLAIMS = (
     ("ACP+Speed", "ACP"), ("Long C-LoFi", "ACP+Arrow"), ("Long C-LoFi", "ACP+Speed"),
     ("T-LoFi, BMN", "ACP, BMN", "AUC"), ("low budget", "ACP"), ("T-LoFi", "low budget"),
     ("end-to-end, low", "pre-trained, low"), ("Long C-LoFi, ten heads", "ACP, ten heads"),
+    ("T-LoFi, R(2+1)D", "ACP, R(2+1)D"), ("Long C-LoFi, R14", "ACP, R14"),
+    ("Long C-LoFi, R20", "ACP, R20"),
 )  # fmt: skip
 OWN_CLAIMS = (
     ("ACP", "untrained"), ("Long C-LoFi", "ACP+, as long"),
@@ -133,13 +153,14 @@ OWN_CLAIMS = (
     ("Long C-LoFi, ActionFormer", "ACP, ActionFormer"), ("Long C-LoFi, AMNet", "ACP, AMNet"),
     *((f"Long C-LoFi, {world}", f"{other}, {world}")
       for world in WORLDS for other in ("ACP", "ACP+, as long")),
+    *(("Long C-LoFi, real", f"{other}, real") for other in RIVALS),
 )  # fmt: skip
 # Arms in the order of the paper's rows for ActivityNet; "": not built.
 TABLES = {
     "1": ("ACP", "ICP", "ACP+", "Long C-LoFi"),
     "2": ("ACP", "S-LoFi", "T-LoFi", "ST-LoFi", "Short C-LoFi", "Long C-LoFi"),
-    "5": ("ACP", "T-LoFi", "", ""),
-    "6": ("ACP", "Long C-LoFi", "", "", "", ""),
+    "5": ("ACP", "T-LoFi", "ACP, R(2+1)D", "T-LoFi, R(2+1)D"),
+    "6": ("ACP", "Long C-LoFi", "ACP, R14", "Long C-LoFi, R14", "ACP, R20", "Long C-LoFi, R20"),
     "7": ("ACP", "Arrow", "Speed", "ACP+Arrow", "ACP+Speed", "Long C-LoFi"),
     "A": ("ACP, BMN", "T-LoFi, BMN"),
     "B": ("ACP", "low budget", "T-LoFi", ""),
@@ -149,14 +170,15 @@ TABLES = {
 SOURCES = ("shared", "own", "oracle")
 MAP = {"0.5": 0, "0.75": 5, "0.95": 9}  # places in the ten thresholds, shared classes
 RECALLS = ("AR@1", "AR@5", "AR@10", "AR@100", "AUC")
+FAMILY = {"data.preset", "encoder"}
 COLUMNS = ("arm", "seed", *SOURCES, *MAP, *RECALLS, "trial_sd", "video_sd", "video_sd_over_acp",
            "cpu_s", "peak_mib", "config")  # fmt: skip
 Found = Mapping[str, Mapping[int, Mapping[str, Any]]]  # arm → seed → row
 
 
 def base(arm: Arm) -> str:
-    """The ACP row of an arm's world."""
-    return f"ACP, {arm.changes['data.preset']}" if "data.preset" in arm.changes else "ACP"
+    """The ACP row of an arm's family."""
+    return arm.start if FAMILY & arm.changes.keys() else "ACP"
 
 
 def needs(name: str) -> set[str]:
@@ -164,13 +186,18 @@ def needs(name: str) -> set[str]:
     return {base(ARMS[name]), ARMS[name].start} - {name}
 
 
+def world_of(root: Path, seed: int, arm: Arm) -> Path:
+    return root / f"seed-{seed}" / arm.changes.get("data.preset", "") / "world"
+
+
 def place_of(root: Path, seed: int, arm: Arm) -> Path:
-    return root / f"seed-{seed}" / arm.changes.get("data.preset", "")
+    """Where the runs of an arm's family lie."""
+    return world_of(root, seed, arm).parent / arm.changes.get("encoder", "")
 
 
 def config_of(root: Path, seed: int, arm: Arm) -> Config:
     """The settings that train an arm's encoder."""
-    world = {"data.preset": "study", "data.world": str(place_of(root, seed, arm) / "world")}
+    world = {"data.preset": "study", "data.world": str(world_of(root, seed, arm))}
     start = {"lofi.start": ARMS[arm.start].method}
     return override(replace(preset("tiny"), seed=seed), world | start | dict(arm.changes))
 
@@ -186,7 +213,7 @@ def train_encoder(root: Path, seed: int, name: str) -> tuple[Path, str]:
     Arms of plain settings share a folder; another has links to the encoders that it begins with."""
     arm = ARMS[name]
     place, config = place_of(root, seed, arm), config_of(root, seed, arm)
-    if {*arm.changes} <= {"data.preset"} and arm.start == base(arm):
+    if {*arm.changes} <= FAMILY and arm.start == base(arm):
         train_with_what_it_needs(config, place / "main", arm.method)
         return place / "main", arm.method
     folder = place / slug(name)
@@ -205,6 +232,9 @@ def train_encoder(root: Path, seed: int, name: str) -> tuple[Path, str]:
 def measure(root: Path, seed: int, name: str) -> dict[str, Any]:
     """The row of one arm and seed; everything that is missing is trained first."""
     arm = ARMS[name]
+    if name in REAL and not (link := world_of(root, seed, arm) / FRAMES).is_symlink():
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(os.path.relpath(root / FRAMES, link.parent))
     acp_folder, _ = train_encoder(root, seed, base(arm))
     folder, method = train_encoder(root, seed, name)
     kept = {
@@ -254,18 +284,27 @@ def hash_of(root: Path, seed: int, name: str) -> str:
     return hashlib.sha256(settings.encode()).hexdigest()[:12]
 
 
-def run_study(root: Path, seeds: Sequence[int], jobs: int = 1, only: Sequence[str] = ()) -> None:
+def run_study(
+    root: Path, seeds: Sequence[int], jobs: int = 1, only: Sequence[str] = (),
+    frames: Path | None = None,
+) -> None:  # fmt: skip
     """All arms of all seeds (`only`: these arms and what they need), `jobs` of them at a time.
 
-    The chain has all seeds before the other arms begin; finished arms are read.
+    The chain has all seeds before the other arms begin; finished arms are read. `frames`: folder of
+    videos, from which <root>/frames.npz is made for the arms `REAL`, which need it.
     ValueError for an unknown arm; RuntimeError, with the log, for one that failed.
     """
     if unknown := [name for name in only if name not in ARMS]:
         raise ValueError(f"unknown arm {unknown[0]!r}; known: {', '.join(ARMS)}")
-    wanted = {*(only or ARMS)}
+    kept = root / FRAMES
+    if frames is not None:
+        print(keep_frames(frames, kept), file=sys.stderr, flush=True)
+    wanted = {*(only or (ARMS if kept.is_file() else ARMS.keys() - REAL.keys()))}
     while more := {need for name in wanted for need in needs(name)} - wanted:
         wanted |= more
-    order = [(seed, name) for part in (CHAIN, OTHERS | DIAL) for seed in seeds for name in part]
+    if (named := [name for name in only if name in REAL]) and not kept.is_file():
+        raise ValueError(f"arm {named[0]!r} needs real videos; give a folder of some: --frames")
+    order = [(seed, name) for part in (CHAIN, REST) for seed in seeds for name in part]
     order = [(seed, name) for seed, name in order if name in wanted]
     missing = [(seed, name) for seed, name in order if not _finished(root, seed, name)]
     took, running = list[float](), {}
@@ -380,7 +419,8 @@ def tables(found: Found) -> "list[Table]":
         made.append(Table(header, tuple(rows), f"{paper.source} of the paper, and ours"))
     rows = []
     for arm in (arm for arm in ARMS if arm in found):
-        change = _lead_cells(lead(found, arm, "ACP"))[:2] if arm != "ACP" else ("", "")
+        acp = base(ARMS[arm])
+        change = _lead_cells(lead(found, arm, acp))[:2] if arm != acp else ("", "")
         keys = (*SOURCES, "AUC", "video_sd", "video_sd_over_acp", "cpu_s", "peak_mib")
         cells = [_cell(found, arm, key) for key in keys]
         rows.append((arm, str(len(found[arm])), *cells[:3], *change, *cells[3:]))
@@ -404,7 +444,9 @@ SD over n seeds, each with a world, initial weights and draws of its own. A diff
 seed, with the 95 % interval of its mean; *above*: seeds on which it is positive; *shows from*: what
 n seeds show at 3 standard errors with a chance of 80 %. *Reproduced*, *contradicted*: at least 3
 standard errors above, below zero. {claims} comparisons. *Paper*: as printed, ActivityNet-1.3;
-compare orders, not levels. *CPU s*: what the arm took beyond the arms before it.
+compare orders, not levels. *CPU s*: what the arm took beyond the arms before it. *ACP* of an arm in
+another world, or with another encoder, is the one there. Ours of TSM-R18, -R34, -R50: `tsm-toy`
+with 8, 14, 20 layers; of R(2+1)D-R18: `r2plus1d-toy`.
 """
     made = [f"\n## {table.caption}\n{table.markdown()}\n" for table in tables(found)]
     return text + "".join(made)

@@ -197,6 +197,9 @@ def test_features_of_the_specification_table(name, pixels, total, first_features
         ("resnet-18", 11_176_512, 512, 20, 9_600, 122),
         ("r2plus1d-18", 31_300_125, 512, 37, 25_350, 224),
         ("tsm-toy", 78_160, 64, 9, 672, 56),
+        ("tsm-toy14", 175_376, 64, 15, 1_120, 92),
+        ("tsm-toy20", 272_592, 64, 21, 1_568, 128),
+        ("r2plus1d-toy", 198_351, 64, 16, 1_526, 98),
     ],
 )
 def test_sizes(name, parameters, channels, norms, affine, entries):

@@ -13,9 +13,11 @@ import pytest
 from lofi import config as configs
 from lofi import study
 from lofi.data import toyworld
+from lofi.data.copies import write_video
+from lofi.data.real_frames import keep_frames
 from lofi.evaluation.paired import paired, student, verdict
 from lofi.figures import paired_dots, paper_numbers
-from lofi.files import read_json, write_json
+from lofi.files import read_json, sha256, write_json
 
 DOCS = Path(__file__).parent.parent / "docs"
 
@@ -66,6 +68,46 @@ def test_arms_stand_where_the_paper_has_its_rows():
     assert set(claimed) <= {*study.ARMS}
 
 
+def test_published_rows_are_those_of_todays_arms():
+    """Rows are resumed by this hash, so a change of an arm or a setting would run them again."""
+    for name, rows in study.read_rows(DOCS / "results.csv").items():
+        for seed, row in rows.items():
+            assert study.hash_of(Path("anywhere"), seed, name) == row["config"], (name, seed)
+
+
+def test_families_have_a_world_or_an_encoder_and_an_acp_of_their_own(tmp_path):
+    for name in study.DIAL | study.ENCODERS | study.REAL:
+        arm, (which, family) = study.ARMS[name], name.rsplit(", ", 1)
+        config = study.config_of(tmp_path, 1, arm)
+        known = study.config_of(tmp_path, 1, study.ARMS[which])
+        assert study.needs(name) == {f"ACP, {family}"} - {name}
+        world = family if name not in study.ENCODERS else "study"
+        assert (config.data.preset, config.encoder != "tsm-toy") == (world, world == "study")
+        place = study.place_of(tmp_path, 1, arm)
+        assert Path(config.data.world) == (place if world != "study" else place.parent) / "world"
+        same = {"encoder": known.encoder, "data.preset": "study", "data.world": known.data.world}
+        assert configs.override(config, same) == known
+
+
+def test_arms_of_the_real_world_need_a_folder_of_videos(tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match="arm 'ACP, real' needs real videos; .*--frames"):
+        study.run_study(tmp_path, [1], only=("ACP, real",))
+    ran = []
+
+    def run(words, **how):
+        ran.append(words[-1])
+        write_json(tmp_path / f"seed-1/rows/{study.slug(words[-1])}.json", {"config": ""})
+        return subprocess.CompletedProcess(words, 0)
+
+    monkeypatch.setattr(study, "publish", lambda root: None)
+    monkeypatch.setattr(study.subprocess, "run", run)
+    study.run_study(tmp_path, [1])
+    assert {*ran} == {*study.ARMS} - {*study.REAL}
+    (tmp_path / "frames.npz").touch()  # as an earlier call left it
+    study.run_study(tmp_path, [1])
+    assert {*ran} == {*study.ARMS}
+
+
 @pytest.fixture(scope="module")
 def miniature(tmp_path_factory):
     """A study in a few seconds: a world of 12 videos, an epoch for whatever no arm changes."""
@@ -74,15 +116,22 @@ def miniature(tmp_path_factory):
     for stage in ("acp", "acp_plus", "lofi.training", "head_training"):
         once[f"{stage}.epochs"] = 1
     with pytest.MonkeyPatch.context() as patch:
-        for name in ("study", "still"):
+        for name in ("study", "still", "real"):
             world = toyworld.WORLDS[name]
             patch.setitem(toyworld.WORLDS, name, replace(world, **small))
         patch.setattr(study, "preset", lambda name: configs.override(tiny, once))
-        yield tmp_path_factory.mktemp("study")
+        clips = tmp_path_factory.mktemp("clips")
+        for name, length in (("short", 5), ("long", 90)):
+            pictures = np.random.default_rng(length).integers(0, 256, (length, 48, 80, 3), np.uint8)
+            write_video(clips / f"{name}.mp4", pictures, 8)
+        root = tmp_path_factory.mktemp("study")
+        keep_frames(clips, root / "frames.npz")
+        yield root
 
 
 CHECKED = ("ACP", "LoFi from ACP+ with background", "window", "end-to-end, low", "T-LoFi, BMN",
-           "ACP, BMN", "ACP, ActionFormer", "Long C-LoFi, still")  # fmt: skip
+           "ACP, BMN", "ACP, ActionFormer", "Long C-LoFi, still", "T-LoFi, R(2+1)D",
+           "ACP+ with background, real")  # fmt: skip
 
 
 def test_arms_run_are_measured_and_never_run_again(miniature, capfd):
@@ -102,6 +151,11 @@ def test_arms_run_are_measured_and_never_run_again(miniature, capfd):
     assert not (place / "main" / "acp+").exists()  # nothing asked for the plain one
     still = read_json(place / "still" / "world" / "world.json", "a world")
     assert still["world"]["name"] == "still" and (place / "still/main/c-lofi/encoder").is_dir()
+    lofi = read_json(place / "r2plus1d-toy/main/t-lofi/encoder/config.json", "settings")
+    acp = read_json(place / "r2plus1d-toy/main/acp/encoder/result.json", "a result")
+    assert lofi["start"] == acp["sha256"] and not (place / "r2plus1d-toy/world").exists()
+    real = read_json(place / "real/world/world.json", "a world")
+    assert real["world"]["real"] and real["frames"] == sha256(miniature / "frames.npz")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(study, "needs", lambda name: set())
         study.run_study(miniature, [7], only=CHECKED)  # finds all of them

@@ -9,8 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lofi.data.toypixels import LUMA, Look, appearances, pick_colours
+from lofi.data.copies import write_video
+from lofi.data.real_frames import keep_frames, read_frames
+from lofi.data.toypixels import LUMA, Look, _real_background, appearances, pick_colours
 from lofi.data.toyworld import (
+    REAL,
     TINY,
     TOY,
     plan_clips,
@@ -20,6 +23,7 @@ from lofi.data.toyworld import (
     write_world,
 )
 from lofi.data.video import decode_frames, probe
+from lofi.files import sha256
 
 SMALL = replace(TINY, source_clips=(16, 8), videos=(8, 4))
 CLEAN = Look((7.0, 9.0), noise=0, contrast=0, exponent=2, jitter=0, distractor=0)
@@ -128,6 +132,93 @@ def test_videos_decode_at_the_sizes_in_use(world, sizes, tmp_path):
     rendered = render_video(world, 0, plan_videos(world, 0)[0]).astype(float)
     error = decode_frames(video, range(world.video_frames)) - rendered
     assert 10 * np.log10(255**2 / np.square(error).mean()) > 20  # PSNR in dB; noise costs most
+
+
+# --- real frames ---------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory):
+    """A folder with a short and a long video whose grey level counts frames, and half a video."""
+    folder = tmp_path_factory.mktemp("clips")
+    for name, length in (("short", 6), ("long", 100)):
+        frames = (
+            np.full((length, 72, 128, 3), 50, np.uint8)
+            + np.arange(length, dtype=np.uint8)[:, None, None, None]
+        )
+        write_video(folder / f"{name}.mp4", frames, 8, crf=0)
+    (folder / "torn.mp4").write_bytes((folder / "long.mp4").read_bytes()[:300])
+    return folder
+
+
+def test_frames_are_kept_with_their_sources_and_unreadable_videos_are_counted(clips, tmp_path):
+    said = keep_frames(clips, tmp_path / "frames.npz")
+    assert said.startswith("106 frames of 2 of 3 videos in ")
+    assert "1 of 3 videos cannot be read (first: " in said and "torn.mp4: " in said
+    long, short = read_frames(tmp_path / "frames.npz")
+    assert (long.shape, short.shape) == ((100, 64, 114, 3), (6, 64, 114, 3))
+    with np.load(tmp_path / "frames.npz") as file:
+        names = [(name, sha256(clips / name)) for name in ("long.mp4", "short.mp4")]
+        assert [*map(tuple, file["sources"].tolist())] == names  # no path of this machine
+    before = (tmp_path / "frames.npz").read_bytes()
+    keep_frames(clips, tmp_path / "frames.npz")
+    assert (tmp_path / "frames.npz").read_bytes() == before
+    other, torn = tmp_path / "other", tmp_path / "torn"
+    for folder, name in ((other, "short"), (torn, "torn")):
+        folder.mkdir()
+        (folder / "a.mp4").write_bytes((clips / f"{name}.mp4").read_bytes())
+    with pytest.raises(ValueError, match="frames of 2 other videos than those of"):
+        keep_frames(other, tmp_path / "frames.npz")
+    with pytest.raises(
+        ValueError, match=r"1 of 1 videos cannot be read \(first: .*; give a folder"
+    ):
+        keep_frames(torn, tmp_path / "torn.npz")
+
+
+def test_a_real_world_needs_its_frames_and_keeps_to_them(clips, tmp_path):
+    world = replace(REAL, source_clips=(4, 0), videos=(2, 1))
+    with pytest.raises(FileNotFoundError, match="run: lofi tables --study --frames"):
+        write_world(tmp_path / "a", world, 3)
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir(exist_ok=True)
+        keep_frames(clips, tmp_path / name / "frames.npz")
+        write_world(tmp_path / name, world, 3)
+    assert contents(tmp_path / "a") == contents(tmp_path / "b")
+    manifest = json.loads((tmp_path / "a/manifest.json").read_text())
+    assert manifest["frames"] == sha256(tmp_path / "a/frames.npz")
+    plain = replace(world, real=False)
+    assert plan_videos(world, 3) == plan_videos(plain, 3)  # only the pixels are others
+    (tmp_path / "b/frames.npz").unlink()
+    (clips / "short.mp4").rename(tmp_path / "short.mp4")
+    keep_frames(clips, tmp_path / "b/frames.npz")
+    (tmp_path / "short.mp4").rename(clips / "short.mp4")
+    with pytest.raises(ValueError, match="differs in frames: "):
+        write_world(tmp_path / "b", world, 3)
+
+
+def test_backgrounds_are_consecutive_real_frames_forth_and_back():
+    count = np.arange(6, dtype=np.uint8)[:, None, None, None]
+    video = np.full((6, 64, 90, 3), (100, 120, 140), np.uint8) + count
+    look = replace(CLEAN, contrast=255)
+    for seed in range(8):
+        rng = np.random.default_rng(seed)
+        frames, luma = _real_background(rng, REAL, look, np.zeros((64, 2)), [video])
+        assert frames.shape == (64, 40, 40, 3) and np.ptp(frames, axis=(1, 2)).max() < 1e-3
+        grey = frames[:, 0, 0, 0] - 100
+        assert np.allclose(np.abs(np.diff(grey)), 1, atol=1e-3)
+        assert grey.min() == pytest.approx(0, abs=1e-3) and grey.max() == pytest.approx(5, abs=1e-3)
+        assert luma == pytest.approx(frames.mean((0, 1, 2)) @ LUMA, abs=1e-3)
+
+
+def test_contrast_of_real_frames_is_lowered_never_raised():
+    rng = np.random.default_rng(0)
+    bold = rng.integers(0, 256, (70, 64, 64, 3), dtype=np.uint8)
+    faint = (bold // 32 + 100).astype(np.uint8)
+    for video in (bold, faint):
+        shake = rng.normal(0, 0.4, (64, 2))
+        frames, _ = _real_background(rng, REAL, REAL.target, shake, [video])
+        found = (frames - frames.mean((0, 1, 2))).std()
+        assert found == pytest.approx(18, rel=1e-3) if video is bold else found < 4
 
 
 # --- tables --------------------------------------------------------------------------------------

@@ -1,10 +1,11 @@
-"""How the toy world looks: flat actors that oscillate in front of a drifting texture.
+"""How the toy world looks: flat actors that oscillate before a drifting texture or real frames.
 
 Everything is numpy and vectorised over the frames of one video; the only randomness is the
 generator that is passed in. N frames, H × W pixels, origin at the top left, y points down, grey
 levels of 255. Frame ranges are [start, end).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -60,6 +61,7 @@ class ToyWorld:
     fps: int = 8
     crf: int = 22
     filler: int = 0  # frames of the blocks of an action that alternate with other motion; 0 = none
+    real: bool = False  # backgrounds and the actors' surfaces are cut out of real videos
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -79,12 +81,18 @@ class Phase(NamedTuple):
 
 def render(
     world: ToyWorld, look: Look, rng: np.random.Generator, label: str, phases: tuple[Phase, ...],
-    num_frames: int,
+    num_frames: int, real: Sequence[np.ndarray] = (),
 ) -> np.ndarray:  # fmt: skip
-    """One clip or video of a class, (num_frames, H, W, 3) uint8."""
+    """One clip or video of a class, (num_frames, H, W, 3) uint8; `real`: see `_real_background`."""
     shape, axis = label.split(" ")
     shake = rng.normal(0, look.jitter, (num_frames, 2))  # camera, (y, x)
-    frames, mean_luma = _background(rng, world, look, shake)
+    skins = [None, None]  # of the distractor and of the actor
+    if real:
+        frames, mean_luma = _real_background(rng, world, look, shake, real)
+        one = np.zeros((1, 2))  # frame, not shaken
+        skins = [_real_background(rng, world, look, one, real)[0][0] for _ in skins]
+    else:
+        frames, mean_luma = _background(rng, world, look, shake)
     if rng.uniform() < look.distractor:  # somebody of another shape who only drifts by
         other = str(rng.choice([name for name in world.shapes if name != shape]))
         place = rng.uniform(0, [world.height, world.width])
@@ -92,12 +100,13 @@ def render(
         y, x = (place - shake).T
         height = np.full(num_frames, rng.uniform(*world.source_height))
         colours = pick_colours(rng, mean_luma, world.luma_distance)
-        _draw(frames, other, colours, rng.uniform(*look.radius), np.stack([x, y, height]))
+        track = np.stack([x, y, height])
+        _draw(frames, other, colours, rng.uniform(*look.radius), track, skins[0])
     radius = rng.uniform(*look.radius)
     track = _motion(rng, world, radius, axis, phases, num_frames)
     track[:2] -= shake.T[::-1]
     colours = pick_colours(rng, mean_luma, world.luma_distance)
-    _draw(frames, shape, colours, radius, track)
+    _draw(frames, shape, colours, radius, track, skins[1])
     if look.exposure:
         frames = _exposed(frames, rng, look.exposure)
     frames += look.noise * rng.standard_normal(frames.shape, np.float32)
@@ -125,6 +134,39 @@ def _background(
         band = texture[rows] * (1 - down) + texture[rows + 1] * down
         frames[i] = band[:, columns] * (1 - right) + band[:, columns + 1] * right
     return frames, float(base @ LUMA)
+
+
+def _real_background(
+    rng: np.random.Generator, world: ToyWorld, look: Look, shake: np.ndarray,
+    videos: Sequence[np.ndarray],
+) -> tuple[np.ndarray, float]:  # fmt: skip
+    """As `_background`, a stretch of one of `videos`, (N', H', W', 3) uint8 each, sides >= 2.
+
+    Video, start, place, scale and mirroring are random; a video that is too short runs forth and
+    back. Colours and motion are its own, its contrast is lowered to that of `look` if it has more.
+    """
+    video = videos[rng.integers(len(videos))][:, :, :: rng.choice([1, -1])]
+    num_frames, *sides = video.shape[:3]
+    period = max(1, 2 * num_frames - 2)
+    free = num_frames - len(shake) + 1
+    time = (rng.integers(free if free > 0 else period) + np.arange(len(shake))) % period
+    time = np.minimum(time, period - time)
+    small = np.array([world.height, world.width])
+    last = np.array(sides) - 1
+    scale = rng.uniform(0.6, 1) * (last / (small - 1)).min()  # its pixels in one of the world's
+    corner = rng.uniform(0, last - scale * (small - 1)) + scale * shake
+    frames = np.empty((len(shake), *small, 3), np.float32)
+    for i, t in enumerate(time):
+        y, x = (corner[i, k] + scale * np.arange(small[k]) for k in (0, 1))
+        y, x = np.clip(y, 0, last[0] - 1e-3), np.clip(x, 0, last[1] - 1e-3)
+        down, right = np.float32(y % 1)[:, None, None], np.float32(x % 1)[:, None]
+        y, x = y.astype(int), x.astype(int)
+        band = video[t, y] * (1 - down) + video[t, y + 1] * down
+        frames[i] = band[:, x] * (1 - right) + band[:, x + 1] * right
+    mean = frames.mean((0, 1, 2))
+    frames -= mean
+    frames *= look.contrast / max(frames.std(), look.contrast, 1e-3)
+    return frames + mean, float(mean @ LUMA)
 
 
 def _texture(rng: np.random.Generator, exponent: float, channels: int) -> np.ndarray:
@@ -196,12 +238,14 @@ def pick_colours(rng: np.random.Generator, mean_luma: float, distance: float) ->
 
 
 def _draw(
-    frames: np.ndarray, shape: str, colours: np.ndarray, radius: float, track: np.ndarray
-) -> None:
+    frames: np.ndarray, shape: str, colours: np.ndarray, radius: float, track: np.ndarray,
+    skin: np.ndarray | None = None,
+) -> None:  # fmt: skip
     """Blend an actor into (N, H, W, 3) float32 frames in place; parts outside are cut off.
 
     `colours`: (2, 3) float32, upper and lower half. `radius`: half the width in pixels; times the
     elongation half the height. `track`: (3, N) of `_motion`, elongation 0 where nobody is there.
+    `skin`: (H, W, 3) whose differences from its mean are added to the colours, moving along.
     """
     shown = np.flatnonzero(track[2])
     if not len(shown):
@@ -218,13 +262,18 @@ def _draw(
     cover = np.clip(0.5 - radius * _distance(shape, u, v), 0, 1)[..., None]
     lower = np.clip(0.5 + radius * v, 0, 1)[..., None]  # 0 in the upper half, 1 in the lower
     colour = colours[0] + lower * (colours[1] - colours[0])  # (n, side, 1, 3)
+    if skin is not None:
+        tiled = np.tile(skin - skin.mean((0, 1)), (2, 2, 1))  # actors are lower than two frames
+        colour = np.clip(colour + tiled[: len(steps), : len(steps)], 0, 255)  # (n, side, side, 3)
     for k, i in enumerate(shown):
         y0, y1 = max(top[k], 0), min(top[k] + len(steps), height)
         x0, x1 = max(left[k], 0), min(left[k] + len(steps), width)
         if y0 < y1 and x0 < x1:
             patch = frames[i, y0:y1, x0:x1]
             inside = slice(y0 - top[k], y1 - top[k])
-            patch += cover[k, inside, x0 - left[k] : x1 - left[k]] * (colour[k, inside] - patch)
+            across = slice(x0 - left[k], x1 - left[k])
+            shade = colour[k, inside] if skin is None else colour[k, inside, across]
+            patch += cover[k, inside, across] * (shade - patch)
 
 
 def _distance(shape: str, u: np.ndarray, v: np.ndarray) -> np.ndarray:

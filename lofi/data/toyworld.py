@@ -14,6 +14,7 @@ Layout below the folder:
     videos/<id>.mp4, annotations.json       ActivityNet format, seconds
     events.json                             what nobody annotates: phases and false starts
     world.json, manifest.json               written first and last: configuration, and proof of end
+    frames.npz                              of `real_frames`, for world `real`, there before it
 
 `toypixels` draws. Times of plans are whole frames, ends exclusive.
 """
@@ -21,7 +22,7 @@ Layout below the folder:
 import hashlib
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from itertools import cycle
@@ -37,6 +38,7 @@ from lofi.files import read_json, sha256, write_json, write_text
 logger = logging.getLogger(__name__)
 
 SUBSETS = ("training", "validation")
+FRAMES = "frames.npz"
 # Without x264's macroblock tree, as in `write_video` (with it 14 of 84 such files differed between
 # calls), a crf of 22 has the PSNR of "veryfast" with the tree at crf 18, for 15 % more bytes.
 PRESET = "superfast"
@@ -90,7 +92,9 @@ STUDY = replace(TINY, name="study", videos=(60, 160))
 # Vigour marks an action half as much as in "study", and not at all: only there does the actor move.
 HALF = replace(STUDY, name="half", context_swing=(0.575, 0.725), context_height=1.3)
 STILL = replace(STUDY, name="still", context_swing=(0.0, 0.03), context_height=1.6)
-WORLDS = {world.name: world for world in (TINY, TOY, LONG, WEAK, STUDY, HALF, STILL)}
+# Textures, backgrounds and their motion are cut out of real videos; actors, times as in "study".
+REAL = replace(STUDY, name="real", real=True)
+WORLDS = {world.name: world for world in (TINY, TOY, LONG, WEAK, STUDY, HALF, STILL, REAL)}
 
 
 class ClipPlan(NamedTuple):
@@ -172,19 +176,23 @@ def _phases(world: ToyWorld, rng: np.random.Generator) -> tuple[Phase, ...]:
     return tuple(phases)
 
 
-def render_clip(world: ToyWorld, seed: int, plan: ClipPlan) -> np.ndarray:
+def render_clip(
+    world: ToyWorld, seed: int, plan: ClipPlan, real: Sequence[np.ndarray] = ()
+) -> np.ndarray:
     """One source clip, (clip_frames, H, W, 3) uint8; the actor is there in every frame."""
     ranges = world.source_swing, world.source_height
     swing, height = (low + plan.vigour * (high - low) for low, high in ranges)
     phases = (Phase("action", 0, world.clip_frames, swing, height),)
     rng = _generator(seed, 2, plan.index)
-    return render(world, world.source, rng, plan.label, phases, world.clip_frames)
+    return render(world, world.source, rng, plan.label, phases, world.clip_frames, real)
 
 
-def render_video(world: ToyWorld, seed: int, plan: VideoPlan) -> np.ndarray:
+def render_video(
+    world: ToyWorld, seed: int, plan: VideoPlan, real: Sequence[np.ndarray] = ()
+) -> np.ndarray:
     """One target video, (video_frames, H, W, 3) uint8."""
     rng = _generator(seed, 3, plan.index)
-    return render(world, world.target, rng, plan.label, plan.phases, world.video_frames)
+    return render(world, world.target, rng, plan.label, plan.phases, world.video_frames, real)
 
 
 class WorldPaths(NamedTuple):
@@ -207,14 +215,22 @@ def write_world(
 
     The bytes depend on `world`, `seed` and the version of the encoder library. A killed call is
     continued by the next; files that were deleted since are rendered again.
-    ValueError: the folder holds another world, or files were changed since they were written.
+    ValueError: the folder holds another world, or files were changed since they were written;
+    FileNotFoundError: world `real` without its frames.npz in the folder.
     """
     folder = Path(folder)
     names = ("source", "source.csv", "videos", "annotations.json", "events.json", "manifest.json")
     paths = WorldPaths(folder, *(folder / name for name in names))
     config = {"world": asdict(world), "seed": seed}
-    if not world.filler:  # as older worlds have it
-        del config["world"]["filler"]
+    for name in ("filler", "real"):  # older worlds have none
+        if not config["world"][name]:
+            del config["world"][name]
+    real = ()
+    if world.real:
+        from lofi.data.real_frames import read_frames
+
+        real = read_frames(folder / FRAMES)
+        config["frames"] = sha256(folder / FRAMES)
     started = folder / "world.json"
     if started.is_file():
         differing = differences(read_json(started, "a toy world's settings"), config)
@@ -225,9 +241,9 @@ def write_world(
             raise ValueError(f"{folder}: {found}; choose another folder or delete this one")
     clips, videos = plan_clips(world, seed), plan_videos(world, seed)
     tables = {folder / name: text for name, text in _tables(world, clips, videos).items()}
-    media = {paths.source_dir / c.file: partial(render_clip, world, seed, c) for c in clips}
+    media = {paths.source_dir / c.file: partial(render_clip, world, seed, c, real) for c in clips}
     for video in videos:
-        media[paths.video_dir / f"{video.id}.mp4"] = partial(render_video, world, seed, video)
+        media[paths.video_dir / f"{video.id}.mp4"] = partial(render_video, world, seed, video, real)
     missing = [path for path in [*media, *tables] if not path.is_file()]
     finished = paths.manifest.is_file() and not missing
     if not finished:

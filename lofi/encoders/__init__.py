@@ -23,9 +23,11 @@ from lofi.encoders.weights import LoadReport, encoder_hash, load_weights, save_e
 
 # tsm-*: shift of 1/8 + 1/8 of the channels (toy: 1/4 + 1/4); resnet-*: the same without shift,
 # which is what image pre-training (ICP) trains; motion-*: tsm-* that sees changes as well.
+# Toy ones have 16, 32 and 64 channels; 8 layers, counted as the 18 of R18, or 14 or 20.
 ENCODERS = ("tsm-r18", "tsm-r34", "tsm-r50", "r2plus1d-18", "resnet-18", "resnet-34", "resnet-50")
 ENCODERS += ("efficientnet-lite0", "dinov2-s", "regnety-200mf")
 ENCODERS += ("tsm-toy", "resnet-toy", "motion-toy")
+ENCODERS += ("tsm-toy14", "tsm-toy20", "resnet-toy14", "resnet-toy20", "r2plus1d-toy")
 # VideoMAE; any even F and any S of whole patches.
 ENCODERS += ("vit-toy", "vit-s", "vit-b", "vit-l", "vit-h", "vit-g")
 _VIT = {  # patch, width, depth, heads, hidden units of the MLP
@@ -36,7 +38,8 @@ _VIT = {  # patch, width, depth, heads, hidden units of the MLP
     "h": (16, 1280, 32, 16, 5120),
     "g": (14, 1408, 40, 16, 6144),
 }
-_BLOCKS = {"18": (2, 2, 2, 2), "34": (3, 4, 6, 3), "50": (3, 4, 6, 3), "toy": (1, 1, 1)}
+_BLOCKS = {"18": (2, 2, 2, 2), "34": (3, 4, 6, 3), "50": (3, 4, 6, 3)}
+_BLOCKS |= {"toy": (1, 1, 1), "toy14": (2, 2, 2), "toy20": (3, 3, 3)}
 
 
 def build_encoder(name: str, seed: int | None = None) -> Encoder:
@@ -53,7 +56,7 @@ def build_encoder(name: str, seed: int | None = None) -> Encoder:
     size, fold = size.removeprefix("r"), 0 if family == "resnet" else 8
     with torch.random.fork_rng(devices=[]):  # torch's own initialisation draws numbers for nothing
         if family == "r2plus1d":
-            encoder = R2Plus1D(name)
+            encoder = R2Plus1D(name, toy=size == "toy")
         elif family == "efficientnet":
             encoder = EfficientNetLite(name)
         elif family == "dinov2":
@@ -62,7 +65,7 @@ def build_encoder(name: str, seed: int | None = None) -> Encoder:
             encoder = RegNetY(name)
         elif family == "vit":
             encoder = VideoViT(name, *_VIT[size])
-        elif size == "toy":
+        elif size.startswith("toy"):
             motion = family == "motion"
             encoder = ResNet(name, _BLOCKS[size], 16, fold=fold // 2, toy_stem=True, motion=motion)
         else:

@@ -2,7 +2,7 @@
 
 Source: Tran et al., "A Closer Look at Spatiotemporal Convolutions for Action Recognition", CVPR
 2018; the 18-layer form, parameter names and normalisation constants of torchvision.
-N snippets, F frames a snippet, S pixels a side.
+N snippets, F frames a snippet, S pixels a side, C channels.
 """
 
 from collections.abc import Iterable
@@ -14,30 +14,36 @@ from lofi.encoders.base import BatchNorm, Encoder, convolve
 
 
 class R2Plus1D(Encoder):
-    """R(2+1)D-18: (N, F, 3, S, S) normalised frames to (N, 512); time shrinks by 8 inside."""
+    """R(2+1)D-18: (N, F, 3, S, S) normalised frames to (N, 512); time shrinks by 8 inside.
+
+    `toy`: stages, blocks, channels and first kernel of tsm-toy; to (N, 64), time shrinks by 4."""
 
     mean = (0.43216, 0.394666, 0.37645)
     std = (0.22803, 0.22145, 0.216989)
-    stages = ("stem", "layer1", "layer2", "layer3", "layer4")
-    channels = 512
-    source, licence = "torchvision (Kinetics-400)", "BSD-3-Clause"
 
-    def __init__(self, name: str = "r2plus1d-18") -> None:
+    def __init__(self, name: str = "r2plus1d-18", toy: bool = False) -> None:
         super().__init__()
         self.name = name
-        split = _split(3, 45, 64, (1, 2, 2), side=7)
-        self.stem = nn.Sequential(*split, BatchNorm(64), nn.ReLU(inplace=True))
-        inputs = 64
-        for index, width in enumerate((64, 128, 256, 512)):
-            first = Block(inputs, width, stride=2 if index else 1)
-            self.add_module(f"layer{index + 1}", nn.Sequential(first, Block(width, width)))
+        widths = (16, 32, 64) if toy else (64, 128, 256, 512)
+        if not toy:
+            self.source, self.licence = "torchvision (Kinetics-400)", "BSD-3-Clause"
+        inputs = widths[0]
+        split = _split(3, 45 * inputs // 64, inputs, (1, 2, 2), side=5 if toy else 7)
+        self.stem = nn.Sequential(*split, BatchNorm(inputs), nn.ReLU(inplace=True))
+        for index, width in enumerate(widths):
+            stage = nn.Sequential(Block(inputs, width, stride=2 if index else 1))
+            if not toy:
+                stage.append(Block(width, width))
+            self.add_module(f"layer{index + 1}", stage)
             inputs = width
+        self.channels = inputs
+        self.stages = ("stem", *(f"layer{index + 1}" for index in range(len(widths))))
 
     def forward(self, frames: Tensor) -> Tensor:
-        """(N, F, 3, S, S') normalised frames to (N, 512), float32 at least."""
+        """(N, F, 3, S, S') normalised frames to (N, C), float32 at least."""
         if frames.dim() != 5 or frames.shape[2] != 3:
             raise ValueError(f"expected frames (N, F, 3, S, S), got {tuple(frames.shape)}")
-        # (N, 3, F, S, S') to (N, 64, F, S/2, S'/2), and on
+        # (N, 3, F, S, S') to (N, width, F, S/2, S'/2), and on
         x = self.run(self._stem, frames.transpose(1, 2))
         for stage in self.stages[1:]:
             for block in getattr(self, stage):
