@@ -37,8 +37,8 @@ AHEAD = {
 }  # fmt: skip
 NOTEBOOKS = {
     "05": ("lofi", "acp+", *(f"head of {method}" for method in METHODS)), "06": ("05",),
-    "06a": ("06",), "02": ("acp+", "vigour", "icp"), "03": ("lofi",), "01": ("data",), "04": ("acp",),
-    "02a": (), "00": (),
+    "06a": ("06",), "02": ("acp+", "vigour", "icp"), "03": ("lofi",), "01": ("data",),
+    "04": ("acp",), "02a": (), "00": (),
 }  # fmt: skip
 
 

@@ -108,6 +108,18 @@ def test_arms_of_the_real_world_need_a_folder_of_videos(tmp_path, monkeypatch):
     assert {*ran} == {*study.ARMS}
 
 
+def test_a_lead_shrinks_by_the_difference_of_both_leads_on_the_same_seeds():
+    levels = {"Long C-LoFi": (9, 8), "ACP": (4, 5)}
+    levels |= {"Long C-LoFi, still": (7, 6, 9), "ACP, still": (6, 6, 1)}
+    found = {
+        arm: {seed: {"shared": value} for seed, value in enumerate(values, 1)}
+        for arm, values in levels.items()
+    }
+    assert study.leads(found, "Long C-LoFi", "ACP") == {1: 5, 2: 3}
+    assert study.shrinks(found, "still", "ACP") == [4, 3]  # seed 3 is not in both
+    assert study.shrinks(found, "half", "ACP") == []
+
+
 @pytest.fixture(scope="module")
 def miniature(tmp_path_factory):
     """A study in a few seconds: a world of 12 videos, an epoch for whatever no arm changes."""

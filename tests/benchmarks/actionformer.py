@@ -139,7 +139,7 @@ def train(network: nn.Module, x: Tensor) -> None:
 
 
 def products(pair: tuple[nn.Module, nn.Module], x: Tensor, plain_s: float, repeats: int) -> dict:
-    """Multiply-adds of both heads; time of them at the machine's rate over that of the plain head."""
+    """Multiply-adds of both heads, and their time at the machine's rate over the plain head's."""
     macs = []
     for network in pair:
         with FlopCounterMode(display=False) as counter:
