@@ -140,5 +140,5 @@ def test_every_cell_runs_and_every_control_redraws(lab, browser, path):
     said = [[part.get("value") for part in e["args"]] for e in said if e["type"] == "error"]
     assert not said
     assert not [e for e in browser.events if e["method"] == "Runtime.exceptionThrown"]
-    browser.run("jupyterapp.commands.execute('docmanager:save').then(() => true)")  # else it asks
+    browser.run(f"{PANEL}.context.save().then(() => true)")  # else it asks
     browser.run(f"{PANEL}.context.sessionContext.shutdown().then(() => true)")
