@@ -468,7 +468,7 @@ Shared = Annotated[Workload, arg(name="")]
 
 def memory(
     work: Shared = Workload(),
-    mode: Literal["full", "exact", "sampled", "partial", "adapters", "frozen"] = "full",
+    mode: Literal["full", "exact", "sampled", "bank", "partial", "adapters", "frozen"] = "full",
     chunk: int = 4, ratio: float = 0.3, stage: str = "layer2", recompute: bool = False,
     fold: bool = False, micro_batch: int = 0, top: int = 8, measure: int = 0, device: str = "cpu",
     json: Path | None = None,
@@ -477,8 +477,8 @@ def memory(
 
     Args:
         mode: how the encoder's gradient is found; "full" is one graph, as in every LoFi step.
-        chunk: snippets encoded at a time (exact, sampled, frozen).
-        ratio: share of the snippets that get a gradient (sampled).
+        chunk: snippets encoded at a time (exact, sampled, bank, frozen).
+        ratio: share of the snippets that get a gradient (sampled, bank).
         stage: last frozen stage (partial).
         recompute: run blocks again in the backward pass instead of keeping activations.
         fold: frozen batch normalisation folded into the convolutions.

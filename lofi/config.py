@@ -172,14 +172,15 @@ class Mode:
 
     "full": one graph, as in every LoFi configuration of the paper. "exact": features without graph,
     head, then every chunk again with its graph; the same gradient at the memory of one chunk.
-    "sampled": the same for a share of the snippets. "partial": one graph above frozen stages.
+    "sampled": the same for a share of the snippets. "bank": only such a share is encoded, features
+    of the rest are those of earlier visits. "partial": one graph above frozen stages.
     "adapters": one graph, in which small layers behind the frozen blocks of a vit encoder train.
     "frozen": head only.
     """
 
-    name: Literal["full", "exact", "sampled", "partial", "adapters", "frozen"] = "full"
-    chunk: int = 4  # snippets encoded at a time ("exact", "sampled", "frozen")
-    ratio: float = 0.3  # share of the snippets of a video that get a gradient ("sampled")
+    name: Literal["full", "exact", "sampled", "bank", "partial", "adapters", "frozen"] = "full"
+    chunk: int = 4  # snippets encoded at a time (all but "full", "partial", "adapters")
+    ratio: float = 0.3  # share of the snippets of a video that get a gradient ("sampled", "bank")
     rescale: bool = True  # divide the sampled gradient by `ratio`: right on average
     stage: str = "layer2"  # last frozen stage of the encoder, inclusive ("partial")
     recompute: bool = False  # run each block again in the backward pass: fewer activations kept
@@ -194,11 +195,17 @@ class Mode:
     @property
     def chunked(self) -> bool:
         """True when the encoder sees `chunk` snippets at a time."""
-        return self.name in ("exact", "sampled", "frozen")
+        return self.name in ("exact", "sampled", "bank", "frozen")
+
+    @property
+    def drawn(self) -> bool:
+        """True when only a share of the snippets, drawn anew at every step, gets a gradient."""
+        return self.name in ("sampled", "bank")
 
     def __str__(self) -> str:
         chunk, stage = f", chunk {self.chunk}", f", frozen to {self.stage}"
-        details = {"exact": chunk, "sampled": f" {self.ratio:g}{chunk}", "partial": stage}
+        share = f" {self.ratio:g}{chunk}"
+        details = {"exact": chunk, "sampled": share, "bank": share, "partial": stage}
         extras = ", recompute" * self.recompute + ", folded" * self.fold
         return self.name + details.get(self.name, "") + extras
 

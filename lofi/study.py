@@ -84,6 +84,7 @@ OTHERS = {
     "LoFi, half as long": Arm("c-lofi", {"lofi.training.epochs": 12}),
     "LoFi, then exact": Arm("full", {"lofi.training.epochs": 3}, start="LoFi, half as long"),
     "sampled": Arm("sampled", {"lofi.training.epochs": 9}),
+    "memory bank": Arm("bank", {"lofi.mode.ratio": 0.125, "lofi.training.epochs": 34}),
     "partial freeze": Arm("partial", {"lofi.training.epochs": 12}),
     "low budget": Arm("low-lofi"),
     "pre-trained, low": Arm("t-lofi", low="pre-trained"),
@@ -151,6 +152,7 @@ RIVAL_CLAIMS = (
 WAY_CLAIMS = (
     ("exact", "Long C-LoFi"), ("exact, as many steps", "Long C-LoFi"),
     ("LoFi, then exact", "Long C-LoFi"), ("sampled", "Long C-LoFi"),
+    ("memory bank", "Long C-LoFi"),
     ("partial freeze", "Long C-LoFi"), ("window", "ACP"), ("window", "Long C-LoFi"),
     ("LoFi with class loss", "Long C-LoFi", "own"), ("LoFi with class loss", "Long C-LoFi"),
 )  # fmt: skip

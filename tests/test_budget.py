@@ -85,6 +85,7 @@ def test_what_is_kept_is_what_autograd_lists():
         ("tsm-r18", REAL, 1, "fp32", "partial"),
         ("tsm-r18", REAL, 1, "fp32", Mode("exact", chunk=1)),
         ("tsm-toy", SMALL, 2, "fp32", Mode("sampled", chunk=2, ratio=0.5)),
+        ("tsm-toy", SMALL, 2, "fp32", Mode("bank", chunk=2, ratio=0.5)),
         ("tsm-toy", SMALL, 2, "fp32", "frozen"),
     ],
 )
@@ -369,13 +370,14 @@ def test_exact_memory_does_not_depend_on_the_number_of_snippets():
 def test_arithmetic_of_the_modes():
     flops = {
         mode: activation_bytes("tsm-r18", None, FULL, mode=mode).flops
-        for mode in ("full", "exact", "sampled", "frozen")
+        for mode in ("full", "exact", "sampled", "bank", "frozen")
     }
     forward = 2 * 1.814e9 * 800  # 1.814 G multiplications a frame at 224 px
     assert flops["frozen"] == pytest.approx(forward, rel=0.01)
     assert flops["full"] / forward == pytest.approx(3, rel=0.03)  # none for the input frames
     assert flops["exact"] / flops["full"] == pytest.approx(4 / 3, rel=0.01)
     assert flops["sampled"] / forward == pytest.approx(1 + 3 * 0.3, rel=0.03)
+    assert flops["bank"] / forward == pytest.approx(4 * 0.3, rel=0.03)
 
 
 def test_predicting_leaves_the_modules_alone():

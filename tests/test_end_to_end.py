@@ -84,7 +84,9 @@ def frames(videos=VIDEOS, snippets=SNIPPETS, pixels=24, seed=0):
     return torch.randint(0, 256, size, generator=gen, dtype=torch.uint8)
 
 
-def gradient(encoder, mode, clips=None, *, amp="fp32", micro_batch=0, sampled=None, step=EndToEnd):
+def gradient(
+    encoder, mode, clips=None, *, amp="fp32", micro_batch=0, sampled=None, step=EndToEnd, known=None
+):
     """Flat gradient of encoder and attention head, and the loss."""
     encoder = copy.deepcopy(encoder)
     channels = 64 if hasattr(encoder, "inner") else encoder.channels
@@ -93,7 +95,7 @@ def gradient(encoder, mode, clips=None, *, amp="fp32", micro_batch=0, sampled=No
     run = step(encoder, mode, parameters, amp=amp, micro_batch=micro_batch)
     clips = frames() if clips is None else clips
     found = run.backpropagate(
-        clips, lambda x, part: {"loss": head(x).tanh().square().sum()}, sampled
+        clips, lambda x, part: {"loss": head(x).tanh().square().sum()}, sampled, known
     )
     grads = [p.grad.double().flatten() for p in parameters if p.grad is not None]
     return torch.cat(grads), float(found["loss"])
@@ -220,6 +222,26 @@ def test_sampled_gradients_are_right_on_average_only_when_rescaled():
     assert error(gradient(encoder, Mode("sampled", ratio=1.0), sampled=every)[0][:size], wanted) < (
         1e-13
     )
+
+
+def test_a_bank_gives_old_features_where_nothing_is_sampled_and_takes_the_new_ones():
+    encoder, gen = small_encoder(), torch.Generator().manual_seed(0)
+    draw = sampled_snippets(VIDEOS, SNIPPETS, 0.25, gen)
+    with torch.no_grad():
+        now = encode(encoder, frames())  # (B, C, L)
+    known, mode = now.clone(), Mode("bank", ratio=0.25, chunk=2)
+    wanted = gradient(encoder, Mode("sampled", ratio=0.25, rescale=False), sampled=draw)
+    found = gradient(encoder, mode, sampled=draw, known=known)
+    assert error(found[0], wanted[0]) < 1e-12 and found[1] == pytest.approx(wanted[1], rel=1e-12)
+    old = torch.randn(now.shape, generator=gen, dtype=now.dtype)
+    known, drawn = old.clone(), torch.zeros(VIDEOS, SNIPPETS).scatter(1, draw, 1).bool()
+    for micro_batch in (0, 1):
+        known.copy_(old)
+        found = gradient(encoder, mode, sampled=draw, known=known, micro_batch=micro_batch)
+        torch.testing.assert_close(known, torch.where(drawn[:, None], now, old))
+        assert found[1] != pytest.approx(wanted[1], rel=1e-3)
+    with pytest.raises(ValueError, match=r"mode bank needs .* known=\(B, C, L\)"):
+        gradient(encoder, mode, sampled=draw)
 
 
 def test_partial_and_frozen_modes_train_what_they_say():
@@ -374,11 +396,33 @@ def test_stage_two_trains_in_every_mode_and_exact_follows_full(trained):
     sampled, _ = first_losses(trained, schedule="full", mode__name="sampled", mode__ratio=0.5)
     assert sampled[0]["loss"] == pytest.approx(full[0]["loss"], rel=1e-5)  # same features
     assert sampled[0]["grad_norm"] != pytest.approx(full[0]["grad_norm"], rel=1e-3)
+    bank, _ = first_losses(trained, schedule="full", mode__name="bank", mode__ratio=0.25)
+    assert bank[0]["loss"] == pytest.approx(full[0]["loss"], rel=1e-5)  # it begins as ACP saw them
+    assert bank[-1]["loss"] != pytest.approx(full[-1]["loss"], rel=1e-5)
+    with pytest.raises(ValueError, match="mode bank keeps features of one fidelity, long has sev"):
+        first_losses(trained, schedule="long", mode__name="bank")
     for name in ("partial", "frozen"):
         log, result = first_losses(trained, schedule="full", mode__name=name)
         assert log[0]["loss"] == pytest.approx(full[0]["loss"], rel=1e-5)
     before = train_acp(trained[0], trained[1])["sha256"]
     assert result["sha256"] == before  # frozen: not one bit of the encoder moves
+
+
+def test_a_bank_survives_an_interruption(trained, tmp_path):
+    config, run = trained
+    changes = {"lofi.training.epochs": 3, "checkpoint_every": 1}
+    config = method_config(configs.override(config, changes), "bank")
+    shutil.copytree(run / "acp", tmp_path / "acp")
+    wanted = train_lofi(config, tmp_path)["sha256"]
+    shutil.rmtree(tmp_path / "bank")
+
+    def stop(step, steps, record):
+        if step == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train_lofi(config, tmp_path, on_step=stop)
+    assert train_lofi(config, tmp_path)["sha256"] == wanted
 
 
 def test_stage_two_moves_every_convolution_and_no_batch_norm_and_stage_three_only_the_head(trained):
@@ -434,6 +478,7 @@ def test_methods_are_named_after_schedule_and_mode():
         "s-lofi",
         "exact",
         "sampled",
+        "bank",
         "full",
         "partial",
         "c-lofi-sampled",

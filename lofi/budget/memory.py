@@ -144,13 +144,16 @@ class Step:
         live = any(isinstance(m, BatchNorm) and m.training for m in encoder.modules())
         if mode.fold or (live and (mode.chunked or self.micro_batch)):  # training refuses the rest
             freeze_batch_norm(encoder, fold=mode.fold)
-        sampled = None
-        if mode.name == "sampled":
+        sampled = known = None
+        if mode.name == "bank":
+            shape = len(clips), encoder.channels, self.fidelity.snippets
+            known = torch.zeros(shape, device=clips.device)
+        if mode.drawn:
             count = max(1, round(mode.ratio * self.fidelity.snippets))
             sampled = torch.arange(count).expand(len(clips), count)
         step = EndToEnd(encoder, mode, list(self.modules.parameters()), amp=self.amp,
                         micro_batch=self.micro_batch, watch=watch)  # fmt: skip
-        step.backpropagate(clips, self._losses, sampled)
+        step.backpropagate(clips, self._losses, sampled, known)
 
     def _losses(self, features: Tensor, _: slice) -> dict[str, Tensor]:
         """The loss of a head of this kit for videos without actions, else the sum of outputs."""

@@ -3,7 +3,8 @@
 Features f_i = encoder(x_i) of the snippets are independent of each other, so the gradient of a loss
 is the sum over snippets of the gradient through f_i, given dL/df_i. "exact" therefore finds the
 features without a graph, back-propagates the head once for dL/df, and then encodes every chunk
-again with its graph (GradCache, Gao et al. 2021; ETAD, Liu et al. 2023, is "sampled"). It is exact
+again with its graph (GradCache, Gao et al. 2021; ETAD, Liu et al. 2023, is "sampled"; TALLFormer,
+Cheng and Bertasius 2022, whose other features are old ones, is "bank"). It is exact
 only while a snippet's feature depends on that snippet alone and both passes are the same function:
 live batch statistics are refused, random layers are replayed.
 B videos, L snippets a video, F frames a snippet, S pixels a side, C channels.
@@ -92,8 +93,9 @@ class EndToEnd:
         return not (self.mode.chunked or self.micro_batch)
 
     def backpropagate(
-        self, clips: Tensor, losses_of: LossesOf, sampled: Tensor | None = None
-    ) -> dict[str, Tensor]:
+        self, clips: Tensor, losses_of: LossesOf, sampled: Tensor | None = None,
+        known: Tensor | None = None,
+    ) -> dict[str, Tensor]:  # fmt: skip
         """Add the gradients of a share to the parameters; returns its losses, detached.
 
         When memory runs out the chunk (or the micro-batch) is halved, for this and all later
@@ -101,8 +103,13 @@ class EndToEnd:
 
         Args:
             clips: (B, L, F, 3, S, S) uint8, on any device; sent in parts.
-            sampled: (B, k) snippets of each video that get a gradient, mode "sampled" only.
+            sampled: (B, k) snippets of each video that get a gradient, modes "sampled" and "bank".
+            known: (B, C, L) features of earlier visits, mode "bank"; those of `sampled` become the
+                new ones.
         """
+        if (sampled is None and self.mode.drawn) or (known is None and self.mode.name == "bank"):
+            needs = "the snippets to sample, sampled=(B, k), and for mode bank known=(B, C, L)"
+            raise ValueError(f"mode {self.mode.name} needs {needs}")
         self.refuse_live_statistics()
         run = self._in_chunks if self.mode.chunked else self._one_graph
         while True:
@@ -111,8 +118,8 @@ class EndToEnd:
             try:
                 for start in range(0, len(clips), size):
                     part = slice(start, min(start + size, len(clips)))
-                    chosen = None if sampled is None else sampled[part]
-                    for name, value in run(clips[part], losses_of, part, chosen).items():
+                    more = (given if given is None else given[part] for given in (sampled, known))
+                    for name, value in run(clips[part], losses_of, part, *more).items():
                         total[name] = total.get(name, 0) + value.detach()
                 return total
             except RuntimeError as error:
@@ -122,7 +129,7 @@ class EndToEnd:
             for parameter in self.parameters:  # gradients of the unfinished step
                 parameter.grad = None
 
-    def _one_graph(self, clips, losses_of, part, _) -> dict[str, Tensor]:
+    def _one_graph(self, clips, losses_of, part, *_) -> dict[str, Tensor]:
         frames = self._frames(clips.flatten(0, 1))
         self.watch.begin()
         with self._autocast():
@@ -132,10 +139,17 @@ class EndToEnd:
         self.scaler.scale(losses["loss"]).backward()
         return losses
 
-    def _in_chunks(self, clips, losses_of, part, sampled) -> dict[str, Tensor]:
-        snippets = clips.flatten(0, 1)
-        rows = torch.arange(len(snippets))
-        features, states = self._features(snippets, rows)
+    def _in_chunks(self, clips, losses_of, part, sampled, known) -> dict[str, Tensor]:
+        snippets, length = clips.flatten(0, 1), clips.shape[1]
+        rows = every = torch.arange(len(snippets))
+        if self.mode.drawn:
+            rows = (sampled + torch.arange(len(clips))[:, None] * length).flatten()
+        features, states = self._features(snippets, every if known is None else rows)
+        if known is not None:
+            together = known.to(features, copy=True).transpose(1, 2).flatten(0, 1)
+            together[rows.to(features.device)] = features
+            known.copy_(_by_video(together, len(clips)))
+            features = together
         features.requires_grad_(self.mode.name != "frozen")
         self.watch.begin()
         with self._autocast():
@@ -146,13 +160,9 @@ class EndToEnd:
         if self.mode.name == "frozen":
             return losses
         gradient = features.grad
-        if self.mode.name == "sampled":
-            if sampled is None:
-                raise ValueError("mode sampled needs the snippets to sample; pass sampled=(B, k)")
-            length = clips.shape[1]
-            rows = (sampled + torch.arange(len(clips))[:, None] * length).flatten()
-            if self.mode.rescale:  # right on average: E[sum over sample] = k / L of the full sum
-                gradient = gradient * (length / sampled.shape[1])
+        if self.mode.name == "sampled" and self.mode.rescale:
+            # right on average: E[sum over sample] = k / L of the full sum
+            gradient = gradient * (length / sampled.shape[1])
         for i, chosen in self.watch.chunks(list(enumerate(rows.split(self.chunk)))):
             frames = self._frames(snippets[chosen])
             self.watch.begin()
@@ -165,20 +175,21 @@ class EndToEnd:
         return losses
 
     def _features(self, snippets: Tensor, rows: Tensor) -> tuple[Tensor, list]:
-        """(N, C) float32 features without a graph, and the random state before each chunk."""
+        """(N, C) float32 features of `rows` without a graph; the random state before each chunk."""
         found, states = None, []
         dropouts = [m for m in self.encoder.modules() if isinstance(m, _DropoutNd) and m.training]
         replay = self.mode.name == "exact" and any(m.p > 0 for m in dropouts)
         device = next(self.encoder.parameters()).device
-        for _, chosen in self.watch.chunks(list(enumerate(rows.split(self.chunk)))):
+        places = torch.arange(len(rows)).split(self.chunk)
+        for _, place in self.watch.chunks(list(enumerate(places))):
             if replay:
                 cuda = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
                 states.append((torch.get_rng_state(), cuda))
             with torch.no_grad(), self._autocast():
-                part = _at_least_float32(self.encoder(self._frames(snippets[chosen])))
+                part = _at_least_float32(self.encoder(self._frames(snippets[rows[place]])))
             if found is None:
                 found = part.new_zeros(len(rows), part.shape[1])
-            found[chosen.to(device)] = part
+            found[place.to(device)] = part
         return found, states
 
     def _frames(self, snippets: Tensor) -> Tensor:

@@ -67,6 +67,8 @@ def train_lofi(
         training = joint.training()
         if config.standardise:
             joint.fit_statistics()
+        if "bank" in joint.modules and run.load_checkpoint() is None:
+            joint.fill_bank()
         fit(training, run, on_step)
     if is_first():
         joint.head.save(run.folder / "head.safetensors")
@@ -138,6 +140,15 @@ class JointTraining:
         self.batches = Batches(*sizes, (config.seed, "lofi"))
         periods = {name: getattr(lofi, name) for name in ("period_epochs", "period_iterations")}
         self.plan = schedule(lofi.schedule, config.full, **periods, patch=encoder.patch)
+        if lofi.mode.name == "bank":
+            if len({*self.plan.fidelities}) > 1:
+                found = (
+                    f"mode bank keeps features of one fidelity, schedule {lofi.schedule} has more"
+                )
+                raise ValueError(f"{found}; set lofi.schedule to full, s, t or st")
+            self.modules["bank"] = bank = nn.Module()  # on the CPU; a part of every checkpoint
+            shape = len(items), encoder.channels, self.plan.fidelities[0].snippets
+            bank.register_buffer("features", torch.zeros(shape))
         self.verified = not (lofi.verify_exact and lofi.mode.name in ("exact", "sampled"))
 
     def training(self) -> Training:
@@ -203,6 +214,7 @@ class JointTraining:
         statistics = head.statistics(batch.targets, draws, reduce_sum)
         readable = reduce_sum(torch.tensor(float(len(batch.places)))) if lofi.class_loss else None
         if not batch.places:
+            self._remember([], None)
             return None
         if not self.verified:
             error = verify_exact(self.encoder, lofi.mode, batch.clips)
@@ -223,13 +235,37 @@ class JointTraining:
                 found = {"loss": total, "class": classes, **found}
             return found
 
-        sampled = None
-        if lofi.mode.name == "sampled":
+        sampled = known = None
+        items = [self.batches.at(step)[place] for place in batch.places]
+        if "bank" in self.modules:
+            known = self.modules["bank"].features[items]
+        if lofi.mode.drawn:
             shape = batch.videos, batch.clips.shape[1]
             generator = generator_for(*address, "sampled")
             sampled = sampled_snippets(*shape, lofi.mode.ratio, generator)[batch.places]
-        losses = self.end_to_end.backpropagate(batch.clips, losses_of, sampled)
+        losses = self.end_to_end.backpropagate(batch.clips, losses_of, sampled, known)
+        self._remember(items, known)
         return {name: float(value) for name, value in losses.items()}
+
+    def fill_bank(self) -> None:
+        """Encode every item once, as the first epoch shows it."""
+        self.encoder.eval()
+        for step in range(self.batches.per_epoch):
+            batch = self.load(step)
+            items = [self.batches.at(step)[place] for place in batch.places]
+            found = self.modules["bank"].features[items]
+            with torch.no_grad():
+                for row, clip in zip(found, batch.clips):
+                    row.copy_(encode(self.encoder, clip[None].to(self.device))[0])
+            self._remember(items, found)
+        self.encoder.train()
+
+    def _remember(self, items: Sequence[int], features: Tensor | None) -> None:
+        """Put the features of items into the bank, if there is one, on every process."""
+        if "bank" in self.modules:
+            for rows, found in gather((items, features)):
+                if rows:
+                    self.modules["bank"].features[rows] = found
 
     def _class_loss(self, features: Tensor, batch: Batch, step: int, part: slice) -> Tensor:
         """Summed cross-entropy of the videos' classes, from mean and top-quarter features."""

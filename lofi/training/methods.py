@@ -45,7 +45,7 @@ SCHEDULES = {
     "s": "s-lofi", "t": "t-lofi", "st": "st-lofi",
     "short": "short-c-lofi", "long": "c-lofi", "low": "low-lofi",
 }  # fmt: skip
-MODES = ("full", "exact", "sampled", "partial", "adapters", "frozen")
+MODES = ("full", "exact", "sampled", "bank", "partial", "adapters", "frozen")
 # Methods of stage 2: name → schedule and mode. At full fidelity a method is named as its mode; at
 # low fidelity "full" and "exact" are the same training, so they share a name.
 JOINT = {mode: ("full", mode) for mode in MODES}
