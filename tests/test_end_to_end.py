@@ -399,7 +399,9 @@ def test_stage_two_trains_in_every_mode_and_exact_follows_full(trained):
     bank, _ = first_losses(trained, schedule="full", mode__name="bank", mode__ratio=0.25)
     assert bank[0]["loss"] == pytest.approx(full[0]["loss"], rel=1e-5)  # it begins as ACP saw them
     assert bank[-1]["loss"] != pytest.approx(full[-1]["loss"], rel=1e-5)
-    with pytest.raises(ValueError, match="mode bank keeps features of one fidelity, long has sev"):
+    with pytest.raises(
+        ValueError, match="mode bank keeps features of one fidelity, schedule long has"
+    ):
         first_losses(trained, schedule="long", mode__name="bank")
     for name in ("partial", "frozen"):
         log, result = first_losses(trained, schedule="full", mode__name=name)
