@@ -717,7 +717,8 @@ def progress_lines(
         spent = max(now - start, 1e-6)
         left = timedelta(seconds=round(spent / (step + 1 - first) * (steps - step - 1)))
         named = ("epoch", "loss", "accuracy", "lr", "fidelity")
-        parts = [f"{k} {_short(record[k])}" for k in named if k in record]
+        shown = {key: record[key] for key in named if key in record}
+        parts = [f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in shown.items()]
         parts.append(f"{items / spent:.3g} items/s")
         if "waited" in record:
             parts.append(f"waiting {waited / spent:.0%}")
@@ -734,7 +735,3 @@ def progress_lines(
                     writer.add_scalar(name, value, step)
 
     return on_step
-
-
-def _short(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)

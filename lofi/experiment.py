@@ -21,15 +21,16 @@ import torch
 from lofi import launch
 from lofi.config import Config, save
 from lofi.data.annotations import Video
-from lofi.data.datasets import Datasets, fingerprint
+from lofi.data.datasets import fingerprint
 from lofi.data.features import FeatureStore
-from lofi.detection.classes import detections, is_class_file, true_classes
+from lofi.detection.classes import is_class_file, true_classes
 from lofi.detection.detector import (
     CLASSES,
     SOURCES,
     classified,
     detect_stage,
     detections_dir,
+    inside,
     propose,
     train_classifier,
 )
@@ -148,8 +149,8 @@ def _held_out_map(
             rows = classified(config, head, None, features)
         else:
             kept, names = propose(config, head, features), (truth.of(video.id), truth.names)
-            rows = detections(kept, features.grid.duration_s, config.detect, *names)
-        found[video.id] = [d for d in rows if d.start_s <= d.end_s and d.label in truth.names]
+            rows = inside(kept, features.grid.duration_s, config.detect, *names)
+        found[video.id] = [d for d in rows if d.label in truth.names]
     together = {key: rows for part in gather(found) for key, rows in part.items()}
     how = {"subset": config.data.train_subset, "protocol": protocol_of(config)}
     return detection_map(videos, together, **how).average_map
@@ -283,8 +284,12 @@ def evaluate_method(
     for kind in CLASSES:
         if not (folder / f"{kind}.json").is_file():
             continue
-        found = _known_classes(folder / f"{kind}.json", data)
-        report = detection_map(data.annotations, found, subset=subset, protocol=protocol).to_json()
+        how = {"subset": subset, "protocol": protocol}
+        result = detection_map(data.annotations, folder / f"{kind}.json", **how)
+        if result.predictions_left_out:  # a small data set of one's own may have such classes
+            log.warning("%s: %d detections of classes that do not occur in the test videos are not "
+                        "evaluated", folder, result.predictions_left_out)  # fmt: skip
+        report = result.to_json()
         if is_first():
             write_json(Path(run_dir) / method / "metrics" / variant / f"{kind}.json", report)
         row = {"method": trial_of(method, variant), "trial": f"{method} {variant}".strip()}
@@ -295,24 +300,6 @@ def evaluate_method(
         cure = command("detect", config, run_dir, method, more)
         raise FileNotFoundError(f"{folder}: no detections; run: {cure}")
     return rows
-
-
-def _known_classes(path: Path, data: Datasets):
-    """The detection file, or its content without classes that no test video is annotated with.
-
-    A small data set of one's own may have training classes that do not occur in its test videos.
-    They have no average precision, and the official protocol refuses detections of them.
-    """
-    classes = {segment.label for video in data.test for segment in video.segments}
-    unknown = set(data.classes) - classes
-    if not unknown:
-        return path
-    found = read_detections(path)
-    log.warning(
-        "%d classes do not occur in the test videos (%s, …); detections of them are not evaluated",
-        len(unknown), min(unknown),
-    )  # fmt: skip
-    return {key: [d for d in detections if d.label in classes] for key, detections in found.items()}
 
 
 @dataclass(frozen=True)
