@@ -134,10 +134,14 @@ def write_json(path: str | Path, value: Any) -> None:
 
 def read_json(path: str | Path, what: str) -> Any:
     """Read JSON; `what` names the expected content in errors (FileNotFoundError, ValueError)."""
-    path = Path(path)
-    if not path.is_file():
+    return parse_json(existing(path, what).read_bytes(), path, what)
+
+
+def existing(path: str | Path, what: str) -> Path:
+    """The path of a file that is there; else a FileNotFoundError that names what was expected."""
+    if not (path := Path(path)).is_file():
         raise FileNotFoundError(f"{path}: no such file (expected {what}); check the path")
-    return parse_json(path.read_bytes(), path, what)
+    return path
 
 
 def parse_json(data: bytes, path: str | Path, what: str) -> Any:

@@ -94,17 +94,15 @@ def test_curves(
     "vanilla", the frozen encoders as they come."""
     loaded = []
     for name in branches:
+        number = 0 if name == "warm-up" else config.weak.round
         if name == "vanilla":
             own = replace(config, weak=replace(config.weak, prompts=0, layers=0))
-            loaded.append(weak.new_vlp(own, run_dir, pairs, data.classes).to(device))
+            branch = weak.new_vlp(own, run_dir, pairs, data.classes)
         elif name == "b":
-            number = config.weak.round
-            vlp = weak.load_vlp(config, run_dir, number, pairs, data.classes, variant)
-            loaded.append(vlp.to(device))
+            branch = weak.load_vlp(config, run_dir, number, pairs, data.classes, variant)
         else:
-            number = 0 if name == "warm-up" else config.weak.round
-            cbp = weak.load_cbp(config, run_dir, name, number, pairs, data.classes, variant)
-            loaded.append(cbp.to(device))
+            branch = weak.load_cbp(config, run_dir, name, number, pairs, data.classes, variant)
+        loaded.append(branch.to(device))
     found = {}
     for id in (video.id for video in data.test if video.id in pairs):
         parts = [weak.curves(branch, pairs[id], config.weak.steps, device) for branch in loaded]

@@ -13,7 +13,7 @@ from lofi.config import PublishedFeatures
 from lofi.data.annotations import Video
 from lofi.data.features import read_features
 from lofi.data.snippets import Grid
-from lofi.files import decode_text
+from lofi.files import decode_text, existing
 
 KINDS = (".npy", ".npz", ".pt", ".csv", ".safetensors")  # one file a video; .h5 holds many
 ROW_NUMBERS = ("", "index", "unnamed: 0")  # what data frames call them
@@ -73,9 +73,7 @@ def read_published(path: str | Path, setting: PublishedFeatures, video_id: str =
 
     FileNotFoundError, ValueError: missing, unreadable, not finite numbers of this width.
     """
-    path, width = Path(path), setting.width
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file (expected published features)")
+    path, width = existing(path, "published features"), setting.width
     try:
         rows = np.asarray(_rows_of(path, setting, video_id))
     except Exception as error:  # every library raises its own kinds for a damaged file

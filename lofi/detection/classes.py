@@ -21,7 +21,7 @@ import torch
 from lofi.config import PostProcessing
 from lofi.data.tables import label_of, number
 from lofi.detection.results import Detection
-from lofi.files import load_tensors, read_json, save_tensors
+from lofi.files import existing, load_tensors, read_json, save_tensors
 from lofi.heads.base import Proposals
 
 CLASS_RULES = ("anet", "hacs", "thumos", "sqrt")
@@ -163,8 +163,7 @@ def read_hacs_top2(
 def read_untrimmednet(path: str | Path) -> VideoClasses:
     """Read UntrimmedNet's THUMOS14 test scores (.npy, 1574 x 101): row = video number - 1,
     column = class number - 1; the 20 localization classes are kept."""
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"{path}: no such file (expected UntrimmedNet scores, .npy)")
+    path = existing(path, "UntrimmedNet scores, .npy")
     try:
         table = np.load(path, allow_pickle=False)
         shape, finite = table.shape, np.isfinite(table).all()
@@ -176,7 +175,7 @@ def read_untrimmednet(path: str | Path) -> VideoClasses:
         raise ValueError(f"{path}: scores that are no finite numbers; download it again")
     columns = np.array(list(THUMOS14_CLASSES.values())) - 1
     scores = {f"video_test_{i + 1:07d}": row[columns] for i, row in enumerate(table)}
-    return VideoClasses(tuple(THUMOS14_CLASSES), scores, Path(path).name)
+    return VideoClasses(tuple(THUMOS14_CLASSES), scores, path.name)
 
 
 def true_classes(videos: Iterable[Any]) -> VideoClasses:

@@ -242,13 +242,13 @@ def write_results(
     return files
 
 
-def subtitles(found: Sequence[Detection], share: float = 0.5) -> list[Detection]:
-    """The detections worth a subtitle: at least `share` of the best score, overlaps left out."""
+def subtitles(found: Sequence[Detection]) -> list[Detection]:
+    """The detections worth a subtitle: at least half of the best score, overlaps left out."""
     best = max((d.score for d in found), default=0.0)
     chosen: list[Detection] = []
     for d in sorted(found, key=lambda d: -d.score):
         free = all(d.end_s <= c.start_s or d.start_s >= c.end_s for c in chosen)
-        if d.score >= share * best and free:
+        if d.score >= 0.5 * best and free:
             chosen.append(d)
     return sorted(chosen, key=lambda d: d.start_s)
 

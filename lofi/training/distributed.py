@@ -119,16 +119,6 @@ def barrier() -> None:
         dist.barrier()
 
 
-@contextlib.contextmanager
-def first_alone() -> Iterator[None]:
-    """Let rank 0 pass the block first; the others then find what it made."""
-    if not is_first():
-        barrier()
-    yield
-    if is_first():
-        barrier()
-
-
 def reduce_sum(tensor: Tensor) -> Tensor:
     """Sum of a tensor over all processes, on every one of them; a new tensor."""
     if not _active():

@@ -36,7 +36,7 @@ from lofi.encoders import (
 from lofi.encoders.base import Encoder
 from lofi.files import sha256, write_json
 from lofi.heads.scaled import ScaledHead
-from lofi.training.distributed import first_alone, gather, is_first, share
+from lofi.training.distributed import barrier, gather, is_first, share
 from lofi.training.run_folder import RunFolder
 
 log = logging.getLogger(__name__)
@@ -402,8 +402,12 @@ def open_features(config: Config, run_dir: str | Path, method: str, data: Datase
 
 def run_data(config: Config, run_dir: str | Path) -> Datasets:
     """The data of a run; of several processes the first renders a toy world, the others wait."""
-    with first_alone():
-        return open_datasets(config.data, config.seed, run_dir)
+    if not is_first():
+        barrier()
+    data = open_datasets(config.data, config.seed, run_dir)
+    if is_first():
+        barrier()
+    return data
 
 
 def video_infos(config: Config, videos: Sequence[Video]) -> list[VideoInfo | VideoError]:
