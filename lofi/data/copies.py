@@ -195,8 +195,13 @@ def cache_videos(
         else:
             todo[file] = (str(path), str(place), short_side, fps, crf)
     earlier = sum(copy.kind == "ok" for copy in done.values())
-    _remove_unfinished(out)  # of a run that was killed
-    write_csv(manifest, [Copy._fields, *(known | done).values()])
+
+    def tidy() -> None:
+        for remains in (*out.glob(".tmp-*"), *out.glob("*/.tmp-*")):  # of who was killed
+            remains.unlink()
+        write_csv(manifest, [Copy._fields, *(known | done).values()])
+
+    tidy()
     names, total = list(todo), len(done) + len(todo)
     for i, found in run_isolated(_copy, list(todo.values()), workers, limit_s):
         file = names[i]
@@ -208,14 +213,8 @@ def cache_videos(
         append_csv(manifest, done[file])
         if progress is not None:
             progress(len(done), total)
-    _remove_unfinished(out)  # of children that were killed
-    write_csv(manifest, [Copy._fields, *(known | done).values()])
+    tidy()
     return CacheReport(tuple(done.values()), earlier)
-
-
-def _remove_unfinished(out: Path) -> None:
-    for remains in (*out.glob(".tmp-*"), *out.glob("*/.tmp-*")):
-        remains.unlink()
 
 
 def content_id(path: str | Path) -> str:
