@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 def lofi(*words, **options) -> subprocess.CompletedProcess:
     return subprocess.run(
-        [sys.executable, "-m", "lofi.cli", *map(str, words)],
+        [sys.executable, "-m", "lofi", *map(str, words)],
         capture_output=True,
         text=True,
         cwd=options.pop("cwd", ROOT),

@@ -93,10 +93,9 @@ def open_datasets(data: DataConfig, seed: int, run_dir: str | Path) -> Datasets:
         clips = read_clip_list(data.source, lost) if data.source else []
     test = tuple(v for v in used if v.subset == data.test_subset)
     missing = tuple(v.id for v in used if v.path is None)
-    paths = {"annotations": Path(data.annotations), "videos": data.videos}
-    paths["clips_missing"] = tuple(lost)
     classes = tuple(sorted({segment.label for video in used for segment in video.segments}))
-    return Datasets(train, test, missing, tuple(clips), classes=classes, **paths)
+    found = train, test, missing, tuple(clips), Path(data.annotations), classes
+    return Datasets(*found, data.videos, tuple(lost))
 
 
 def with_background(videos: Sequence[Video]) -> list[TrimmedClip]:
