@@ -570,18 +570,19 @@ def compare(
 
     one_thread_for_small_work(config.preset)
     with joined(device) as device:
-        lines = progress_lines("training")
+        how = {"device": device, "on_step": progress_lines("training")}
         repeats = Repeats(trials, repeat, at_low)
         if "weak" in config.preset.split("-"):
             plain = ("random", "acp", "acp+", "c-lofi"), ("",), Repeats()
             if (methods, variants, repeats) != plain:
                 found = f"preset {config.preset} has rows of its own"
                 raise ValueError(f"{found}; leave out --methods, --variants, trials and --at-low")
-            results = compare_weak(config, out, seeds, device=device, on_step=lines)
+            results = compare_weak(config, out, seeds, **how)
             if is_first():
                 print("\n\n".join(table.text() for table in tables(results)))
             return
-        results = compare_seeds(config, out, seeds, methods, lines, device, variants, repeats)
+        how |= {"variants": variants, "repeats": repeats}
+        results = compare_seeds(config, out, seeds, methods, **how)
         if is_first():
             print(summary_table(results).text())
             if config.head.kind == "amnet" and results["protocol"] == "thumos14":

@@ -400,17 +400,17 @@ def at_low_fidelity(
 
 def compare_seeds(
     config: Config, out: str | Path, seeds: Sequence[int], methods: Sequence[str] = METHODS,
-    on_step: OnStep | None = None, device: str = "cpu", variants: Sequence[str] = ("",),
-    repeats: Repeats = Repeats(),
+    **options: Any,
 ) -> dict[str, Any]:  # fmt: skip
     """`run_procedure` for every seed in <out>/seed-N; results.json in `out` holds all rows.
 
-    A seed makes the toy world, the initial weights and every random draw.
+    A seed makes the toy world, the initial weights and every random draw. `options`: on_step,
+    device, variants and repeats of `run_procedure`.
     """
     parts = []
     for seed in seeds:
         own, folder = replace(config, seed=seed), Path(out) / f"seed-{seed}"
-        parts.append(run_procedure(own, folder, methods, on_step, device, variants, repeats))
+        parts.append(run_procedure(own, folder, methods, **options))
     results = parts[0] | {
         "rows": [row for part in parts for row in part["rows"]],
         "seconds": sum(part["seconds"] for part in parts),

@@ -242,7 +242,7 @@ def _in_seconds(
 def find_media(name: str, files: Mapping[str, Path]) -> Path | None:
     """The file that a tool means by a path, URL or upload name; `files` as of `index_videos`."""
     for text in (name, unquote(name), unquote(name).rsplit("=", 1)[-1]):
-        base = unicodedata.normalize("NFC", re.split(r"[/\\]", text)[-1])
+        base = tables.nfc(re.split(r"[/\\]", text)[-1])
         for key in (base, re.sub(r"^[0-9a-f]{8}-", "", base)):  # uploads get a number before them
             stem = key.rsplit(".", 1)[0] if key.lower().endswith(EXTENSIONS) else key
             for known in (key, stem, f"v_{stem}"):
@@ -265,7 +265,7 @@ def _label(value: Any, where: str) -> str:
     kept = "".join(c for c in text if unicodedata.category(c) not in ("Cc", "Cs"))
     if not kept or isinstance(value, dict | list):
         raise ValueError(f"{where} has no label")
-    return unicodedata.normalize("NFC", kept)
+    return tables.nfc(kept)
 
 
 def _columns(names: Iterable[str]) -> dict[str, str]:

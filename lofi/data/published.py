@@ -1,7 +1,6 @@
 """Feature files that others extracted: which there are, what is in them, where their rows lie."""
 
 import re
-import unicodedata
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from lofi.config import PublishedFeatures
 from lofi.data.annotations import Video
 from lofi.data.features import read_features
 from lofi.data.snippets import Grid
+from lofi.data.tables import nfc
 from lofi.files import decode_text, existing
 
 KINDS = (".npy", ".npz", ".pt", ".csv", ".safetensors")  # one file a video; .h5 holds many
@@ -38,7 +38,7 @@ def published_files(folder: Path, setting: PublishedFeatures) -> dict[str, Path]
 
 
 def _id(name: str, setting: PublishedFeatures) -> str:
-    return unicodedata.normalize("NFC", name).removeprefix(setting.prefix)
+    return nfc(name).removeprefix(setting.prefix)
 
 
 def published_grid(rows: int, setting: PublishedFeatures, video: Video) -> Grid:

@@ -131,4 +131,9 @@ def label_of(value: Any, where: str, what: str = "") -> str:
         return str(value)
     if not isinstance(value, str) or not value.strip():
         raise ValueError(f"{where}{what} is {value!r:.60}, expected text; correct it")
-    return unicodedata.normalize("NFC", value)
+    return nfc(value)
+
+
+def nfc(name: str) -> str:
+    """One form of accents: macOS stores names decomposed, lists hold them composed."""
+    return unicodedata.normalize("NFC", name)

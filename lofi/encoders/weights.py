@@ -281,14 +281,12 @@ def _recognise(found: Mapping[str, Tensor]) -> str:
     """Which known encoders have exactly these names and shapes."""
     from lofi.encoders import ENCODERS, build_encoder
 
-    shapes = {name: value.shape for name, value in found.items()}
-    same = []
-    for name in ENCODERS:
-        with torch.device("meta"):
-            known = {key: value.shape for key, value in build_encoder(name).state_dict().items()}
-        counters = {key for key in known if key.endswith("num_batches_tracked")}
-        if shapes == known or shapes == {k: v for k, v in known.items() if k not in counters}:
-            same.append(name)
+    def shapes(state: Mapping[str, Tensor]) -> dict:  # old files have no counters of batches
+        return {k: v.shape for k, v in state.items() if not k.endswith("num_batches_tracked")}
+
+    with torch.device("meta"):
+        known = {name: shapes(build_encoder(name).state_dict()) for name in ENCODERS}
+    same = [name for name in ENCODERS if known[name] == shapes(found)]
     return "/".join(same) if same else "an unknown architecture"
 
 
