@@ -38,7 +38,6 @@ class Datasets:
 
     train: tuple[Video, ...]  # annotated; a media file is not needed for features and evaluation
     test: tuple[Video, ...]
-    missing: tuple[str, ...]  # ids of those without a media file
     clips: tuple[TrimmedClip, ...]  # trimmed source clips
     annotations: Path  # what `lofi evaluate` reads
     classes: tuple[str, ...]  # all labels, sorted; a class index is a position in it
@@ -59,8 +58,8 @@ class Datasets:
             raise ValueError(f"{reason}; set data.videos to their folder")
         if len(found) < len(videos):
             text = "%d of %d videos have no file (first: %s); they are left out here and count as "
-            counts = len(videos) - len(found), len(videos)
-            log.warning(text + "missed in evaluation", *counts, self.missing[0])
+            lost = [video.id for video in videos if video.path is None]
+            log.warning(text + "missed in evaluation", len(lost), len(videos), lost[0])
         return found
 
 
@@ -92,9 +91,8 @@ def open_datasets(data: DataConfig, seed: int, run_dir: str | Path) -> Datasets:
     else:
         clips = read_clip_list(data.source, lost) if data.source else []
     test = tuple(v for v in used if v.subset == data.test_subset)
-    missing = tuple(v.id for v in used if v.path is None)
     classes = tuple(sorted({segment.label for video in used for segment in video.segments}))
-    found = train, test, missing, tuple(clips), Path(data.annotations), classes
+    found = train, test, tuple(clips), Path(data.annotations), classes
     return Datasets(*found, data.videos, tuple(lost))
 
 
