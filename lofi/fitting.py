@@ -35,9 +35,8 @@ from lofi.data.datasets import video_request, with_background
 from lofi.detection.detector import Detector, detect_stage, detections_dir
 from lofi.detection.results import Detection, is_detections, read_detections
 from lofi.encoders import ENCODERS, normalise
-from lofi.evaluation import detection_map
-from lofi.evaluation.bootstrap import interval, video_draws
-from lofi.evaluation.detection import load
+from lofi.evaluation.bootstrap import draws_of, interval
+from lofi.evaluation.detection import evaluate, load
 from lofi.evaluation.matching import Matches
 from lofi.experiment import head_stage
 from lofi.fidelity import Fidelity
@@ -502,21 +501,26 @@ def branch(
     return config
 
 
-def scored(
-    truth: Sequence[Video], found: Mapping[str, Sequence[Detection]], label: str = ""
-) -> tuple[dict[str, Any], np.ndarray]:
-    """mAP with 95 % intervals over videos, and the draws of mAP@0.5 behind them.
-
-    On these videos, whatever their subset; of one class where it is named.
-    """
+def matched(
+    truth: Sequence[Video], found: Mapping[str, Sequence[Detection]], label: str = "",
+    tious: Sequence[float] | None = None,
+) -> Matches:  # fmt: skip
+    """Detections against these videos, whatever their subset; of one class where it is named."""
     videos = [
         replace(v, subset="all", segments=tuple(s for s in v.segments if label in ("", s.label)))
         for v in truth
     ]
     known = {s.label for v in videos for s in v.segments}
     kept = {v.id: [d for d in found.get(v.id, ()) if d.label in known] for v in videos}
-    report = detection_map(videos, kept, subset="all")
-    draws = video_draws(videos, kept, subset="all")
+    return Matches(*load(videos, kept, tious, "all", "activitynet"))
+
+
+def scored(
+    truth: Sequence[Video], found: Mapping[str, Sequence[Detection]], label: str = ""
+) -> tuple[dict[str, Any], np.ndarray]:
+    """mAP with 95 % intervals over videos, and the draws of mAP@0.5 behind them; see `matched`."""
+    matches = matched(truth, found, label)
+    report, draws = evaluate(matches, "activitynet"), draws_of(matches)
     spread = interval(draws, np.array([*report.map, report.average_map])).tolist()
     row = {"map_at_0.5": report.at(0.5), "interval_at_0.5": spread[0]}
     return row | {"average_map": report.average_map, "average_interval": spread[-1]}, draws[:, 0]
@@ -524,11 +528,9 @@ def scored(
 
 def best_threshold(truth: Sequence[Video], found: Mapping[str, Sequence[Detection]]) -> float:
     """The score from which on detections have the best F1 at tIoU 0.5, all classes together."""
-    known = {s.label for v in truth for s in v.segments}
-    found = {key: [d for d in mine if d.label in known] for key, mine in found.items()}
-    table = load([replace(v, subset="all") for v in truth], found, [0.5], "all", "activitynet")
-    matches = Matches(*table)
-    scores, right = table[1].scores, np.zeros(len(table[1].scores))
+    matches = matched(truth, found, tious=[0.5])
+    scores = matches.found.scores
+    right = np.zeros(len(scores))
     right[matches.row] = 1
     order = np.argsort(-scores, kind="stable")
     hits = np.cumsum(right[order])
