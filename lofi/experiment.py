@@ -152,13 +152,8 @@ def _held_out_map(
             rows = inside(kept, features.grid.duration_s, config.detect, *names)
         found[video.id] = [d for d in rows if d.label in truth.names]
     together = {key: rows for part in gather(found) for key, rows in part.items()}
-    how = {"subset": config.data.train_subset, "protocol": protocol_of(config)}
+    how = {"subset": config.data.train_subset, "protocol": config.detect.protocol}
     return detection_map(videos, together, **how).average_map
-
-
-def protocol_of(config: Config) -> str:
-    """Class rule "thumos" goes with THUMOS14's protocol (tIoU 0.3 to 0.7), else ActivityNet's."""
-    return "thumos14" if config.detect.class_rule == "thumos" else "activitynet"
 
 
 def evaluate_stage(
@@ -271,7 +266,7 @@ def evaluate_method(
     "method" is what `trial_of` names, "trial" its method and variant, "lr" what a search found.
     FileNotFoundError, with the command, where there are no detections.
     """
-    protocol, data = protocol_of(config), run_data(config, run_dir)
+    protocol, data = config.detect.protocol, run_data(config, run_dir)
     folder, rows, subset = detections_dir(run_dir, method, variant), [], config.data.test_subset
     path, recall = folder / "proposals.json", {}
     proposals = read_detections(path) if path.is_file() else {}

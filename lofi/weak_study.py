@@ -39,9 +39,8 @@ PERCENT = ("recall", "precision", "share", "auc", "oracle", "own")
 
 def evaluated(config: Config, data: Datasets, found: Mapping[str, list]) -> DetectionResult:
     """mAP at THUMOS14's tIoU 0.1:0.1:0.7, of ActivityNet at its own thresholds."""
-    thumos = config.detect.class_rule == "thumos"
-    tious = np.arange(1, 8) / 10 if thumos or config.data.preset else None
-    protocol = "thumos14" if thumos else "activitynet"
+    protocol = config.detect.protocol
+    tious = np.arange(1, 8) / 10 if protocol == "thumos14" or config.data.preset else None
     return detection_map(data.annotations, found, tious, config.data.test_subset, protocol)
 
 
