@@ -59,18 +59,16 @@ def summary(report: DetectionResult) -> dict[str, Any]:
 
 
 def weak_detect(
-    config: Config, run_dir: str | Path, *, branch: str = "f", variant: str = "",
-    device: str = "cpu",
-) -> dict[str, Any]:  # fmt: skip
+    config: Config, run_dir: str | Path, *, variant: str = "", device: str = "cpu"
+) -> dict[str, Any]:
     """Detections of the test videos by the CBP branch of round `weak.round`, and their mAP.
 
-    `branch`: "f", or "warm-up" for what the two steps are compared with. With `weak.ensemble` the
-    curves are the mean of both branches.
+    With `weak.ensemble` the curves are the mean of both branches.
     """
     config = weak.varied(config, variant)
     data, setting = run_data(config, run_dir), config.weak
     pairs, _ = weak.paired(config, run_dir, data)
-    kinds = [branch, "b"] if setting.ensemble else [branch]
+    kinds = ["f", "b"] if setting.ensemble else ["f"]
     found = {}
     for id, curves in test_curves(config, run_dir, data, pairs, kinds, variant, device).items():
         grid = pairs[id].classification.grid
@@ -78,8 +76,8 @@ def weak_detect(
     report = evaluated(config, data, found)
     result = summary(report) | {"without_features": len(data.test) - len(found)}
     if is_first():
-        folder = weak.stage_dir(run_dir, branch, setting.round, variant)
-        about = {"method": f"weak {branch}", "seed": config.seed}
+        folder = weak.stage_dir(run_dir, "f", setting.round, variant)
+        about = {"method": "weak f", "seed": config.seed}
         write_detections(folder / "detections.json", found, asdict(setting), source=about)
         write_json(folder / "metrics.json", result | {"report": report.to_json()})
     return result
