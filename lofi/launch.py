@@ -7,7 +7,6 @@ start torchrun on each of them (README, "Several GPUs and machines").
 """
 
 import contextlib
-import ctypes
 import os
 import signal
 import subprocess
@@ -30,22 +29,6 @@ class LaunchError(RuntimeError):
     def __init__(self, message: str, lines: Sequence[str]):
         super().__init__(message)
         self.lines = tuple(lines)
-
-
-def keep_memory(size: int = -1) -> None:
-    """Let this process keep up to `size` bytes that it frees, -1: all (glibc; elsewhere nothing).
-
-    Every layer of a training step asks for the same arrays again and again. Getting each anew from
-    the system, page by page, takes a fifth of a step of the toy networks, up to a third of larger
-    ones on a CPU. No number depends on it.
-    """
-    with contextlib.suppress(AttributeError, OSError, TypeError):
-        libc = ctypes.CDLL(None)
-        libc.mallopt(-1, size)  # M_TRIM_THRESHOLD
-        if size < 0:
-            libc.mallopt(-4, 0)  # M_MMAP_MAX: no array is a mapping of its own
-        else:
-            libc.mallopt(-3, size)  # M_MMAP_THRESHOLD: none that is smaller
 
 
 def launched() -> bool:

@@ -25,8 +25,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data._utils.pin_memory import pin_memory
 
 from lofi.config import Optimisation
-from lofi.launch import keep_memory
-from lofi.training.distributed import GradientSum, gather, is_first
+from lofi.training.distributed import GradientSum, gather, is_first, keep_memory
 from lofi.training.run_folder import RunFolder
 
 log = logging.getLogger(__name__)
