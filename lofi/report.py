@@ -32,14 +32,7 @@ from lofi.figures.tables import NAMES
 from lofi.files import read_json, write_text
 from lofi.heads.maps import MapHead
 from lofi.heads.scaled import Standardise
-from lofi.training.methods import (
-    components,
-    load_encoder,
-    load_head,
-    open_features,
-    run_data,
-    told,
-)
+from lofi.training.methods import components, load_encoder, load_head, open_features, run_data, told
 from lofi.training.run_folder import read_metrics
 from lofi.viewer import thumbnails_of, write_viewer
 

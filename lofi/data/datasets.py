@@ -12,12 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from lofi.config import DataConfig
-from lofi.data.annotations import (
-    TrimmedClip,
-    Video,
-    read_annotations,
-    segments_as_clips,
-)
+from lofi.data.annotations import TrimmedClip, Video, read_annotations, segments_as_clips
 from lofi.data.clips import read_clip_list
 from lofi.data.features import FeatureHeader
 from lofi.data.reading import ClipReader, ClipRequest
