@@ -137,10 +137,11 @@ def read_json(path: str | Path, what: str) -> Any:
     return parse_json(existing(path, what).read_bytes(), path, what)
 
 
-def existing(path: str | Path, what: str) -> Path:
-    """The path of a file that is there; else a FileNotFoundError that names what was expected."""
-    if not (path := Path(path)).is_file():
-        raise FileNotFoundError(f"{path}: no such file (expected {what}); check the path")
+def existing(path: str | Path, what: str, folder: bool = False) -> Path:
+    """The path of a file, or folder, that is there; a FileNotFoundError says what was expected."""
+    path, kind = Path(path), "folder" if folder else "file"
+    if not (path.is_dir() if folder else path.is_file()):
+        raise FileNotFoundError(f"{path}: no such {kind} (expected {what}); check the path")
     return path
 
 

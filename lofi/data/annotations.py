@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from lofi.data.tables import Row, label_of, nfc, read_bytes, read_text, seconds, table_rows
-from lofi.files import parse_json
+from lofi.files import existing, parse_json
 
 logger = logging.getLogger(__name__)
 
@@ -119,11 +119,8 @@ def index_videos(video_dir: str | Path) -> dict[str, Path]:
     Keys are file names, of media also without extension; the upper folder and earlier `EXTENSIONS`
     win. A name that a list gives in full is found whatever its extension.
     """
-    folder = Path(video_dir)
-    if not folder.is_dir():
-        raise FileNotFoundError(f"{folder}: no such folder (expected videos); check the path")
     name = attrgetter("name")
-    upper = sorted(os.scandir(folder), key=name)
+    upper = sorted(os.scandir(existing(video_dir, "videos", folder=True)), key=name)
     lower = [e for f in upper if f.is_dir() for e in sorted(os.scandir(f.path), key=name)]
     media = []  # (level, place of the extension, file)
     for level, entry in [(0, e) for e in upper] + [(1, e) for e in lower]:

@@ -18,7 +18,7 @@ from lofi.data.annotations import EXTENSIONS
 from lofi.data.isolated import run_isolated
 from lofi.data.snippets import resampled_frames
 from lofi.data.video import VideoError, VideoInfo, probe, scaled_frames, shortage
-from lofi.files import append_csv, atomic_path, read_csv, write_csv
+from lofi.files import append_csv, atomic_path, existing, read_csv, write_csv
 
 MANIFEST = "cache.csv"
 ENDS = 2**16  # bytes at either end of a file that tell it from another of the same size
@@ -145,9 +145,7 @@ class CacheReport(NamedTuple):
 
 def media_files(folder: str | Path) -> list[Path]:
     """Videos of a folder and its direct sub-folders, sorted; refuses a folder without any."""
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise FileNotFoundError(f"{folder}: no such folder (expected videos); check the path")
+    folder = existing(folder, "videos", folder=True)
     found = [p for p in (*folder.glob("*"), *folder.glob("*/*")) if p.suffix.lower() in EXTENSIONS]
     if not found:
         raise ValueError(f"{folder}: no videos in it (expected {', '.join(EXTENSIONS)})")

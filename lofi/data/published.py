@@ -25,8 +25,7 @@ def published_files(folder: Path, setting: PublishedFeatures) -> dict[str, Path]
     if folder.is_file():
         with _open_h5(folder) as file:
             return {_id(name, setting): folder for name in file}
-    if not folder.is_dir():
-        raise FileNotFoundError(f"{folder}: no such folder (expected published features)")
+    existing(folder, "published features", folder=True)
     kinds = (f".{setting.kind}",) if setting.kind else KINDS
     files = [path for path in sorted(folder.iterdir()) if path.suffix.lower() in kinds]
     found: dict[str, Path] = {}
