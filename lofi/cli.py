@@ -166,3 +166,7 @@ def _one_line(error: BaseException) -> str:
         text = str(error)
     lines = (line.strip() for line in text.splitlines())
     return printable(" ".join(filter(None, lines))) or type(error).__name__
+
+
+if __name__ == "__main__":
+    main()
