@@ -13,7 +13,7 @@ __version__ = "0.1.0"
 def fit(
     annotations: str | Path, videos: str | Path, out: str | Path, **options: Any
 ) -> dict[str, Any]:
-    """A detector from own videos and a list of their events; see `lofi.fit.fit`."""
+    """A detector from own videos and a list of their events; see `lofi.fitting.fit`."""
     from lofi.fitting import fit as run
 
     return run(annotations, videos, out, **options)

@@ -570,18 +570,19 @@ def compare(
 
     one_thread_for_small_work(config.preset)
     with joined(device) as device:
-        lines = progress_lines("training")
+        how = {"device": device, "on_step": progress_lines("training")}
         repeats = Repeats(trials, repeat, at_low)
         if "weak" in config.preset.split("-"):
             plain = ("random", "acp", "acp+", "c-lofi"), ("",), Repeats()
             if (methods, variants, repeats) != plain:
                 found = f"preset {config.preset} has rows of its own"
                 raise ValueError(f"{found}; leave out --methods, --variants, trials and --at-low")
-            results = compare_weak(config, out, seeds, device=device, on_step=lines)
+            results = compare_weak(config, out, seeds, **how)
             if is_first():
                 print("\n\n".join(table.text() for table in tables(results)))
             return
-        results = compare_seeds(config, out, seeds, methods, lines, device, variants, repeats)
+        how |= {"variants": variants, "repeats": repeats}
+        results = compare_seeds(config, out, seeds, methods, **how)
         if is_first():
             print(summary_table(results).text())
             if config.head.kind == "amnet" and results["protocol"] == "thumos14":
@@ -719,7 +720,8 @@ def progress_lines(
         spent = max(now - start, 1e-6)
         left = timedelta(seconds=round(spent / (step + 1 - first) * (steps - step - 1)))
         named = ("epoch", "loss", "accuracy", "lr", "fidelity")
-        parts = [f"{k} {_short(record[k])}" for k in named if k in record]
+        shown = {key: record[key] for key in named if key in record}
+        parts = [f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in shown.items()]
         parts.append(f"{items / spent:.3g} items/s")
         if "waited" in record:
             parts.append(f"waiting {waited / spent:.0%}")
@@ -736,7 +738,3 @@ def progress_lines(
                     writer.add_scalar(name, value, step)
 
     return on_step
-
-
-def _short(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -276,6 +276,11 @@ class PostProcessing:
         """G-TAD on THUMOS14 as released."""
         return PostProcessing("thumos", sigma=0.46, top_k=200, class_rule="thumos")
 
+    @property
+    def protocol(self) -> str:
+        """Class rule "thumos" goes with THUMOS14's (tIoU 0.3 to 0.7), else ActivityNet's."""
+        return "thumos14" if self.class_rule == "thumos" else "activitynet"
+
     def to_json(self) -> dict[str, Any]:
         """What changes a number, for files and reports."""
         where = ("classes", "shared_classes")  # their source is said beside them

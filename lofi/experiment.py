@@ -21,15 +21,16 @@ import torch
 from lofi import launch
 from lofi.config import Config, save
 from lofi.data.annotations import Video
-from lofi.data.datasets import Datasets, fingerprint
+from lofi.data.datasets import fingerprint
 from lofi.data.features import FeatureStore
-from lofi.detection.classes import detections, is_class_file, true_classes
+from lofi.detection.classes import is_class_file, true_classes
 from lofi.detection.detector import (
     CLASSES,
     SOURCES,
     classified,
     detect_stage,
     detections_dir,
+    inside,
     propose,
     train_classifier,
 )
@@ -148,16 +149,11 @@ def _held_out_map(
             rows = classified(config, head, None, features)
         else:
             kept, names = propose(config, head, features), (truth.of(video.id), truth.names)
-            rows = detections(kept, features.grid.duration_s, config.detect, *names)
-        found[video.id] = [d for d in rows if d.start_s <= d.end_s and d.label in truth.names]
+            rows = inside(kept, features.grid.duration_s, config.detect, *names)
+        found[video.id] = [d for d in rows if d.label in truth.names]
     together = {key: rows for part in gather(found) for key, rows in part.items()}
-    how = {"subset": config.data.train_subset, "protocol": protocol_of(config)}
+    how = {"subset": config.data.train_subset, "protocol": config.detect.protocol}
     return detection_map(videos, together, **how).average_map
-
-
-def protocol_of(config: Config) -> str:
-    """Class rule "thumos" goes with THUMOS14's protocol (tIoU 0.3 to 0.7), else ActivityNet's."""
-    return "thumos14" if config.detect.class_rule == "thumos" else "activitynet"
 
 
 def evaluate_stage(
@@ -270,7 +266,7 @@ def evaluate_method(
     "method" is what `trial_of` names, "trial" its method and variant, "lr" what a search found.
     FileNotFoundError, with the command, where there are no detections.
     """
-    protocol, data = protocol_of(config), run_data(config, run_dir)
+    protocol, data = config.detect.protocol, run_data(config, run_dir)
     folder, rows, subset = detections_dir(run_dir, method, variant), [], config.data.test_subset
     path, recall = folder / "proposals.json", {}
     proposals = read_detections(path) if path.is_file() else {}
@@ -283,8 +279,12 @@ def evaluate_method(
     for kind in CLASSES:
         if not (folder / f"{kind}.json").is_file():
             continue
-        found = _known_classes(folder / f"{kind}.json", data)
-        report = detection_map(data.annotations, found, subset=subset, protocol=protocol).to_json()
+        how = {"subset": subset, "protocol": protocol}
+        result = detection_map(data.annotations, folder / f"{kind}.json", **how)
+        if result.predictions_left_out:  # a small data set of one's own may have such classes
+            log.warning("%s: %d detections of classes that do not occur in the test videos are not "
+                        "evaluated", folder, result.predictions_left_out)  # fmt: skip
+        report = result.to_json()
         if is_first():
             write_json(Path(run_dir) / method / "metrics" / variant / f"{kind}.json", report)
         row = {"method": trial_of(method, variant), "trial": f"{method} {variant}".strip()}
@@ -295,24 +295,6 @@ def evaluate_method(
         cure = command("detect", config, run_dir, method, more)
         raise FileNotFoundError(f"{folder}: no detections; run: {cure}")
     return rows
-
-
-def _known_classes(path: Path, data: Datasets):
-    """The detection file, or its content without classes that no test video is annotated with.
-
-    A small data set of one's own may have training classes that do not occur in its test videos.
-    They have no average precision, and the official protocol refuses detections of them.
-    """
-    classes = {segment.label for video in data.test for segment in video.segments}
-    unknown = set(data.classes) - classes
-    if not unknown:
-        return path
-    found = read_detections(path)
-    log.warning(
-        "%d classes do not occur in the test videos (%s, …); detections of them are not evaluated",
-        len(unknown), min(unknown),
-    )  # fmt: skip
-    return {key: [d for d in detections if d.label in classes] for key, detections in found.items()}
 
 
 @dataclass(frozen=True)
@@ -413,17 +395,17 @@ def at_low_fidelity(
 
 def compare_seeds(
     config: Config, out: str | Path, seeds: Sequence[int], methods: Sequence[str] = METHODS,
-    on_step: OnStep | None = None, device: str = "cpu", variants: Sequence[str] = ("",),
-    repeats: Repeats = Repeats(),
+    **options: Any,
 ) -> dict[str, Any]:  # fmt: skip
     """`run_procedure` for every seed in <out>/seed-N; results.json in `out` holds all rows.
 
-    A seed makes the toy world, the initial weights and every random draw.
+    A seed makes the toy world, the initial weights and every random draw. `options`: on_step,
+    device, variants and repeats of `run_procedure`.
     """
     parts = []
     for seed in seeds:
         own, folder = replace(config, seed=seed), Path(out) / f"seed-{seed}"
-        parts.append(run_procedure(own, folder, methods, on_step, device, variants, repeats))
+        parts.append(run_procedure(own, folder, methods, **options))
     results = parts[0] | {
         "rows": [row for part in parts for row in part["rows"]],
         "seconds": sum(part["seconds"] for part in parts),

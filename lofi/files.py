@@ -134,10 +134,15 @@ def write_json(path: str | Path, value: Any) -> None:
 
 def read_json(path: str | Path, what: str) -> Any:
     """Read JSON; `what` names the expected content in errors (FileNotFoundError, ValueError)."""
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file (expected {what}); check the path")
-    return parse_json(path.read_bytes(), path, what)
+    return parse_json(existing(path, what).read_bytes(), path, what)
+
+
+def existing(path: str | Path, what: str, folder: bool = False) -> Path:
+    """The path of a file, or folder, that is there; a FileNotFoundError says what was expected."""
+    path, kind = Path(path), "folder" if folder else "file"
+    if not (path.is_dir() if folder else path.is_file()):
+        raise FileNotFoundError(f"{path}: no such {kind} (expected {what}); check the path")
+    return path
 
 
 def parse_json(data: bytes, path: str | Path, what: str) -> Any:

@@ -27,7 +27,7 @@ from torch.utils._pytree import tree_leaves
 from lofi import config as configs
 from lofi.budget import GIB, activation_bytes
 from lofi.config import Config
-from lofi.data import Video, VideoError, VideoInfo, probe, read_annotations
+from lofi.data import Video, VideoError, probe, read_annotations
 from lofi.data.annotations import video_key
 from lofi.data.check import suspicious_labels
 from lofi.data.copies import media_files
@@ -35,9 +35,8 @@ from lofi.data.datasets import video_request, with_background
 from lofi.detection.detector import Detector, detect_stage, detections_dir
 from lofi.detection.results import Detection, is_detections, read_detections
 from lofi.encoders import ENCODERS, normalise
-from lofi.evaluation import detection_map
-from lofi.evaluation.bootstrap import interval, video_draws
-from lofi.evaluation.detection import load
+from lofi.evaluation.bootstrap import draws_of, interval
+from lofi.evaluation.detection import evaluate, load
 from lofi.evaluation.matching import Matches
 from lofi.experiment import head_stage
 from lofi.fidelity import Fidelity
@@ -72,7 +71,6 @@ class Data(NamedTuple):
     """What can be trained on, and what was found to be wrong."""
 
     videos: tuple[Video, ...]  # with a file, decoded duration, and segments inside it
-    infos: dict[str, VideoInfo]
     notes: tuple[str, ...]
     listed: tuple[Video, ...]  # those of the list alone, before corrections: they decide the split
 
@@ -93,18 +91,16 @@ def prepared(annotations: str | Path, videos: str | Path, add: Sequence[str | Pa
     A video of a list in `add` takes the place of that video of the lists before, or joins them.
     ValueError: too few videos with events are left to hold any out, or a list holds detections.
     """
-    infos: dict[str, VideoInfo] = {}
-    listed, faults = usable(annotations, videos, infos)
+    listed, faults = usable(annotations, videos)
     together, notes = {video_key(v.id): v for v in listed}, counted(faults)
     for path in add:
-        more, faults = usable(path, videos, infos)
+        more, faults = usable(path, videos)
         if not more:
             raise ValueError(f"{path}: adds nothing; {'; '.join(counted(faults))}")
         mine = {video_key(v.id): v for v in more}
         before = {key: together[key] for key in mine.keys() & together.keys()}
         as_before = {key: {"id": v.id, "subset": v.subset} for key, v in before.items()}
         together |= {key: replace(v, **as_before.get(key, {})) for key, v in mine.items()}
-        infos |= {together[key].id: infos[mine[key].id] for key in before}
         events = sum(len(v.segments) for v in more)
         counts = f"{len(before)} videos corrected, {len(mine) - len(before)} new, {events} events"
         notes += [f"added {path}: {counts}", *counted(faults)]
@@ -113,7 +109,7 @@ def prepared(annotations: str | Path, videos: str | Path, add: Sequence[str | Pa
     if shown < FOLDS:
         found = "; ".join([f"{shown} videos with a file and an event", *notes])
         raise ValueError(f"{annotations}: {found}; expected at least {FOLDS}, ids = file names")
-    data = Data(tuple(all_), {v.id: infos[v.id] for v in all_}, (), tuple(listed))
+    data = Data(tuple(all_), (), tuple(listed))
     notes += [
         f"label {reason}: one class or two?" for reason in suspicious_labels(data.support).values()
     ]
@@ -124,10 +120,8 @@ def prepared(annotations: str | Path, videos: str | Path, add: Sequence[str | Pa
     return data._replace(notes=tuple(notes))
 
 
-def usable(
-    annotations: str | Path, videos: str | Path, infos: dict[str, VideoInfo]
-) -> tuple[list[Video], dict[str, list[str]]]:
-    """What can be used of one list, what is wrong with the rest; adds to `infos`."""
+def usable(annotations: str | Path, videos: str | Path) -> tuple[list[Video], dict[str, list[str]]]:
+    """What can be used of one list, and what is wrong with the rest."""
     if is_detections(annotations):
         words = "lofi", "export", str(annotations), "--videos", str(videos), "--tool", "csv"
         cure = f"correct them first, in a labelling tool or a table: {shlex.join(words)}"
@@ -141,7 +135,7 @@ def usable(
             faults[f"videos have no file in {videos}"].append(video.id)
             continue
         try:
-            info = infos.get(video.id) or probe(video.path)
+            info = probe(video.path)
         except VideoError as error:
             faults["videos cannot be decoded"].append(f"{video.id}: {error}")
             continue
@@ -153,7 +147,6 @@ def usable(
                 faults["events are empty or behind the end"].append(what)
             else:
                 segments.append(inside)
-        infos[video.id] = info
         video = replace(video, duration_s=info.duration_s, fps=info.fps, segments=tuple(segments))
         found.append(video)
     return found, faults
@@ -241,8 +234,8 @@ def encoder_choice() -> Choice:
 def choices(data: Data, train: Sequence[Video]) -> list[Choice]:
     """Every setting that depends on the data; options are laid over them later."""
     short, long = np.quantile(data.lengths, (0.1, 1.0)).tolist()
-    durations = sorted(info.duration_s for info in data.infos.values())
-    rates = sorted(info.fps for info in data.infos.values())
+    durations = sorted(video.duration_s for video in data.videos)
+    rates = sorted(video.fps for video in data.videos)
     fps = statistics.median_low(rates)
     resample = 0.0 if rates[-1] < 1.02 * rates[0] else fps
     step = max(short / 5, 1 / fps, long / LONGEST)
@@ -326,14 +319,14 @@ def expected_seconds(
     head = ScaledHead(config.head, encoder.channels, len(data.support), config.seed).to(device)
     x = torch.zeros(config.head_training.batch, encoder.channels, full.snippets, device=device)
     step = timed(lambda: sum(part.sum() for part in tree_leaves(head(x))).backward())
-    middle = sorted(data.infos.items(), key=lambda item: item[1].duration_s)[len(data.infos) // 2]
-    path = next(video.path for video in data.videos if video.id == middle[0])
-    request = video_request(config.data, path, replace(full, snippets=8))
-    total = sum(info.duration_s for info in data.infos.values())
-    decode = timed(request.read) * total / middle[1].duration_s
+    middle = sorted(data.videos, key=lambda video: video.duration_s)[len(data.videos) // 2]
+    request = video_request(config.data, middle.path, replace(full, snippets=8))
+    total = sum(video.duration_s for video in data.videos)
+    decode = timed(request.read) * total / middle.duration_s
     snippets = len(data.videos) * full.snippets
     if config.data.window_stride:
-        snippets = sum(i.num_frames for i in data.infos.values()) // config.data.window_stride
+        lengths = sum(round(video.duration_s * video.fps) for video in data.videos)
+        snippets = lengths // config.data.window_stride
     parts = {"features": decode + snippets * forward}
     steps = config.head_training.epochs * math.ceil(len(train) / config.head_training.batch)
     parts["head"] = 1.3 * steps * step + 10
@@ -508,21 +501,26 @@ def branch(
     return config
 
 
-def scored(
-    truth: Sequence[Video], found: Mapping[str, Sequence[Detection]], label: str = ""
-) -> tuple[dict[str, Any], np.ndarray]:
-    """mAP with 95 % intervals over videos, and the draws of mAP@0.5 behind them.
-
-    On these videos, whatever their subset; of one class where it is named.
-    """
+def matched(
+    truth: Sequence[Video], found: Mapping[str, Sequence[Detection]], label: str = "",
+    tious: Sequence[float] | None = None,
+) -> Matches:  # fmt: skip
+    """Detections against these videos, whatever their subset; of one class where it is named."""
     videos = [
         replace(v, subset="all", segments=tuple(s for s in v.segments if label in ("", s.label)))
         for v in truth
     ]
     known = {s.label for v in videos for s in v.segments}
     kept = {v.id: [d for d in found.get(v.id, ()) if d.label in known] for v in videos}
-    report = detection_map(videos, kept, subset="all")
-    draws = video_draws(videos, kept, subset="all")
+    return Matches(*load(videos, kept, tious, "all", "activitynet"))
+
+
+def scored(
+    truth: Sequence[Video], found: Mapping[str, Sequence[Detection]], label: str = ""
+) -> tuple[dict[str, Any], np.ndarray]:
+    """mAP with 95 % intervals over videos, and the draws of mAP@0.5 behind them; see `matched`."""
+    matches = matched(truth, found, label)
+    report, draws = evaluate(matches, "activitynet"), draws_of(matches)
     spread = interval(draws, np.array([*report.map, report.average_map])).tolist()
     row = {"map_at_0.5": report.at(0.5), "interval_at_0.5": spread[0]}
     return row | {"average_map": report.average_map, "average_interval": spread[-1]}, draws[:, 0]
@@ -530,11 +528,9 @@ def scored(
 
 def best_threshold(truth: Sequence[Video], found: Mapping[str, Sequence[Detection]]) -> float:
     """The score from which on detections have the best F1 at tIoU 0.5, all classes together."""
-    known = {s.label for v in truth for s in v.segments}
-    found = {key: [d for d in mine if d.label in known] for key, mine in found.items()}
-    table = load([replace(v, subset="all") for v in truth], found, [0.5], "all", "activitynet")
-    matches = Matches(*table)
-    scores, right = table[1].scores, np.zeros(len(table[1].scores))
+    matches = matched(truth, found, tious=[0.5])
+    scores = matches.found.scores
+    right = np.zeros(len(scores))
     right[matches.row] = 1
     order = np.argsort(-scores, kind="stable")
     hits = np.cumsum(right[order])

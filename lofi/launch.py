@@ -7,7 +7,6 @@ start torchrun on each of them (README, "Several GPUs and machines").
 """
 
 import contextlib
-import ctypes
 import os
 import signal
 import subprocess
@@ -30,18 +29,6 @@ class LaunchError(RuntimeError):
     def __init__(self, message: str, lines: Sequence[str]):
         super().__init__(message)
         self.lines = tuple(lines)
-
-
-def keep_memory() -> None:
-    """Let this process keep the memory that it frees (glibc; elsewhere nothing happens).
-
-    A training step of the toy networks asks for the same arrays again and again; getting each anew
-    from the system, page by page, takes a fifth of its time. No number depends on it.
-    """
-    with contextlib.suppress(AttributeError, OSError, TypeError):
-        libc = ctypes.CDLL(None)
-        libc.mallopt(-4, 0)  # M_MMAP_MAX: no array is a mapping of its own
-        libc.mallopt(-1, -1)  # M_TRIM_THRESHOLD: nothing goes back
 
 
 def launched() -> bool:

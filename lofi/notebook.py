@@ -83,8 +83,8 @@ def setup(
         sys.path.append(str(root / "notebooks"))
     folder = root / (out_dir or Path(os.environ.get("LOFI_RUNS", "runs")) / preset)
     folder.mkdir(parents=True, exist_ok=True)
-    of_run = folder / "config.json" if out_dir else folder / "nothing"
-    path = config or (of_run if of_run.is_file() else "")
+    of_run = folder / "config.json"
+    path = config or (of_run if out_dir and of_run.is_file() else "")
     if not isinstance(chosen := path, Config):
         preset = "" if path and preset == "tiny" else preset
         chosen = configs.layered(preset, root / path if path else "")

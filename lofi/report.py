@@ -32,14 +32,7 @@ from lofi.figures.tables import NAMES
 from lofi.files import read_json, write_text
 from lofi.heads.maps import MapHead
 from lofi.heads.scaled import Standardise
-from lofi.training.methods import (
-    components,
-    load_encoder,
-    load_head,
-    open_features,
-    run_data,
-    told,
-)
+from lofi.training.methods import components, load_encoder, load_head, open_features, run_data, told
 from lofi.training.run_folder import read_metrics
 from lofi.viewer import thumbnails_of, write_viewer
 
@@ -317,13 +310,11 @@ MAPS = "confidence of every (start, duration) pair, and start and end probabilit
 
 def conclusions(run: Path, results: Mapping, data: Datasets, methods: Sequence[str]) -> list[str]:
     """What the numbers say: C-LoFi minus ACP and ACP+, paired over the same draws of videos."""
-    known = {segment.label for video in data.test for segment in video.segments}
     told = [m for m in ("acp", "acp+", "c-lofi") if m in methods] if "c-lofi" in methods else []
     draws, means, said, kind = {}, {}, [], results["rows"][0]["classes"]
     for m in told:
-        found = read_detections(run / m / "detections" / f"{kind}.json").items()
-        kept = {video: [d for d in row if d.label in known] for video, row in found}
-        how = (data.annotations, kept, results["tious"], results["subset"], results["protocol"])
+        found = run / m / "detections" / f"{kind}.json"
+        how = (data.annotations, found, results["tious"], results["subset"], results["protocol"])
         draws[m], means[m] = video_draws(*how)[:, -1], 100 * detection_map(*how).average_map
     for m in told[:-1]:
         low, high = 100 * interval(draws["c-lofi"] - draws[m])

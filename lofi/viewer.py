@@ -19,7 +19,7 @@ import numpy as np
 
 from lofi.data.annotations import Segment
 from lofi.data.video import decode_frames, probe, start_s
-from lofi.detection.results import Detection
+from lofi.detection.results import Detection, shelves
 from lofi.files import atomic_path, printable, write_text
 
 BAR, INK = (0, 114, 178), (34, 34, 34)
@@ -76,12 +76,9 @@ def write_picture(
 
     frames, _, duration_s = thumbnails_of(video)
     best = sorted(found, key=lambda d: -d.score)[:top]
-    shelves: list[int] = []  # of each, the first on which it overlaps none that is there already
-    for d in best:
-        taken = {n for n, b in zip(shelves, best) if d.start_s < b.end_s and b.start_s < d.end_s}
-        shelves.append(min(set(range(len(best))) - taken))
+    places = shelves(best)
     left, wide, high = 20, 960, min(max(96 * frames.shape[1] // frames.shape[2], 1), 240)
-    bars, end = high + 62, high + 62 + 40 * (max(shelves, default=0) + 1)
+    bars, end = high + 62, high + 62 + 40 * (max(places, default=0) + 1)
     image = Image.new("RGB", (left + wide + left, end + 54), "white")
     draw = ImageDraw.Draw(image)
     fonts = Path(find_spec("matplotlib").origin).parent / "mpl-data" / "fonts" / "ttf"
@@ -93,7 +90,7 @@ def write_picture(
     for i, frame in enumerate(frames):
         place = left + i * wide // len(frames)
         image.paste(Image.fromarray(frame).resize((wide // len(frames) - 2, high)), (place, 36))
-    for d, shelf in zip(best, shelves):
+    for d, shelf in zip(best, places):
         low, high_s = (left + wide * min(max(t / duration_s, 0.0), 1.0) for t in d[:2])
         share = 0.45 + 0.55 * max(d.score / (best[0].score or 1.0), 0.0)
         colour = tuple(round(255 + share * (c - 255)) for c in BAR)

@@ -39,9 +39,8 @@ PERCENT = ("recall", "precision", "share", "auc", "oracle", "own")
 
 def evaluated(config: Config, data: Datasets, found: Mapping[str, list]) -> DetectionResult:
     """mAP at THUMOS14's tIoU 0.1:0.1:0.7, of ActivityNet at its own thresholds."""
-    thumos = config.detect.class_rule == "thumos"
-    tious = np.arange(1, 8) / 10 if thumos or config.data.preset else None
-    protocol = "thumos14" if thumos else "activitynet"
+    protocol = config.detect.protocol
+    tious = np.arange(1, 8) / 10 if protocol == "thumos14" or config.data.preset else None
     return detection_map(data.annotations, found, tious, config.data.test_subset, protocol)
 
 
@@ -60,18 +59,16 @@ def summary(report: DetectionResult) -> dict[str, Any]:
 
 
 def weak_detect(
-    config: Config, run_dir: str | Path, *, branch: str = "f", variant: str = "",
-    device: str = "cpu",
-) -> dict[str, Any]:  # fmt: skip
+    config: Config, run_dir: str | Path, *, variant: str = "", device: str = "cpu"
+) -> dict[str, Any]:
     """Detections of the test videos by the CBP branch of round `weak.round`, and their mAP.
 
-    `branch`: "f", or "warm-up" for what the two steps are compared with. With `weak.ensemble` the
-    curves are the mean of both branches.
+    With `weak.ensemble` the curves are the mean of both branches.
     """
     config = weak.varied(config, variant)
     data, setting = run_data(config, run_dir), config.weak
     pairs, _ = weak.paired(config, run_dir, data)
-    kinds = [branch, "b"] if setting.ensemble else [branch]
+    kinds = ["f", "b"] if setting.ensemble else ["f"]
     found = {}
     for id, curves in test_curves(config, run_dir, data, pairs, kinds, variant, device).items():
         grid = pairs[id].classification.grid
@@ -79,8 +76,8 @@ def weak_detect(
     report = evaluated(config, data, found)
     result = summary(report) | {"without_features": len(data.test) - len(found)}
     if is_first():
-        folder = weak.stage_dir(run_dir, branch, setting.round, variant)
-        about = {"method": f"weak {branch}", "seed": config.seed}
+        folder = weak.stage_dir(run_dir, "f", setting.round, variant)
+        about = {"method": "weak f", "seed": config.seed}
         write_detections(folder / "detections.json", found, asdict(setting), source=about)
         write_json(folder / "metrics.json", result | {"report": report.to_json()})
     return result
@@ -94,17 +91,15 @@ def test_curves(
     "vanilla", the frozen encoders as they come."""
     loaded = []
     for name in branches:
+        number = 0 if name == "warm-up" else config.weak.round
         if name == "vanilla":
             own = replace(config, weak=replace(config.weak, prompts=0, layers=0))
-            loaded.append(weak.new_vlp(own, run_dir, pairs, data.classes).to(device))
+            branch = weak.new_vlp(own, run_dir, pairs, data.classes)
         elif name == "b":
-            number = config.weak.round
-            vlp = weak.load_vlp(config, run_dir, number, pairs, data.classes, variant)
-            loaded.append(vlp.to(device))
+            branch = weak.load_vlp(config, run_dir, number, pairs, data.classes, variant)
         else:
-            number = 0 if name == "warm-up" else config.weak.round
-            cbp = weak.load_cbp(config, run_dir, name, number, pairs, data.classes, variant)
-            loaded.append(cbp.to(device))
+            branch = weak.load_cbp(config, run_dir, name, number, pairs, data.classes, variant)
+        loaded.append(branch.to(device))
     found = {}
     for id in (video.id for video in data.test if video.id in pairs):
         parts = [weak.curves(branch, pairs[id], config.weak.steps, device) for branch in loaded]

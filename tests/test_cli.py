@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 def lofi(*words, **options) -> subprocess.CompletedProcess:
     return subprocess.run(
-        [sys.executable, "-m", "lofi.cli", *map(str, words)],
+        [sys.executable, "-m", "lofi", *map(str, words)],
         capture_output=True,
         text=True,
         cwd=options.pop("cwd", ROOT),
@@ -157,15 +157,6 @@ def test_evaluate_writes_the_contract_s_json(tmp_path):
               "instances"}  # fmt: skip
     assert wanted <= set(report)
     assert report["average_map"] == 1.0 and report["ap"] == [[1.0] * 10]
-
-
-def test_a_stage_without_its_input_names_the_command_that_makes_it(run, tmp_path):
-    world = ["--data.world", run / "world", "--preset", "tiny", "--out", tmp_path]
-    line = one_line(lofi("train", "lofi", *world))
-    assert "no acp encoder" in line and "lofi train acp" in line
-    shutil.copytree(run / "acp" / "encoder", tmp_path / "acp" / "encoder")
-    line = one_line(lofi("train", "head", "--method", "acp", *world))
-    assert "no features yet; run: lofi train features" in line and "--method acp" in line
 
 
 def test_settings_may_come_from_another_run(run, tmp_path):

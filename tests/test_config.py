@@ -57,11 +57,6 @@ def test_bad_overrides_say_what_was_found_and_expected(changes, message):
         configs.override(Config(), changes)
 
 
-def test_unknown_preset_lists_the_known_ones():
-    with pytest.raises(ValueError, match="known: tiny, toy, activitynet"):
-        configs.preset("small")
-
-
 @pytest.mark.parametrize("head", [3, None, [1], "bmn"])
 def test_a_head_that_is_no_object_is_refused(head):
     with pytest.raises(ValueError, match="config.head: expected an object with settings"):

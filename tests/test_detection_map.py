@@ -229,12 +229,6 @@ def test_duplicate_instances_are_instances():
     assert ap(gt, found(v=[(0, 4, "a", 0.5)])) == 0.5
 
 
-def test_of_equal_scores_the_later_in_the_file_comes_first():
-    gt = truth(v=[(0, 4, "a")])
-    assert ap(gt, found(v=[(8, 9, "a", 0.5), (0, 4, "a", 0.5)])) == 1.0
-    assert ap(gt, found(v=[(0, 4, "a", 0.5), (8, 9, "a", 0.5)])) == 0.5
-
-
 def test_copies_with_a_second_class_are_only_false_positives_and_nothing_limits_their_number():
     gt = truth(v=[(0, 4, "a")], w=[(0, 4, "b")])
     right = found(v=[(0, 4, "a", 0.9)], w=[(0, 4, "b", 0.8)])

@@ -15,7 +15,6 @@ from lofi.detection import read_detections
 from lofi.evaluation import detection_map, proposal_recall
 from lofi.experiment import compare_seeds
 from lofi.report import conclusions, write_run_report
-from lofi.training.methods import method_config
 
 matplotlib.use("Agg")
 SMALL = {
@@ -108,10 +107,3 @@ def test_the_report_says_what_its_numbers_say(run, tmp_path):
     data = open_datasets(config.data, config.seed, out / "seed-0")
     (said,) = conclusions(tmp_path, only, data, METHODS)
     assert said.endswith("+0.0 (95 % over videos: +0.0 to +0.0): no difference seen.")
-
-
-def test_methods_name_their_schedule_and_unknown_ones_are_refused():
-    config = configs.preset("tiny")
-    assert method_config(config, "t-lofi").lofi.schedule == "t"
-    with pytest.raises(ValueError, match="known: random, acp, acp\\+, s-lofi"):
-        method_config(config, "d-lofi")

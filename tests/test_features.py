@@ -147,16 +147,6 @@ def test_features_that_were_made_otherwise_are_refused(written, field, value):
         FeatureStore.extracted(path.parent, expect, CURE)["a"]
 
 
-def test_features_of_another_video_are_refused(written):
-    path, _ = written
-    finished(path.parent)
-    path.rename(path.with_name("b.safetensors"))
-    with pytest.raises(
-        ValueError, match=r"b.safetensors: holds the features of video a; run: lofi"
-    ):
-        FeatureStore.extracted(path.parent, EXPECTED, CURE)["b"]
-
-
 def test_an_unfinished_extraction_is_refused_and_says_how_to_end_it(written):
     path, _ = written
     with pytest.raises(

@@ -344,8 +344,8 @@ def test_settings_follow_lengths_of_events_and_videos(few_videos):
     data = prepared(few_videos, few_videos.parent / "videos")
     merged = {k: v for c in choices(data, data.videos) for k, v in c.settings.items()}
     assert merged["data.window_stride"] == 0 and merged["full.snippets"] >= 16
-    info = replace(next(iter(data.infos.values())), num_frames=7200 * 25)
-    longer = data._replace(infos=data.infos | {"cam_001": info})
+    first, *others = data.videos
+    longer = data._replace(videos=(replace(first, duration_s=7200.0), *others))
     merged = {k: v for c in choices(longer, data.videos) for k, v in c.settings.items()}
     step_s = merged["data.window_stride"] / 25
     shortest, longest = np.quantile(data.lengths, (0.1, 1.0))
@@ -356,13 +356,13 @@ def test_settings_follow_lengths_of_events_and_videos(few_videos):
 def test_many_short_events_in_long_videos_get_a_head_of_points(few_videos, monkeypatch):
     data = prepared(few_videos, few_videos.parent / "videos")
     monkeypatch.setattr(fitting, "expected_seconds", lambda *arguments: {"head": 1.0})
-    infos = {key: replace(info, num_frames=120 * 25) for key, info in data.infos.items()}
-    infos["cam_001"] = replace(infos["cam_001"], num_frames=3600 * 25)
+    lengths = [3600.0, *[120.0] * (len(data.videos) - 1)]
 
     def head(events: int, **given):
         each = tuple(Segment(4.0 * i, 4.0 * i + 1.5, "roll") for i in range(events))
-        videos = tuple(replace(v, segments=each) for v in data.videos)
-        longer = data._replace(videos=videos, infos=infos)
+        lasting = zip(data.videos, lengths)
+        videos = tuple(replace(v, duration_s=s, segments=each) for v, s in lasting)
+        longer = data._replace(videos=videos)
         base = configs.preset("own")
         plan = fitting.planned(longer, videos, 0, 30.0, "cpu", given, base, {})
         return plan.config.head.kind, plan.config.head_training.optimizer

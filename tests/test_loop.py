@@ -5,7 +5,6 @@ import torch
 from torch import nn
 
 from lofi.config import Optimisation
-from lofi.files import read_record
 from lofi.training.loop import (
     Batches,
     RunFolder,
@@ -139,15 +138,6 @@ def test_a_damaged_checkpoint_is_named_not_half_loaded(tmp_path):
     (tmp_path / "checkpoints" / "last.pt").write_bytes(b"not a checkpoint")
     with pytest.raises(ValueError, match=r"last\.pt: cannot be read.*remove it"):
         fit(line_training(), run)
-
-
-def test_a_half_written_last_line_of_the_log_is_ignored(tmp_path):
-    run = RunFolder(tmp_path, {})
-    run.log_metrics({"step": 0, "loss": 1.0})
-    with open(tmp_path / "metrics.jsonl", "a") as file:
-        file.write('{"step": 1, "lo')
-    assert read_metrics(run.folder) == [{"step": 0, "loss": 1.0}]
-    assert read_record(tmp_path / "config.json", "settings") == {}
 
 
 def test_a_step_without_any_gradient_is_an_error(tmp_path):

@@ -63,7 +63,7 @@ def start(stage: str, config, run: Path, *more: str) -> subprocess.Popen:
 
 def lofi(*words: str) -> subprocess.Popen:
     return subprocess.Popen(
-        [sys.executable, "-m", "lofi.cli", *words],
+        [sys.executable, "-m", "lofi", *words],
         env={**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -229,17 +229,6 @@ def test_kill_9_in_feature_extraction_leaves_whole_files_only(config, whole, tmp
 def same_tensors(a: Path, b: Path) -> bool:
     (first, header), (second, other) = read_features(a), read_features(b)
     return torch.equal(first, second) and header == other
-
-
-def test_stage_two_changes_the_encoder_but_not_its_batch_norm_buffers(config, whole):
-    from safetensors.torch import load_file
-
-    before = load_file(whole / "acp" / "encoder" / "encoder.safetensors")
-    after = load_file(whole / "c-lofi" / "encoder" / "encoder.safetensors")
-    frozen = [k for k in before if "bn" in k or "running" in k or "downsample.1" in k]
-    trained = [k for k in before if k not in frozen]
-    assert all(torch.equal(before[k], after[k]) for k in frozen)
-    assert all(not torch.equal(before[k], after[k]) for k in trained)
 
 
 def test_a_finished_stage_returns_at_once_and_other_settings_are_refused(config, whole):

@@ -8,6 +8,7 @@ L snippets of F frames with S pixels a side, C channels.
 import copy
 import statistics
 import time
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -64,13 +65,11 @@ def _seconds(
     network.to(device).eval()
     if len(shape) > 3:  # frames, so an encoder
         whole = torch.randint(256, (snippets, *shape[1:]), dtype=torch.uint8)
+        run = partial(clip_features, network)
     else:
         whole = torch.randn(shape)
 
-    def run(x: Tensor) -> None:
-        if len(shape) > 3:
-            clip_features(network, x)
-        else:
+        def run(x: Tensor) -> None:
             network(x.to(device))
             if torch.device(device).type != "cpu":
                 torch.accelerator.synchronize()

@@ -11,15 +11,14 @@ import codecs
 import logging
 import os
 import shlex
-import unicodedata
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
-from lofi.data.tables import Row, label_of, read_bytes, read_text, seconds, table_rows
-from lofi.files import parse_json
+from lofi.data.tables import Row, label_of, nfc, read_bytes, read_text, seconds, table_rows
+from lofi.files import existing, parse_json
 
 logger = logging.getLogger(__name__)
 
@@ -120,11 +119,8 @@ def index_videos(video_dir: str | Path) -> dict[str, Path]:
     Keys are file names, of media also without extension; the upper folder and earlier `EXTENSIONS`
     win. A name that a list gives in full is found whatever its extension.
     """
-    folder = Path(video_dir)
-    if not folder.is_dir():
-        raise FileNotFoundError(f"{folder}: no such folder (expected videos); check the path")
     name = attrgetter("name")
-    upper = sorted(os.scandir(folder), key=name)
+    upper = sorted(os.scandir(existing(video_dir, "videos", folder=True)), key=name)
     lower = [e for f in upper if f.is_dir() for e in sorted(os.scandir(f.path), key=name)]
     media = []  # (level, place of the extension, file)
     for level, entry in [(0, e) for e in upper] + [(1, e) for e in lower]:
@@ -143,11 +139,6 @@ def index_videos(video_dir: str | Path) -> dict[str, Path]:
 def find_in_index(video_id: str, files: dict[str, Path]) -> Path | None:
     """Look a video up in the result of `index_videos`, with and without `v_`."""
     return files.get(nfc(video_id)) or files.get(nfc(f"v_{video_id}"))
-
-
-def nfc(name: str) -> str:
-    """One form of accents: macOS stores names decomposed, lists hold them composed."""
-    return unicodedata.normalize("NFC", name)
 
 
 # ---------------------------------------------------------------------------- JSON
@@ -248,7 +239,7 @@ def _read_table(path: Path, text: str, thumos: bool, keep_ambiguous: bool) -> li
                     cure = "two videos with one id? correct one of them"
                     raise ValueError(f"{row.where}: {found} {earlier}; {cure}")
                 news[column] = value
-        label = unicodedata.normalize("NFC", row[text_of])
+        label = nfc(row[text_of])
         given = label or any(row[n] for n in times)  # else a video without any action
         if given and not label:
             found = f"{row.where}: no label"
@@ -265,7 +256,7 @@ def _read_table(path: Path, text: str, thumos: bool, keep_ambiguous: bool) -> li
 
 def video_key(video_id: str) -> str:
     """What two files must share to mean one video: the id without `v_` and media suffix, in NFC."""
-    key = unicodedata.normalize("NFC", video_id)
+    key = nfc(video_id)
     stem, dot, suffix = key.rpartition(".")
     if stem and dot + suffix.lower() in EXTENSIONS:
         key = stem

@@ -3,8 +3,8 @@
 import logging
 from pathlib import Path
 
-from lofi.data.annotations import EXTENSIONS, TrimmedClip, check_video_id, nfc
-from lofi.data.tables import read_text, table_rows
+from lofi.data.annotations import EXTENSIONS, TrimmedClip, check_video_id
+from lofi.data.tables import nfc, read_text, table_rows
 
 logger = logging.getLogger(__name__)
 SPLITS = ("train", "training", "val", "validation", "test")  # folders above the class folders

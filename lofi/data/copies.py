@@ -18,7 +18,7 @@ from lofi.data.annotations import EXTENSIONS
 from lofi.data.isolated import run_isolated
 from lofi.data.snippets import resampled_frames
 from lofi.data.video import VideoError, VideoInfo, probe, scaled_frames, shortage
-from lofi.files import append_csv, atomic_path, read_csv, write_csv
+from lofi.files import append_csv, atomic_path, existing, read_csv, write_csv
 
 MANIFEST = "cache.csv"
 ENDS = 2**16  # bytes at either end of a file that tell it from another of the same size
@@ -145,9 +145,7 @@ class CacheReport(NamedTuple):
 
 def media_files(folder: str | Path) -> list[Path]:
     """Videos of a folder and its direct sub-folders, sorted; refuses a folder without any."""
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise FileNotFoundError(f"{folder}: no such folder (expected videos); check the path")
+    folder = existing(folder, "videos", folder=True)
     found = [p for p in (*folder.glob("*"), *folder.glob("*/*")) if p.suffix.lower() in EXTENSIONS]
     if not found:
         raise ValueError(f"{folder}: no videos in it (expected {', '.join(EXTENSIONS)})")
@@ -195,8 +193,13 @@ def cache_videos(
         else:
             todo[file] = (str(path), str(place), short_side, fps, crf)
     earlier = sum(copy.kind == "ok" for copy in done.values())
-    _remove_unfinished(out)  # of a run that was killed
-    write_csv(manifest, [Copy._fields, *(known | done).values()])
+
+    def tidy() -> None:
+        for remains in (*out.glob(".tmp-*"), *out.glob("*/.tmp-*")):  # of who was killed
+            remains.unlink()
+        write_csv(manifest, [Copy._fields, *(known | done).values()])
+
+    tidy()
     names, total = list(todo), len(done) + len(todo)
     for i, found in run_isolated(_copy, list(todo.values()), workers, limit_s):
         file = names[i]
@@ -208,14 +211,8 @@ def cache_videos(
         append_csv(manifest, done[file])
         if progress is not None:
             progress(len(done), total)
-    _remove_unfinished(out)  # of children that were killed
-    write_csv(manifest, [Copy._fields, *(known | done).values()])
+    tidy()
     return CacheReport(tuple(done.values()), earlier)
-
-
-def _remove_unfinished(out: Path) -> None:
-    for remains in (*out.glob(".tmp-*"), *out.glob("*/.tmp-*")):
-        remains.unlink()
 
 
 def content_id(path: str | Path) -> str:

@@ -12,12 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from lofi.config import DataConfig
-from lofi.data.annotations import (
-    TrimmedClip,
-    Video,
-    read_annotations,
-    segments_as_clips,
-)
+from lofi.data.annotations import TrimmedClip, Video, read_annotations, segments_as_clips
 from lofi.data.clips import read_clip_list
 from lofi.data.features import FeatureHeader
 from lofi.data.reading import ClipReader, ClipRequest
@@ -38,7 +33,6 @@ class Datasets:
 
     train: tuple[Video, ...]  # annotated; a media file is not needed for features and evaluation
     test: tuple[Video, ...]
-    missing: tuple[str, ...]  # ids of those without a media file
     clips: tuple[TrimmedClip, ...]  # trimmed source clips
     annotations: Path  # what `lofi evaluate` reads
     classes: tuple[str, ...]  # all labels, sorted; a class index is a position in it
@@ -59,8 +53,8 @@ class Datasets:
             raise ValueError(f"{reason}; set data.videos to their folder")
         if len(found) < len(videos):
             text = "%d of %d videos have no file (first: %s); they are left out here and count as "
-            counts = len(videos) - len(found), len(videos)
-            log.warning(text + "missed in evaluation", *counts, self.missing[0])
+            lost = [video.id for video in videos if video.path is None]
+            log.warning(text + "missed in evaluation", len(lost), len(videos), lost[0])
         return found
 
 
@@ -92,11 +86,9 @@ def open_datasets(data: DataConfig, seed: int, run_dir: str | Path) -> Datasets:
     else:
         clips = read_clip_list(data.source, lost) if data.source else []
     test = tuple(v for v in used if v.subset == data.test_subset)
-    missing = tuple(v.id for v in used if v.path is None)
-    paths = {"annotations": Path(data.annotations), "videos": data.videos}
-    paths["clips_missing"] = tuple(lost)
     classes = tuple(sorted({segment.label for video in used for segment in video.segments}))
-    return Datasets(train, test, missing, tuple(clips), classes=classes, **paths)
+    found = train, test, tuple(clips), Path(data.annotations), classes
+    return Datasets(*found, data.videos, tuple(lost))
 
 
 def with_background(videos: Sequence[Video]) -> list[TrimmedClip]:

@@ -10,7 +10,7 @@ import json
 import xml.etree.ElementTree as xml
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from itertools import groupby
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -173,15 +173,11 @@ def _elan(clip: Clip) -> str:
 
 
 def _boris(clip: Clip) -> str:
-    by_label = sorted(clip.marks, key=lambda mark: (mark.label, mark.start_s))
-    for label, marks in groupby(by_label, key=lambda mark: mark.label):
-        end_s = 0.0
-        for mark in marks:
-            if mark.start_s < end_s:
-                found = f"{clip.path.name}: two {label!r} overlap at {mark.start_s:.3f} s"
-                cure = "BORIS knows one at a time; leave one out, for example by --min-score"
-                raise ValueError(f"{found}; {cure}")
-            end_s = mark.end_s
+    for before, mark in pairwise(sorted(clip.marks, key=lambda m: (m.label, m.start_s))):
+        if before.label == mark.label and mark.start_s < before.end_s:
+            found = f"{clip.path.name}: two {mark.label!r} overlap at {mark.start_s:.3f} s"
+            cure = "BORIS knows one at a time; leave one out, for example by --min-score"
+            raise ValueError(f"{found}; {cure}")
     rows = [(time, mark.label) for mark in clip.marks for time in mark[:2]]
     lines = (f"{time:.6f}\t\t{label}\n" for time, label in sorted(rows))
     return "".join(lines)

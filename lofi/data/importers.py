@@ -22,7 +22,7 @@ from urllib.parse import unquote
 from lofi.data import tables
 from lofi.data.annotations import EXTENSIONS, index_videos
 from lofi.data.video import probe, start_s
-from lofi.files import write_csv
+from lofi.files import existing, write_csv
 
 TITLES = {
     "via": "VIA 3", "elan": "ELAN", "boris": "BORIS", "cvat": "CVAT for video",
@@ -142,9 +142,7 @@ def guess(text: str, path: str | Path) -> str:
 
 def _read(path: Path) -> str:
     """The text of a file; in Excel's encodings as well as in UTF-8."""
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file (expected labels); check the path")
-    content = path.read_bytes()
+    content = existing(path, "labels").read_bytes()
     if content[:2] == b"PK":
         raise ValueError(f"{path}: packed (.zip or .xlsx); unpack it, or save the sheet as CSV")
     wide = content[:2] in (b"\xff\xfe", b"\xfe\xff")
@@ -177,7 +175,7 @@ def _in_seconds(
     sheet: Sheet, stem: str, tool: str, videos: str | Path, fps: float, point_s: float, command: str
 ) -> tuple[list[tuple], list[str]]:
     """Rows of our CSV, and notes; every video is opened."""
-    files = {unicodedata.normalize("NFC", k): file for k, file in index_videos(videos).items()}
+    files = index_videos(videos)
     if fps and not sheet.in_frames:
         raise ValueError("which counts in seconds, so there is no rate to remap: leave --fps out")
     rows, notes, missing, points = [], [], [], Counter()
@@ -244,7 +242,7 @@ def _in_seconds(
 def find_media(name: str, files: Mapping[str, Path]) -> Path | None:
     """The file that a tool means by a path, URL or upload name; `files` as of `index_videos`."""
     for text in (name, unquote(name), unquote(name).rsplit("=", 1)[-1]):
-        base = unicodedata.normalize("NFC", re.split(r"[/\\]", text)[-1])
+        base = tables.nfc(re.split(r"[/\\]", text)[-1])
         for key in (base, re.sub(r"^[0-9a-f]{8}-", "", base)):  # uploads get a number before them
             stem = key.rsplit(".", 1)[0] if key.lower().endswith(EXTENSIONS) else key
             for known in (key, stem, f"v_{stem}"):
@@ -267,7 +265,7 @@ def _label(value: Any, where: str) -> str:
     kept = "".join(c for c in text if unicodedata.category(c) not in ("Cc", "Cs"))
     if not kept or isinstance(value, dict | list):
         raise ValueError(f"{where} has no label")
-    return unicodedata.normalize("NFC", kept)
+    return tables.nfc(kept)
 
 
 def _columns(names: Iterable[str]) -> dict[str, str]:

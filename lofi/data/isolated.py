@@ -1,4 +1,4 @@
-"""Run decoding in child processes, because a broken file can hang or crash a decoder.
+"""Decoding in child processes, because a broken file can hang or crash a decoder; and in threads.
 
 Children that take too long are killed and replaced. They are plain interpreters that talk over a
 pipe of `multiprocessing`, but are not started by it: it would run the caller's `__main__` again in
@@ -139,6 +139,19 @@ def serve() -> None:
             pipe.send((True, function(*arguments)))
         except Exception as error:  # goes to the parent, which decides
             pipe.send((False, error))
+
+
+def each(function: Callable, items: Sequence, threads: int) -> Iterator[Any]:
+    """function(item) for every item, in order, several at a time; a `VideoError` is returned."""
+
+    def one(item: Any) -> Any:
+        try:
+            return function(item)
+        except VideoError as error:
+            return error
+
+    with ThreadPoolExecutor(max(1, threads)) as pool:
+        yield from pool.map(one, items)
 
 
 def run_isolated(

@@ -1,7 +1,6 @@
 """Feature files that others extracted: which there are, what is in them, where their rows lie."""
 
 import re
-import unicodedata
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,8 @@ from lofi.config import PublishedFeatures
 from lofi.data.annotations import Video
 from lofi.data.features import read_features
 from lofi.data.snippets import Grid
-from lofi.files import decode_text
+from lofi.data.tables import nfc
+from lofi.files import decode_text, existing
 
 KINDS = (".npy", ".npz", ".pt", ".csv", ".safetensors")  # one file a video; .h5 holds many
 ROW_NUMBERS = ("", "index", "unnamed: 0")  # what data frames call them
@@ -25,8 +25,7 @@ def published_files(folder: Path, setting: PublishedFeatures) -> dict[str, Path]
     if folder.is_file():
         with _open_h5(folder) as file:
             return {_id(name, setting): folder for name in file}
-    if not folder.is_dir():
-        raise FileNotFoundError(f"{folder}: no such folder (expected published features)")
+    existing(folder, "published features", folder=True)
     kinds = (f".{setting.kind}",) if setting.kind else KINDS
     files = [path for path in sorted(folder.iterdir()) if path.suffix.lower() in kinds]
     found: dict[str, Path] = {}
@@ -38,7 +37,7 @@ def published_files(folder: Path, setting: PublishedFeatures) -> dict[str, Path]
 
 
 def _id(name: str, setting: PublishedFeatures) -> str:
-    return unicodedata.normalize("NFC", name).removeprefix(setting.prefix)
+    return nfc(name).removeprefix(setting.prefix)
 
 
 def published_grid(rows: int, setting: PublishedFeatures, video: Video) -> Grid:
@@ -73,9 +72,7 @@ def read_published(path: str | Path, setting: PublishedFeatures, video_id: str =
 
     FileNotFoundError, ValueError: missing, unreadable, not finite numbers of this width.
     """
-    path, width = Path(path), setting.width
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file (expected published features)")
+    path, width = existing(path, "published features"), setting.width
     try:
         rows = np.asarray(_rows_of(path, setting, video_id))
     except Exception as error:  # every library raises its own kinds for a damaged file

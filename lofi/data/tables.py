@@ -15,7 +15,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from lofi.files import decode_text
+from lofi.files import decode_text, existing
 
 TEXTS = ("video", "clip", "label", "type")  # columns whose cells are never numbers
 
@@ -85,9 +85,7 @@ def table_lines(
 
 
 def read_bytes(path: Path, what: str = "annotations") -> bytes:
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file (expected {what}); check the path")
-    if not (data := path.read_bytes()).strip(codecs.BOM_UTF8 + b" \t\r\n"):
+    if not (data := existing(path, what).read_bytes()).strip(codecs.BOM_UTF8 + b" \t\r\n"):
         raise ValueError(f"{path}: the file is empty (expected {what}); restore it")
     return data
 
@@ -133,4 +131,9 @@ def label_of(value: Any, where: str, what: str = "") -> str:
         return str(value)
     if not isinstance(value, str) or not value.strip():
         raise ValueError(f"{where}{what} is {value!r:.60}, expected text; correct it")
-    return unicodedata.normalize("NFC", value)
+    return nfc(value)
+
+
+def nfc(name: str) -> str:
+    """One form of accents: macOS stores names decomposed, lists hold them composed."""
+    return unicodedata.normalize("NFC", name)

@@ -21,7 +21,7 @@ import torch
 from lofi.config import PostProcessing
 from lofi.data.tables import label_of, number
 from lofi.detection.results import Detection
-from lofi.files import load_tensors, read_json, save_tensors
+from lofi.files import existing, load_tensors, read_json, save_tensors
 from lofi.heads.base import Proposals
 
 CLASS_RULES = ("anet", "hacs", "thumos", "sqrt")
@@ -163,8 +163,7 @@ def read_hacs_top2(
 def read_untrimmednet(path: str | Path) -> VideoClasses:
     """Read UntrimmedNet's THUMOS14 test scores (.npy, 1574 x 101): row = video number - 1,
     column = class number - 1; the 20 localization classes are kept."""
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"{path}: no such file (expected UntrimmedNet scores, .npy)")
+    path = existing(path, "UntrimmedNet scores, .npy")
     try:
         table = np.load(path, allow_pickle=False)
         shape, finite = table.shape, np.isfinite(table).all()
@@ -176,7 +175,7 @@ def read_untrimmednet(path: str | Path) -> VideoClasses:
         raise ValueError(f"{path}: scores that are no finite numbers; download it again")
     columns = np.array(list(THUMOS14_CLASSES.values())) - 1
     scores = {f"video_test_{i + 1:07d}": row[columns] for i, row in enumerate(table)}
-    return VideoClasses(tuple(THUMOS14_CLASSES), scores, Path(path).name)
+    return VideoClasses(tuple(THUMOS14_CLASSES), scores, path.name)
 
 
 def true_classes(videos: Iterable[Any]) -> VideoClasses:
@@ -287,7 +286,7 @@ class VideoClassifier:
     bias: torch.Tensor  # (classes,)
     mean: torch.Tensor  # (2C,) of the training summaries
     std: torch.Tensor  # (2C,)
-    what, format = "video classifier", "lofi-classifier-1"
+    what, format, file = "video classifier", "lofi-classifier-1", "classifier.safetensors"
 
     def predict(self, features: torch.Tensor) -> np.ndarray:
         """Probabilities (classes,) of one video from its (C, L) snippet features."""
@@ -348,19 +347,20 @@ def train_video_classifier(
             "needs at least 2 classes: check that ids of features and annotations agree"
         )
     x = torch.stack([video_summary(features[video]) for video in videos])
-    mean, std = x.mean(0), x.std(0, correction=0).clamp_min(1e-6)
-    x = (x - mean) / std
     y = torch.tensor([names.index(labels[video]) for video in videos])
-    return VideoClassifier(names, *softmax_regression(x, y, len(names), weight_decay), mean, std)
+    return VideoClassifier(names, *softmax_regression(x, y, len(names), weight_decay))
 
 
 def softmax_regression(
     x: torch.Tensor, y: torch.Tensor, classes: int, weight_decay: float
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Weight (classes, P) and bias that L-BFGS finds from zero for x (N, P).
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Weight (classes, P) and bias that L-BFGS finds from zero for x (N, P), standardised by the
+    mean and deviation (P,) that come with them.
 
     y: class numbers (N,), or shares of the classes (N, classes).
     """
+    mean, std = x.mean(0), x.std(0, correction=0).clamp_min(1e-6)
+    x = (x - mean) / std
     weight = torch.zeros(classes, x.shape[1], dtype=x.dtype, requires_grad=True)
     bias = torch.zeros(classes, dtype=x.dtype, requires_grad=True)
     optimizer = torch.optim.LBFGS([weight, bias], max_iter=200, line_search_fn="strong_wolfe")
@@ -374,4 +374,4 @@ def softmax_regression(
 
     with torch.enable_grad():
         optimizer.step(closure)
-    return weight.detach(), bias.detach()
+    return weight.detach(), bias.detach(), mean, std

@@ -164,10 +164,9 @@ class Detector:
         head = methods.load_head(config, run_dir, method, variant)
         classifier = None  # where the head itself tells classes
         if config.detect.classes != "own":
-            by_segment = config.detect.classes == "segment"
-            path = classifier_path(run_dir, method, by_segment)
+            kind = SegmentClassifier if config.detect.classes == "segment" else VideoClassifier
             cure = f"run: {methods.command('classes', config, run_dir, method)}"
-            classifier = (SegmentClassifier if by_segment else VideoClassifier).load(path, cure)
+            classifier = kind.load(run_dir / method / kind.file, cure)
         encoder = placed(config, encoder, device).eval()
         return Detector(config, method, encoder, head.to(device), classifier)
 
@@ -243,21 +242,15 @@ def write_results(
     return files
 
 
-def subtitles(found: Sequence[Detection], share: float = 0.5) -> list[Detection]:
-    """The detections worth a subtitle: at least `share` of the best score, overlaps left out."""
+def subtitles(found: Sequence[Detection]) -> list[Detection]:
+    """The detections worth a subtitle: at least half of the best score, overlaps left out."""
     best = max((d.score for d in found), default=0.0)
     chosen: list[Detection] = []
     for d in sorted(found, key=lambda d: -d.score):
         free = all(d.end_s <= c.start_s or d.start_s >= c.end_s for c in chosen)
-        if d.score >= share * best and free:
+        if d.score >= 0.5 * best and free:
             chosen.append(d)
     return sorted(chosen, key=lambda d: d.start_s)
-
-
-def classifier_path(run_dir: str | Path, method: str, by_segment: bool = False) -> Path:
-    """Where a method's classifier lies, of videos or of segments."""
-    name = "segment_classifier.safetensors" if by_segment else "classifier.safetensors"
-    return Path(run_dir) / method / name
 
 
 def train_classifier(config: Config, run_dir: str | Path, method: str = "") -> dict[str, Any]:
@@ -269,13 +262,12 @@ def train_classifier(config: Config, run_dir: str | Path, method: str = "") -> d
     data = methods.run_data(config, run_dir)
     store = methods.open_features(config, run_dir, method, data)
     features = {video.id: store[video.id] for video in store.require(data.train)}
-    by_segment = config.detect.classes == "segment"
-    if by_segment:
+    if config.detect.classes == "segment":
         classifier = train_segment_classifier(features, data.train)
     else:
         values = {key: found.values for key, found in features.items()}
         classifier = train_video_classifier(values, main_labels(data.train))
-    path = classifier_path(run_dir, method, by_segment)
+    path = Path(run_dir) / method / classifier.file
     if is_first():
         classifier.save(path)
     barrier()
@@ -316,7 +308,7 @@ def video_classes(
         return found
     train_classifier(config, run_dir, source)
     store = methods.open_features(config, run_dir, source, data)
-    classifier = VideoClassifier.load(classifier_path(run_dir, source))
+    classifier = VideoClassifier.load(Path(run_dir) / source / VideoClassifier.file)
     return classifier.video_classes({v.id: store[v.id].values for v in store.require(data.test)})
 
 

@@ -36,6 +36,16 @@ class Detection(NamedTuple):
 Detections = Mapping[str, Sequence[Detection]]  # video id -> its detections
 
 
+def shelves(segments: Sequence[Any]) -> list[int]:
+    """Where segments are drawn: of each the first shelf on which it overlaps none before it."""
+    found: list[int] = []
+    for s in segments:
+        before = zip(found, segments)
+        taken = {n for n, b in before if s.start_s < b.end_s and b.start_s < s.end_s}
+        found.append(min(set(range(len(segments))) - taken))
+    return found
+
+
 def write_detections(
     path: str | Path, detections: Detections, post_processing: Any = None,
     source: Mapping[str, Any] | None = None,

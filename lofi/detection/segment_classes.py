@@ -55,6 +55,7 @@ class SegmentClassifier(VideoClassifier):
     """See the module; (K + 1, 3C + 1) float64 weights, whose last row is "nothing"."""
 
     what, format = "segment classifier", "lofi-segment-classifier-1"
+    file = "segment_classifier.safetensors"
 
     def predict(self, features: Features, segments_s: np.ndarray) -> np.ndarray:
         """(N, K) probability that a segment shows each class; a row's rest to 1 is "nothing"."""
@@ -116,11 +117,8 @@ def train_segment_classifier(
         segments, target = examples(video, features[video.id], names, lengths)
         inputs.append(pooled(features[video.id], segments))
         targets.append(torch.from_numpy(target))
-    x, y = torch.cat(inputs), torch.cat(targets)
-    mean, std = x.mean(0), x.std(0, correction=0).clamp_min(1e-6)
-    x = (x - mean) / std
-    fitted = softmax_regression(x, y, len(names) + 1, WEIGHT_DECAY)
-    return SegmentClassifier(names, *fitted, mean, std)
+    fitted = softmax_regression(torch.cat(inputs), torch.cat(targets), len(names) + 1, WEIGHT_DECAY)
+    return SegmentClassifier(names, *fitted)
 
 
 def segment_detections(

@@ -34,19 +34,15 @@ class DualEncoder(Protocol):
 
     def encode_image(self, frames: Tensor) -> Tensor:
         """(N, 3, H, W) normalised frames to (N, d), not scaled to length 1."""
-        ...
 
     def encode_text_embeds(self, embeds: Tensor, eot: Tensor) -> Tensor:
         """(C, L, d_t) embeddings and (C,) index of the end token to (C, d)."""
-        ...
 
     def token_embed(self, ids: Tensor) -> Tensor:
         """(…) token ids to (…, d_t)."""
-        ...
 
     def tokenize(self, names: Sequence[str]) -> list[list[int]]:
         """Token ids of each name, without begin and end."""
-        ...
 
 
 def clean_name(name: str) -> str:

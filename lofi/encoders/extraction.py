@@ -4,8 +4,6 @@ L snippets of F frames, S pixels a side, C channels; T snippets where videos are
 """
 
 import contextlib
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +12,7 @@ from torch import Tensor, nn
 from torch.amp import GradScaler
 
 from lofi.config import Config
-from lofi.data import ClipRequest, VideoError, VideoInfo, probe
+from lofi.data import ClipRequest, VideoInfo, probe
 from lofi.data.datasets import video_grid, video_request
 from lofi.data.features import Features
 from lofi.encoders.base import normalise
@@ -68,21 +66,6 @@ def full_requests(config: Config, path: str | Path) -> list[ClipRequest]:
     firsts = range(0, grid.steps, count)
     pieces = [grid.window(first, min(count, grid.steps - first)) for first in firsts]
     return [video_request(data, path, replace(full, snippets=p.steps), grid=p) for p in pieces]
-
-
-def all_requests(
-    config: Config, paths: Sequence[str | Path]
-) -> Iterator[list[ClipRequest] | VideoError]:
-    """`full_requests` of many videos, which are looked into side by side; errors are returned."""
-
-    def of(path: str | Path) -> list[ClipRequest] | VideoError:
-        try:
-            return full_requests(config, path)
-        except VideoError as error:
-            return error
-
-    with ThreadPoolExecutor(max(1, config.data.workers)) as pool:
-        yield from pool.map(of, paths)
 
 
 @torch.no_grad()

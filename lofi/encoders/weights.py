@@ -19,7 +19,7 @@ from torch import Tensor
 
 from lofi.encoders.base import Encoder
 from lofi.encoders.frames import SHA256, EfficientNetLite
-from lofi.files import load_tensors, save_tensors, sha256
+from lofi.files import existing, load_tensors, save_tensors, sha256
 
 log = logging.getLogger(__name__)
 
@@ -155,14 +155,18 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
     Errors as in `load_weights`.
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file (expected encoder weights); check the path")
-    with open(path, "rb") as file:
+    with open(existing(path, "encoder weights"), "rb") as file:
         start = file.read(9)
     if not start:
         raise ValueError(f"{path}: the file is empty (expected encoder weights); get it again")
     if start[8:9] == b"{":  # safetensors: length of a JSON header, then the header
-        return _read_safetensors(path)
+        tensors, metadata = load_tensors(path)
+        if metadata.get("format") != FORMAT:
+            return tensors, {}
+        if (version := metadata.get("format_version")) != FORMAT_VERSION:
+            found = f"format version {version}, this lofi reads {FORMAT_VERSION}"
+            raise ValueError(f"{path}: {found}; update lofi")
+        return tensors, metadata
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about pickle protocols; the error below says more
@@ -186,16 +190,6 @@ def _reason(error: Exception) -> str:
     lines = str(error).split("WeightsUnpickler error: ")[-1].strip().splitlines() or [""]
     cause = f"{type(error).__name__}: {lines[0][:100]}"
     return f"cannot be read as weights ({cause}); damaged or of another kind: get it again"
-
-
-def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    tensors, metadata = load_tensors(path)
-    if metadata.get("format") != FORMAT:
-        return tensors, {}
-    if metadata.get("format_version") != FORMAT_VERSION:
-        found = f"format version {metadata.get('format_version')}"
-        raise ValueError(f"{path}: {found}, this lofi reads {FORMAT_VERSION}; update lofi")
-    return tensors, metadata
 
 
 _CLASSIFIER = re.compile(
@@ -287,14 +281,12 @@ def _recognise(found: Mapping[str, Tensor]) -> str:
     """Which known encoders have exactly these names and shapes."""
     from lofi.encoders import ENCODERS, build_encoder
 
-    shapes = {name: value.shape for name, value in found.items()}
-    same = []
-    for name in ENCODERS:
-        with torch.device("meta"):
-            known = {key: value.shape for key, value in build_encoder(name).state_dict().items()}
-        counters = {key for key in known if key.endswith("num_batches_tracked")}
-        if shapes == known or shapes == {k: v for k, v in known.items() if k not in counters}:
-            same.append(name)
+    def shapes(state: Mapping[str, Tensor]) -> dict:  # old files have no counters of batches
+        return {k: v.shape for k, v in state.items() if not k.endswith("num_batches_tracked")}
+
+    with torch.device("meta"):
+        known = {name: shapes(build_encoder(name).state_dict()) for name in ENCODERS}
+    same = [name for name in ENCODERS if known[name] == shapes(found)]
     return "/".join(same) if same else "an unknown architecture"
 
 

@@ -5,7 +5,6 @@ filled at once; only where that fails is a piece read entry by entry, which name
 """
 
 import gc
-import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import chain
@@ -15,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lofi.data.annotations import read_annotations, read_entries, video_key
-from lofi.data.tables import read_text
+from lofi.data.tables import nfc, read_text
 from lofi.files import read_json
 
 VIDEOS = 64  # whose predictions become columns at a time, while they are in the cache
@@ -168,7 +167,7 @@ def prediction_table(source: Any, truth: Truth, with_labels: bool = True) -> Pre
         return found
     names = {video_key(name): name for name in truth.videos}
     keys = _unique(map(str, found.videos), what, video_key)
-    labels = tuple(unicodedata.normalize("NFC", label) for label in found.labels)
+    labels = tuple(map(nfc, found.labels))
     found = found._replace(videos=tuple(names.get(k, v) for k, v in keys.items()), labels=labels)
     if not truth.other_classes.isdisjoint(labels):
         kept = np.array([label not in truth.other_classes for label in labels])[found.label]

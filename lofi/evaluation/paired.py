@@ -30,13 +30,11 @@ def paired(differences: Sequence[float]) -> Paired:
     return Paired(mean, sd, mean - half, mean + half, above, count)
 
 
-def student(freedom: int, level: float = 0.95) -> float:
-    """The t that the middle `level` of Student's distribution lies within; sums 100,000 slices."""
-    lines = np.linspace(
-        0, math.pi / 2, 100_001
-    )  # t = √freedom · tan(angle), density cos^(freedom-1)
+def student(freedom: int) -> float:
+    """The t that the middle 95 % of Student's distribution lie within; sums 100,000 slices."""
+    lines = np.linspace(0, math.pi / 2, 100_001)  # t = √freedom · tan, density cos^(freedom - 1)
     mass = np.cumsum(np.cos((lines[1:] + lines[:-1]) / 2) ** (freedom - 1))
-    return math.sqrt(freedom) * math.tan(np.interp(level, mass / mass[-1], lines[1:]))
+    return math.sqrt(freedom) * math.tan(np.interp(0.95, mass / mass[-1], lines[1:]))
 
 
 def verdict(

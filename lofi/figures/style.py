@@ -84,11 +84,6 @@ def literal(text: str) -> str:
     return printable(text).replace("$", r"\$")
 
 
-def by_score(spans: Iterable[Span]) -> list[Span]:
-    """The best first; spans without a score come last."""
-    return sorted(spans, key=lambda span: -(span.score or 0.0))
-
-
 def fill(i: int) -> dict[str, Any]:
     """Colour and hatch of the i-th kind of bar."""
     colour, hatch = CYCLE[i % len(CYCLE)], HATCHES[i % len(HATCHES)]

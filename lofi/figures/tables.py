@@ -97,10 +97,9 @@ def results_rows(results: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> li
     return sorted(rows, key=lambda row: (methods.index(row.method), kinds.index(row.classes)))
 
 
-def _with_deviation(mean: float, deviation: float, trials: int, digits: int = 1) -> str:
+def _with_deviation(mean: float, deviation: float, trials: int) -> str:
     """A fraction in percent, with ± where there are several trials."""
-    text = f"{100 * mean:.{digits}f}"
-    return f"{text} ± {100 * deviation:.{digits}f}" if trials > 1 else text
+    return percent(mean) + (f" ± {percent(deviation)}" if trials > 1 else "")
 
 
 def _order(rows: Sequence[ResultRow]) -> tuple[list[str], list[str]]:

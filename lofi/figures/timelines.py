@@ -13,6 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 
+from lofi.detection.results import shelves
 from lofi.figures import style
 from lofi.figures.maps import boundary_curves
 
@@ -64,19 +65,12 @@ class _Lane(NamedTuple):
 def _lanes(rows: Rows, truth: str, top: int) -> list[_Lane]:
     lanes = []
     for name, segments in rows.items():
-        spans = style.by_score(style.as_spans(segments))
+        spans = sorted(style.as_spans(segments), key=lambda span: -(span.score or 0.0))
         if name != truth and len(spans) > top:
             name, spans = f"{name}\n({top} best of {len(spans)})", spans[:top]
-        shelves: list[int] = []  # the first on which a span overlaps no earlier one
-        for span in spans:
-            taken = {
-                shelf
-                for shelf, other in zip(shelves, spans)
-                if span.start_s < other.end_s and other.start_s < span.end_s
-            }
-            shelves.append(min(set(range(len(spans))) - taken))
-        height = max(1.0, SHELF * (1 + max(shelves, default=0)))
-        lanes.append(_Lane(name, spans, shelves, height))
+        places = shelves(spans)
+        height = max(1.0, SHELF * (1 + max(places, default=0)))
+        lanes.append(_Lane(name, spans, places, height))
     return lanes
 
 

@@ -7,6 +7,7 @@ the identity.
 """
 
 import contextlib
+import ctypes
 import datetime
 import os
 from collections.abc import Callable, Iterable, Iterator
@@ -17,7 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from lofi.launch import MEETING, keep_memory
+from lofi.launch import MEETING
 
 CONNECT = datetime.timedelta(minutes=3)  # to find each other
 BUCKET = 16 * 2**20  # bytes of gradients that are summed together
@@ -38,12 +39,28 @@ def check_device(device: str) -> None:
 def one_thread_for_small_work(preset: str) -> None:
     """The toy networks are too small to share: beside other work two threads took 20 × as long.
 
-    The process also keeps the memory that it frees, see `launch.keep_memory`.
+    The process also keeps the memory that it frees, see `keep_memory`.
     """
     if preset in ("tiny", "toy", "long", "weak"):
         keep_memory()
         if "OMP_NUM_THREADS" not in os.environ:
             torch.set_num_threads(1)
+
+
+def keep_memory(size: int = -1) -> None:
+    """Let this process keep up to `size` bytes that it frees, -1: all (glibc; elsewhere nothing).
+
+    Every layer of a training step asks for the same arrays again and again. Getting each anew from
+    the system, page by page, takes a fifth of a step of the toy networks, up to a third of larger
+    ones on a CPU. No number depends on it.
+    """
+    with contextlib.suppress(AttributeError, OSError, TypeError):
+        libc = ctypes.CDLL(None)
+        libc.mallopt(-1, size)  # M_TRIM_THRESHOLD
+        if size < 0:
+            libc.mallopt(-4, 0)  # M_MMAP_MAX: no array is a mapping of its own
+        else:
+            libc.mallopt(-3, size)  # M_MMAP_THRESHOLD: none that is smaller
 
 
 def restarted() -> bool:
@@ -117,16 +134,6 @@ def barrier() -> None:
     """Wait until every process is here."""
     if _active():
         dist.barrier()
-
-
-@contextlib.contextmanager
-def first_alone() -> Iterator[None]:
-    """Let rank 0 pass the block first; the others then find what it made."""
-    if not is_first():
-        barrier()
-    yield
-    if is_first():
-        barrier()
 
 
 def reduce_sum(tensor: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ needs annotations and a `FeatureStore`, no videos: features may be our own or pu
 import logging
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,9 @@ from lofi.config import Config
 from lofi.data import ClipReader, ClipRequest, Video, VideoError
 from lofi.data.datasets import fingerprint, open_reader
 from lofi.data.features import Features, head_inputs, read_features, windowed, write_features
+from lofi.data.isolated import each
 from lofi.data.snippets import training_parts
-from lofi.encoders.extraction import all_requests, autocast, clip_features, grad_scaler, placed
+from lofi.encoders.extraction import autocast, clip_features, full_requests, grad_scaler, placed
 from lofi.heads import part_of, to_device
 from lofi.heads.scaled import ScaledHead
 from lofi.training import methods
@@ -79,7 +81,9 @@ def _extract(config, encoder, header, videos, run: RunFolder, reader: ClipReader
             run.skip(videos[i].id, FileNotFoundError(methods.NO_FILE))
             continue
         wanted.append(i)
-    for i, pieces in zip(wanted, all_requests(config, [videos[i].path for i in wanted])):
+    files = [videos[i].path for i in wanted]
+    cut = each(partial(full_requests, config), files, config.data.workers)
+    for i, pieces in zip(wanted, cut):
         if isinstance(pieces, VideoError):
             run.skip(videos[i].id, pieces)
             continue

@@ -7,7 +7,6 @@ Several processes (`lofi.training.distributed`) share each step; rank 0 alone wr
 """
 
 import contextlib
-import ctypes
 import hashlib
 import logging
 import math
@@ -26,7 +25,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data._utils.pin_memory import pin_memory
 
 from lofi.config import Optimisation
-from lofi.training.distributed import GradientSum, gather, is_first
+from lofi.training.distributed import GradientSum, gather, is_first, keep_memory
 from lofi.training.run_folder import RunFolder
 
 log = logging.getLogger(__name__)
@@ -209,7 +208,7 @@ def fit(training: Training, run: RunFolder, on_step: OnStep | None = None) -> No
         numbers = run.hash, start, batches.steps, batches.items
         log.info("settings %s: steps %d to %d of %d items", *numbers)
         run.keep_metrics_before(start)
-        keep_freed_memory()
+        keep_memory(2**30)
         scaler, pin = training.scaler, any(p.is_cuda for p in parameters)
         loaded = prefetched(training.load, start, batches.steps, training.workers, pin)
         ended = time.perf_counter()
@@ -284,19 +283,6 @@ def _together(
         found = f"step {step} left no gradient on any of {len(parameters)} trained parameters"
         raise RuntimeError(f"{found}: its loss was detached, or backward() was not called")
     return record, stopped
-
-
-def keep_freed_memory(size: int = 2**30) -> None:
-    """Ask glibc to keep up to `size` freed bytes for the next step instead of returning them.
-
-    Activations of a few megabytes are allocated and freed at every layer; without this the kernel
-    zeroes their pages again each time, up to a third of a CPU step. No effect elsewhere.
-    """
-    trim, mmap = -1, -3  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD of malloc.h
-    with contextlib.suppress(OSError, AttributeError):
-        libc = ctypes.CDLL("libc.so.6")
-        libc.mallopt(trim, size)
-        libc.mallopt(mmap, size)
 
 
 def _restore(modules: dict[str, nn.Module], optimizer, scaler, run: RunFolder) -> int:

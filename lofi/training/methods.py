@@ -12,7 +12,6 @@ import logging
 import os
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from lofi.config import Config, from_dict, preset
 from lofi.data import Video, VideoError, VideoInfo, probe
 from lofi.data.datasets import Datasets, open_datasets
 from lofi.data.features import FeatureHeader, FeatureStore
+from lofi.data.isolated import each
 from lofi.encoders import (
     ENCODERS,
     build_encoder,
@@ -36,7 +36,7 @@ from lofi.encoders import (
 from lofi.encoders.base import Encoder
 from lofi.files import sha256, write_json
 from lofi.heads.scaled import ScaledHead
-from lofi.training.distributed import first_alone, gather, is_first, share
+from lofi.training.distributed import barrier, gather, is_first, share
 from lofi.training.run_folder import RunFolder
 
 log = logging.getLogger(__name__)
@@ -402,8 +402,12 @@ def open_features(config: Config, run_dir: str | Path, method: str, data: Datase
 
 def run_data(config: Config, run_dir: str | Path) -> Datasets:
     """The data of a run; of several processes the first renders a toy world, the others wait."""
-    with first_alone():
-        return open_datasets(config.data, config.seed, run_dir)
+    if not is_first():
+        barrier()
+    data = open_datasets(config.data, config.seed, run_dir)
+    if is_first():
+        barrier()
+    return data
 
 
 def video_infos(config: Config, videos: Sequence[Video]) -> list[VideoInfo | VideoError]:
@@ -411,16 +415,9 @@ def video_infos(config: Config, videos: Sequence[Video]) -> list[VideoInfo | Vid
 
     Every process looks into its share of the files, several at a time.
     """
-
-    def look(i: int) -> VideoInfo | VideoError:
-        try:
-            return probe(videos[i].path)
-        except VideoError as error:
-            return error
-
     mine = share(len(videos))
-    with ThreadPoolExecutor(max(1, config.data.workers)) as pool:
-        found = {i: info for part in gather([*zip(mine, pool.map(look, mine))]) for i, info in part}
+    seen = zip(mine, each(probe, [videos[i].path for i in mine], config.data.workers))
+    found = dict(sum(gather([*seen]), []))
     return [found[i] for i in range(len(videos))]
 
 

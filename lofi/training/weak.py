@@ -343,7 +343,7 @@ def train(
     left_out = ("frames", "features", *INFERENCE, *(F_ONLY if stage == "b" else ()))
     used = {key: value for key, value in asdict(setting).items() if key not in left_out}
     if stage == "warm-up":
-        used = {key: used[key] for key in ("steps", "width", "heads", "levels", "warm_up")}
+        used = {key: value for key, value in used.items() if key in WARM_UP}
     settings = {"stage": f"weak {stage}", "features": identity, "videos": fingerprint(videos)}
     settings |= {"standardise": config.standardise} if stage == "warm-up" else {}
     settings |= {"seed": config.seed, "weak": used, "classes": list(data.classes)}

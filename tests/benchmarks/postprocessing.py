@@ -548,7 +548,7 @@ def large(videos: int = 20_000, per_video: int = 500) -> None:
                 file.write(", " * (low > 0) + ", ".join(lines))
             file.write('}, "external_data": {}}')
         truth.write_text(json.dumps({"database": database}))
-        command = [sys.executable, "-m", "lofi.cli", "evaluate", str(truth), str(results)]
+        command = [sys.executable, "-m", "lofi", "evaluate", str(truth), str(results)]
         began = time.perf_counter()
         subprocess.run(command, check=True)
         wall = time.perf_counter() - began

@@ -87,7 +87,7 @@ def main() -> None:
         folder = Path(name)
         write_inputs(folder)
         run = train(folder)
-        lofi, python = [sys.executable, "-m", "lofi.cli"], [sys.executable, "-c"]
+        lofi, python = [sys.executable, "-m", "lofi"], [sys.executable, "-c"]
         clip, out = str(folder / "clip.mp4"), str(folder / "out")
         commands = {  # name -> command, what it stands on, goal in CPU seconds
             BARE: ([*python, "pass"], BARE, None),
