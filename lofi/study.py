@@ -183,7 +183,7 @@ MAP = {"0.5": 0, "0.75": 5, "0.95": 9}  # places in the ten thresholds, shared c
 RECALLS = ("AR@1", "AR@5", "AR@10", "AR@100", "AUC")
 FAMILY = {"data.preset", "encoder"}
 COLUMNS = ("arm", "seed", *SOURCES, *MAP, *RECALLS, "trial_sd", "video_sd", "video_sd_over_acp",
-           "cpu_s", "peak_mib", "config")  # fmt: skip
+           "cpu_s", "peak_mib", "config", "run")  # fmt: skip
 Found = Mapping[str, Mapping[int, Mapping[str, Any]]]  # arm → seed → row
 
 
@@ -362,27 +362,41 @@ def publish(root: Path) -> None:
     rows = [read_json(path, "a row") for path in sorted(root.glob("seed-*/rows/*.json"))]
     if not rows:
         raise FileNotFoundError(f"{root}: no rows of the study; run: lofi tables --study --run …")
-    rows.sort(key=lambda row: ([*ARMS].index(row["arm"]), row["seed"]))
+    rows.sort(key=lambda row: ([*ARMS].index(row["arm"]), row["seed"], row.get("run", 1)))
     lines = [[row.get(column, "") for column in COLUMNS] for row in rows]
     write_csv(root / "results.csv", [COLUMNS, *lines])
     write_text(root / "RESULTS.md", document(read_rows(root / "results.csv")))
 
 
 def read_rows(path: str | Path) -> Found:
-    """Arm → seed → row of a results.csv; numbers are floats, empty cells are left out."""
+    """Arm → seed → row of a results.csv; numbers are floats, empty cells are left out.
+
+    What was trained again is the arm "…, again"; `run` numbers the ACP encoder that a row is from.
+    """
     found: dict[str, dict[int, dict[str, Any]]] = {}
     with open(path, newline="", encoding="utf-8") as file:
         for row in csv.DictReader(file):
             numbers = {k: float(v) for k, v in row.items() if v and k not in ("arm", "config")}
-            found.setdefault(row["arm"], {})[int(row["seed"])] = row | numbers
+            seed, again = int(row["seed"]), f"{row['arm']}, again"
+            name = again if seed in found.get(row["arm"], {}) else row["arm"]
+            found.setdefault(name, {})[seed] = row | numbers
     return found
 
 
 def leads(found: Found, arm: str, other: str, key: str = "shared") -> dict[int, float]:
-    """How far an arm is above another one on every seed that both have, in points, by seed."""
-    pair = found.get(arm, {}), found.get(other, {})
-    both = sorted(pair[0].keys() & pair[1])
-    return {seed: pair[0][seed][key] - pair[1][seed][key] for seed in both}
+    """How far an arm is above another one on every seed that both have, in points, by seed.
+
+    Of arms that were trained again those of one run are compared: they begin with the same ACP."""
+    led = {}
+    for seed in sorted(found.get(arm, {}).keys() & found.get(other, {})):
+        mine, theirs = (
+            [found[name][seed] for name in (of, f"{of}, again") if seed in found.get(name, {})]
+            for of in (arm, other)
+        )
+        pairs = ((a, b) for a in mine for b in theirs if a.get("run") == b.get("run"))
+        if pair := next(pairs, None):
+            led[seed] = pair[0][key] - pair[1][key]
+    return led
 
 
 def lead(found: Found, arm: str, other: str, key: str = "shared") -> list[float]:
