@@ -108,8 +108,9 @@ class EndToEnd:
                 new ones.
         """
         if (sampled is None and self.mode.drawn) or (known is None and self.mode.name == "bank"):
-            needs = "the snippets to sample, sampled=(B, k), and for mode bank known=(B, C, L)"
-            raise ValueError(f"mode {self.mode.name} needs {needs}")
+            needs = f"mode {self.mode.name} needs the snippets to sample; pass sampled=(B, k)"
+            more = " and the features of earlier visits, known=(B, C, L)"
+            raise ValueError(needs + more * (self.mode.name == "bank"))
         self.refuse_live_statistics()
         run = self._in_chunks if self.mode.chunked else self._one_graph
         while True:
