@@ -664,6 +664,8 @@ def tables(
         run_study(root, range(FIRST_SEED, FIRST_SEED + seeds), jobs, arms, frames)
         print((root / "RESULTS.md").read_text(encoding="utf-8"))
         return
+    if arms or frames:
+        raise ValueError("--arms and --frames belong to the study of all tables; add --study")
     if run is None:
         print("\n\n".join(figures.paper_table(name).text() for name in "1234567ABCD"))
         return

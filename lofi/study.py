@@ -7,7 +7,6 @@ another world and, without a world, below seed-N/<encoder>; seed-N/rows/<arm>.js
 RESULTS.md; frames.npz, to which the worlds `real` link.
 """
 
-import csv
 import hashlib
 import itertools
 import json
@@ -27,6 +26,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lofi.config import Config, override, preset, to_dict
 from lofi.data.real_frames import keep_frames
+from lofi.data.tables import read_text, table_rows
 from lofi.data.toyworld import FRAMES
 from lofi.detection.detector import detect_stage, detections_dir
 from lofi.evaluation.bootstrap import video_draws
@@ -369,17 +369,25 @@ def publish(root: Path) -> None:
 
 
 def read_rows(path: str | Path) -> Found:
-    """Arm → seed → row of a results.csv; numbers are floats, empty cells are left out.
+    """Arm → seed → row of a results.csv, of a spreadsheet too; empty cells are left out.
 
     What was trained again is the arm "…, again"; `run` numbers the ACP encoder that a row is from.
+    ValueError: a missing column or number, or an arm and seed that are there twice.
     """
+    path, names = Path(path), {column.lower(): column for column in COLUMNS}
+    needed = ("seed", *SOURCES, "auc")
     found: dict[str, dict[int, dict[str, Any]]] = {}
-    with open(path, newline="", encoding="utf-8") as file:
-        for row in csv.DictReader(file):
-            numbers = {k: float(v) for k, v in row.items() if v and k not in ("arm", "config")}
-            seed, again = int(row["seed"]), f"{row['arm']}, again"
-            name = again if seed in found.get(row["arm"], {}) else row["arm"]
-            found.setdefault(name, {})[seed] = row | numbers
+    rows = table_rows(path, read_text(path, "results of a study"), ("arm", *needed))
+    for row in sorted(rows, key=lambda row: row.get("run") or "1"):
+        numeric = [key for key in names if key in needed or row.get(key)]
+        values = {names[key]: row.number(key) for key in numeric if key not in ("arm", "config")}
+        name, seed = row["arm"], int(values["seed"])
+        if (first := found.get(name, {}).get(seed)) is not None:
+            name = f"{name}, again"
+            if first.get("run") == values.get("run") or seed in found.get(name, {}):
+                raise ValueError(f"{row.where}: {row['arm']}, seed {seed} is there twice; drop one")
+        text = {"arm": row["arm"], "config": row.get("config", "")}
+        found.setdefault(name, {})[seed] = text | values
     return found
 
 

@@ -122,27 +122,27 @@ def test_a_lead_shrinks_by_the_difference_of_both_leads_on_the_same_seeds():
 
 
 def test_arms_are_compared_that_begin_with_the_same_acp(tmp_path):
-    head = ",".join(study.COLUMNS)
-    cells = {
-        "ACP": ("4,", "6,2"),
-        "exact": ("7,2",),
-        "Long C-LoFi": ("9,", "8,2"),
-        "window": ("1,3",),
-    }
-    empty = "," * (len(study.COLUMNS) - 4)
-    rows = []
-    for arm, values in cells.items():
-        for value in values:
-            shared, run = value.split(",")
-            rows.append(f"{arm},1,{shared}{empty},{run}")
-    (tmp_path / "results.csv").write_text("\n".join([head, *rows]) + "\n")
+    rows = ["arm;seed;shared;own;oracle;AUC;run"]  # of a spreadsheet, in another order
+    for arm, level, run in (
+        ("ACP", 6, 2), ("exact", 7, 2), ("ACP", 4, ""), ("Long C-LoFi", 8, 2),
+        ("Long C-LoFi", 9, ""), ("window", 1, 3),
+    ):  # fmt: skip
+        rows.append(f"{arm};1;{level},0;0,5;0;0;{run}")
+    path = tmp_path / "results.csv"
+    path.write_text("\ufeff" + "\n".join(rows) + "\n")
     found = study.read_rows(tmp_path / "results.csv")
     assert study.lead(found, "Long C-LoFi", "ACP") == [5]  # of the first run
     assert study.lead(found, "exact", "ACP") == [1] and study.lead(
         found, "Long C-LoFi", "exact"
     ) == [1]
     assert study.lead(found, "window", "ACP") == []
-    assert found["ACP, again"][1]["shared"] == 6
+    assert found["ACP, again"][1]["shared"] == 6 and found["ACP"][1]["own"] == 0.5
+    path.write_text("\n".join([*rows, "window;1;1;1;1;1;3"]) + "\n")
+    with pytest.raises(ValueError, match="line 8: window, seed 1 is there twice; drop one"):
+        study.read_rows(path)
+    path.write_text("\n".join([rows[0], "ACP;1;;1;1;1;"]) + "\n")
+    with pytest.raises(ValueError, match="line 2: shared is '', expected a number"):
+        study.read_rows(path)
 
 
 @pytest.fixture(scope="module")

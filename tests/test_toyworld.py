@@ -173,6 +173,10 @@ def test_frames_are_kept_with_their_sources_and_unreadable_videos_are_counted(cl
         ValueError, match=r"1 of 1 videos cannot be read \(first: .*; give a folder"
     ):
         keep_frames(torn, tmp_path / "torn.npz")
+    (tmp_path / "frames.npz").write_bytes(before[:500])
+    for use in (lambda path: keep_frames(clips, path), read_frames):
+        with pytest.raises(ValueError, match="damaged, or not of this kit .*; delete it, and give"):
+            use(tmp_path / "frames.npz")
 
 
 def test_a_real_world_needs_its_frames_and_keeps_to_them(clips, tmp_path):

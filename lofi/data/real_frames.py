@@ -4,6 +4,8 @@ The file holds up to `MOST` frames in all, at the rate of the toy worlds and `SH
 of every video that could be read, and where they are from: names and SHA-256, no paths.
 """
 
+import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -43,10 +45,10 @@ def keep_frames(folder: str | Path, path: str | Path) -> str:
     if not videos:
         raise ValueError(f"{folder}: {count}; give a folder with videos of what you like")
     if Path(path).is_file():
-        with np.load(path) as kept:
-            if [*map(tuple, kept["sources"].tolist())] != sources:
-                found = f"frames of {len(kept['sources'])} other videos than those of {folder}"
-                raise ValueError(f"{path}: {found}; choose another folder for this run")
+        kept = _load(path)["sources"]
+        if [*map(tuple, kept.tolist())] != sources:
+            found = f"frames of {len(kept)} other videos than those of {folder}"
+            raise ValueError(f"{path}: {found}; choose another folder for this run")
     else:
         with atomic_path(path) as temporary:
             np.savez_compressed(temporary, sources=np.array(sources), **videos)
@@ -55,9 +57,23 @@ def keep_frames(folder: str | Path, path: str | Path) -> str:
 
 
 def read_frames(path: str | Path) -> list[np.ndarray]:
-    """The frames of each video, (N, H, W, 3) uint8; FileNotFoundError: nobody kept any."""
+    """The frames of each video, (N, H, W, 3) uint8; FileNotFoundError: nobody kept any.
+
+    ValueError: the file is damaged."""
     if not Path(path).is_file():
         cure = "run: lofi tables --study --frames FOLDER (a folder of videos)"
         raise FileNotFoundError(f"{path}: no frames for the backgrounds of world real; {cure}")
-    with np.load(path) as kept:
-        return [kept[str(i)] for i in range(len(kept["sources"]))]
+    kept = _load(path)
+    return [kept[str(i)] for i in range(len(kept["sources"]))]
+
+
+def _load(path: str | Path) -> dict[str, np.ndarray]:
+    try:
+        with np.load(path) as kept:
+            arrays = dict(kept)
+        if arrays.keys() != {"sources", *map(str, range(len(arrays["sources"])))}:
+            raise ValueError("its parts do not belong together")
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+        cure = "delete it, and give the folder of videos again (--frames)"
+        raise ValueError(f"{path}: damaged, or not of this kit ({error}); {cure}") from None
+    return arrays
