@@ -8,7 +8,7 @@ from lofi import config as configs
 from lofi.config import DataConfig
 from lofi.data.annotations import read_annotations
 from lofi.data.datasets import fingerprint, open_datasets
-from lofi.data.toyworld import TINY, write_world
+from lofi.data.toyworld import TINY, WORLDS, write_world
 from lofi.experiment import localize, train_encoder
 from lofi.files import write_json
 
@@ -35,6 +35,24 @@ def test_without_subsets_every_fifth_video_is_held_out(own, tmp_path):
     assert {clip.path for clip in data.clips} == {v.path for v in data.train}
     again = open_datasets(own, 0, tmp_path)
     assert fingerprint(again.train) == fingerprint(data.train)
+
+
+def test_a_toy_world_is_read_again_only_when_a_file_of_it_changed(tmp_path, monkeypatch):
+    monkeypatch.setitem(WORLDS, "tiny", replace(TINY, source_clips=(4, 4), videos=(4, 2)))
+    config = DataConfig(preset="tiny")
+    open_datasets(config, 0, tmp_path)  # renders
+    data = open_datasets(config, 0, tmp_path)
+    assert open_datasets(config, 0, tmp_path) is data
+    for video in data.train[:2]:  # the same size, other content
+        path, content = video.path, video.path.read_bytes()
+        path.write_bytes(content[::-1])
+        with pytest.raises(ValueError, match="changed after rendering"):
+            open_datasets(config, 0, tmp_path)
+        path.write_bytes(content)
+    assert open_datasets(config, 0, tmp_path) == data
+    data.test[0].path.unlink()
+    assert open_datasets(config, 0, tmp_path) == data  # rendered again
+    assert data.test[0].path.is_file()
 
 
 def test_own_videos_train_from_a_csv_to_a_localizing_head(own, tmp_path):

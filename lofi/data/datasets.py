@@ -4,8 +4,10 @@ import hashlib
 import json
 import logging
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
 from itertools import cycle, pairwise
 from pathlib import Path
 
@@ -61,8 +63,24 @@ class Datasets:
 def open_datasets(data: DataConfig, seed: int, run_dir: str | Path) -> Datasets:
     """Read (or, for a toy world, first render) the data of a run.
 
+    A toy world is verified and read again only when one of its files has changed since.
     ValueError, FileNotFoundError: a path is missing, a file unreadable, or settings contradict.
     """
+    if data.annotations or data.videos or data.source or not data.preset:
+        return _read(data, seed, run_dir)
+    folder = Path(data.world or Path(run_dir) / "world")
+    places = [place for place in (folder, folder / "source", folder / "videos") if place.is_dir()]
+    files = ((file.path, file.stat()) for place in places for file in os.scandir(place))
+    stamp = sorted((path, found.st_size, found.st_ctime_ns) for path, found in files)
+    return _read_again(data, seed, run_dir, tuple(stamp))
+
+
+@lru_cache(maxsize=4)
+def _read_again(data: DataConfig, seed: int, run_dir: str | Path, stamp: tuple) -> Datasets:
+    return _read(data, seed, run_dir)
+
+
+def _read(data: DataConfig, seed: int, run_dir: str | Path) -> Datasets:
     data = _with_world(data, seed, Path(run_dir))
     folder = data.videos if data.videos and Path(data.videos).is_dir() else None
     videos = read_annotations(data.annotations, video_dir=folder)  # features need no videos
