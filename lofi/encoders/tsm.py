@@ -137,9 +137,8 @@ class _Shift(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor, num_frames: int, count: int, step: int) -> Tensor:
         ctx.arguments = num_frames, count, step
-        out = torch.empty_like(x)
+        out = x.clone()
         source, target = (t.unflatten(0, (-1, num_frames)) for t in (x, out))  # (N, F, C, H, W)
-        target[:, :, 2 * count :] = source[:, :, 2 * count :]
         for first, ahead in ((0, step), (count, -step)):
             channels = slice(first, first + count)
             if ahead > 0:
