@@ -12,6 +12,7 @@ import itertools
 import json
 import logging
 import os
+import platform
 import resource
 import subprocess
 import sys
@@ -23,6 +24,8 @@ from datetime import timedelta
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
 
 from lofi.config import Config, override, preset, to_dict
 from lofi.data.real_frames import keep_frames
@@ -183,7 +186,8 @@ MAP = {"0.5": 0, "0.75": 5, "0.95": 9}  # places in the ten thresholds, shared c
 RECALLS = ("AR@1", "AR@5", "AR@10", "AR@100", "AUC")
 FAMILY = {"data.preset", "encoder"}
 COLUMNS = ("arm", "seed", *SOURCES, *MAP, *RECALLS, "trial_sd", "video_sd", "video_sd_over_acp",
-           "cpu_s", "peak_mib", "config", "run")  # fmt: skip
+           "cpu_s", "wall_s", "peak_mib", "config", "run", "machine")  # fmt: skip
+TEXT = ("arm", "config", "machine")
 Found = Mapping[str, Mapping[int, Mapping[str, Any]]]  # arm → seed → row
 
 
@@ -242,7 +246,7 @@ def train_encoder(root: Path, seed: int, name: str) -> tuple[Path, str]:
 
 def measure(root: Path, seed: int, name: str) -> dict[str, Any]:
     """The row of one arm and seed; everything that is missing is trained first."""
-    arm = ARMS[name]
+    arm, began = ARMS[name], time.perf_counter()
     if name in REAL and not (link := world_of(root, seed, arm) / FRAMES).is_symlink():
         link.parent.mkdir(parents=True, exist_ok=True)
         link.symlink_to(os.path.relpath(root / FRAMES, link.parent))
@@ -284,7 +288,16 @@ def measure(root: Path, seed: int, name: str) -> dict[str, Any]:
         row["trial_sd"] = stdev(100 * found["average_map"] for found in shared)
     used = resource.getrusage(resource.RUSAGE_SELF)
     row |= {"cpu_s": used.ru_utime + used.ru_stime, "peak_mib": used.ru_maxrss / 1024}
+    row |= {"wall_s": time.perf_counter() - began, "machine": machine()}
     return {k: round(v, 3) if isinstance(v, float) else v for k, v in row.items()}
+
+
+def machine() -> str:
+    """What computed a row: processor, cores, PyTorch."""
+    path, name = Path("/proc/cpuinfo"), platform.processor() or platform.machine()
+    lines = path.read_text().splitlines() if path.is_file() else []
+    name = next((line.split(":")[1].strip() for line in lines if "model name" in line), name)
+    return f"{name}, {os.cpu_count()} cores, torch {torch.__version__}"
 
 
 def hash_of(root: Path, seed: int, name: str) -> str:
@@ -380,13 +393,13 @@ def read_rows(path: str | Path) -> Found:
     rows = table_rows(path, read_text(path, "results of a study"), ("arm", *needed))
     for row in sorted(rows, key=lambda row: row.get("run") or "1"):
         numeric = [key for key in names if key in needed or row.get(key)]
-        values = {names[key]: row.number(key) for key in numeric if key not in ("arm", "config")}
+        values = {names[key]: row.number(key) for key in numeric if names[key] not in TEXT}
         name, seed = row["arm"], int(values["seed"])
         if (first := found.get(name, {}).get(seed)) is not None:
             name = f"{name}, again"
             if first.get("run") == values.get("run") or seed in found.get(name, {}):
                 raise ValueError(f"{row.where}: {row['arm']}, seed {seed} is there twice; drop one")
-        text = {"arm": row["arm"], "config": row.get("config", "")}
+        text = {key: row.get(key, "") for key in TEXT}
         found.setdefault(name, {})[seed] = text | values
     return found
 

@@ -200,6 +200,7 @@ def test_arms_run_are_measured_and_never_run_again(miniature, capfd):
     found = study.read_rows(miniature / "results.csv")
     for name, row in rows.items():
         assert found[name][7]["shared"] == pytest.approx(row["shared"], abs=5e-4)
+        assert found[name][7]["machine"] == row["machine"] and row["wall_s"] > 0
     differences = study.lead(found, "T-LoFi, BMN", "ACP, BMN", "AUC")
     assert differences == [pytest.approx(rows["T-LoFi, BMN"]["AUC"] - rows["ACP, BMN"]["AUC"])]
     assert (miniature / "RESULTS.md").read_text() == study.document(found)
