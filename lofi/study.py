@@ -118,10 +118,14 @@ def _family(name: str, change: Mapping[str, str], arms: Sequence[str]) -> dict[s
     }
 
 
-# The same three encoders where vigour marks actions half as much, and not at all.
-WORLDS, DIALLED = ("half", "still"), ("ACP", "ACP+, as long", "Long C-LoFi")
-DIAL = _family("half", {"data.preset": "half"}, DIALLED)
-DIAL |= _family("still", {"data.preset": "still"}, DIALLED)
+# The same three encoders where vigour marks actions half and a quarter as much, and where instead
+# the motion marks them that classification has to know.
+WORLDS, DIALLED = ("half", "quarter", "still"), ("ACP", "ACP+, as long", "Long C-LoFi")
+DIAL = {
+    name: arm
+    for world in WORLDS
+    for name, arm in _family(world, {"data.preset": world}, DIALLED).items()
+}
 # Counted as the layers of R18: tsm-toy is an R8, R14 and R20 have two and three blocks a stage.
 ENCODERS = _family("R(2+1)D", {"encoder": "r2plus1d-toy"}, ("ACP", "T-LoFi"))
 ENCODERS |= _family("R14", {"encoder": "tsm-toy14"}, ("ACP", "Long C-LoFi"))

@@ -89,12 +89,14 @@ LONG = replace(
 WEAK = replace(TOY, name="weak", videos=(80, 50), context_swing=(0.0, 0.03), filler=7)
 # To tell methods apart: with 40 test videos their choice moves a difference as much as a seed does.
 STUDY = replace(TINY, name="study", videos=(60, 160))
-# Vigour marks an action half as much as in "study", and not at all: only there does the actor move.
+# Vigour differs half, and a quarter, as much between an action and what surrounds it.
 HALF = replace(STUDY, name="half", context_swing=(0.575, 0.725), context_height=1.3)
+QUARTER = replace(STUDY, name="quarter", context_swing=(0.7625, 0.9125), context_height=1.45)
+# The actor moves in actions alone, as tall as ever: the motion that names a class marks them, too.
 STILL = replace(STUDY, name="still", context_swing=(0.0, 0.03), context_height=1.6)
 # Textures, backgrounds and their motion are cut out of real videos; actors, times as in "study".
 REAL = replace(STUDY, name="real", real=True)
-WORLDS = {world.name: world for world in (TINY, TOY, LONG, WEAK, STUDY, HALF, STILL, REAL)}
+WORLDS = {w.name: w for w in (TINY, TOY, LONG, WEAK, STUDY, HALF, QUARTER, STILL, REAL)}
 
 
 class ClipPlan(NamedTuple):
