@@ -18,7 +18,14 @@ from torch.nn import functional as F
 from lofi.config import Config
 from lofi.data import ClipReader, ClipRequest, Video, VideoError
 from lofi.data.datasets import fingerprint, open_reader
-from lofi.data.features import Features, head_inputs, read_features, windowed, write_features
+from lofi.data.features import (
+    FeatureHeader,
+    Features,
+    head_inputs,
+    read_features,
+    windowed,
+    write_features,
+)
 from lofi.data.isolated import each
 from lofi.data.snippets import training_parts
 from lofi.encoders.extraction import autocast, clip_features, full_requests, grad_scaler, placed
@@ -26,7 +33,7 @@ from lofi.heads import part_of, to_device
 from lofi.heads.scaled import ScaledHead
 from lofi.training import methods
 from lofi.training.augmentation import crop_steps
-from lofi.training.distributed import barrier, is_first, reduce_sum, share
+from lofi.training.distributed import barrier, gather, is_first, reduce_sum, share
 from lofi.training.loop import Batches, OnStep, Training, backward, fit, generator_for, prefetched
 from lofi.training.run_folder import RunFolder
 
@@ -49,12 +56,20 @@ def extract_features(
     encoder, sha256 = methods.load_encoder(config, run_dir, method)
     placed(config, encoder, device).eval()
     settings = methods.video_settings(config) | {"stage": "features", "encoder_sha256": sha256}
-    run = RunFolder(Path(run_dir) / method / "features", settings, resume, reopen=True)
-    videos = [*data.train, *data.test]
+    folder, videos = Path(run_dir) / method / "features", [*data.train, *data.test]
     header = methods.feature_header(config, encoder, sha256)
     mine = [videos[i] for i in share(len(videos))]
+    lacking, wrong = _lacking(folder, header, mine)
+    whole = resume and not any(gather(bool(lacking)))  # then nothing is touched: others may read it
+    run = RunFolder(folder, settings, resume, reopen=not whole)
+    if whole and (done := run.result()) is not None:
+        return done
+    if not resume:
+        lacking, wrong = _lacking(folder, header, mine)  # all, unless torchrun started it again
     with run.logging(), open_reader(config.data) as reader:
-        _extract(config, encoder, header, mine, run, reader, on_step)
+        for error in wrong:
+            log.warning("%s (done now)", error)
+        _extract(config, encoder, header, lacking, run, reader, on_step)
     barrier()  # every process has written its share
     skipped = run.skipped()
     if not list(run.folder.glob("[!.]*.safetensors")):
@@ -65,20 +80,30 @@ def extract_features(
     return run.finish({"videos": len(videos), "encoder_sha256": sha256} | counts)
 
 
+def _lacking(
+    folder: Path, header: FeatureHeader, videos: list[Video]
+) -> tuple[list[Video], list[ValueError]]:
+    """The videos without whole features of their own, and what is wrong with files that exist."""
+    lacking, wrong = [], []
+    for video in videos:
+        try:
+            read_features(folder / f"{video.id}.safetensors", replace(header, video=video.id))
+        except FileNotFoundError:
+            lacking.append(video)
+        except ValueError as error:
+            lacking.append(video)
+            wrong.append(error)
+    return lacking, wrong
+
+
 def _extract(config, encoder, header, videos, run: RunFolder, reader: ClipReader, on_step) -> None:
-    """Features of this process's videos; the next ones are decoded while the encoder works."""
+    """Features of `videos`; the next ones are decoded while the encoder works."""
     paths = [run.folder / f"{video.id}.safetensors" for video in videos]
     jobs: list[tuple[int, ClipRequest, bool]] = []  # video, piece, is it the video's last one
     wanted: list[int] = []
-    for i, path in enumerate(paths):
-        if path.exists():
-            try:
-                read_features(path, replace(header, video=videos[i].id))
-                continue
-            except ValueError as error:
-                log.warning("%s (done now)", error)
-        if videos[i].path is None:
-            run.skip(videos[i].id, FileNotFoundError(methods.NO_FILE))
+    for i, video in enumerate(videos):
+        if video.path is None:
+            run.skip(video.id, FileNotFoundError(methods.NO_FILE))
             continue
         wanted.append(i)
     files = [videos[i].path for i in wanted]
