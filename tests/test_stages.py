@@ -7,9 +7,11 @@ messages whose command really ends the trouble.
 import contextlib
 import io
 import json
+import os
 import re
 import shlex
 import shutil
+import socket
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -209,6 +211,21 @@ def test_a_killed_extraction_is_refused_with_the_command_that_completes_it(world
     assert {path: path.stat().st_mtime_ns for path in times} == times  # what was there is kept
     works("train", "head", *world.options(run))
     assert (run / "c-lofi" / "head" / "head.safetensors").is_file()
+
+
+def test_whole_features_are_left_alone_while_others_read_them(world, tmp_path):
+    run = world.copy(tmp_path / "run", "c-lofi/head")
+    folder = run / "c-lofi" / "features"
+    before = (folder / "result.json").stat()
+    words = ["train", "features", *world.options(run)]
+    other = {"host": socket.gethostname(), "pid": os.getppid(), "job": ""}
+    (folder / "lock.json").write_text(json.dumps(other))  # of another process
+    works(*words)
+    after = (folder / "result.json").stat()
+    assert (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+    next(folder.glob("*.safetensors")).unlink()
+    assert "is at work in this folder" in refused(*words)
+    assert (folder / "result.json").exists()
 
 
 # ------------------------------------------------------------------------------- heads side by side

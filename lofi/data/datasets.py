@@ -67,20 +67,16 @@ def open_datasets(data: DataConfig, seed: int, run_dir: str | Path) -> Datasets:
     ValueError, FileNotFoundError: a path is missing, a file unreadable, or settings contradict.
     """
     if data.annotations or data.videos or data.source or not data.preset:
-        return _read(data, seed, run_dir)
+        return _read.__wrapped__(data, seed, run_dir)
     folder = Path(data.world or Path(run_dir) / "world")
-    places = [place for place in (folder, folder / "source", folder / "videos") if place.is_dir()]
-    files = ((file.path, file.stat()) for place in places for file in os.scandir(place))
+    places = filter(Path.is_dir, (folder, folder / "source", folder / "videos"))
+    files = [(file.path, file.stat()) for place in places for file in os.scandir(place)]
     stamp = sorted((path, found.st_size, found.st_ctime_ns) for path, found in files)
-    return _read_again(data, seed, run_dir, tuple(stamp))
+    return _read(data, seed, run_dir, tuple(stamp))
 
 
 @lru_cache(maxsize=4)
-def _read_again(data: DataConfig, seed: int, run_dir: str | Path, stamp: tuple) -> Datasets:
-    return _read(data, seed, run_dir)
-
-
-def _read(data: DataConfig, seed: int, run_dir: str | Path) -> Datasets:
+def _read(data: DataConfig, seed: int, run_dir: str | Path, stamp: tuple = ()) -> Datasets:
     data = _with_world(data, seed, Path(run_dir))
     folder = data.videos if data.videos and Path(data.videos).is_dir() else None
     videos = read_annotations(data.annotations, video_dir=folder)  # features need no videos

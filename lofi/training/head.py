@@ -18,14 +18,7 @@ from torch.nn import functional as F
 from lofi.config import Config
 from lofi.data import ClipReader, ClipRequest, Video, VideoError
 from lofi.data.datasets import fingerprint, open_reader
-from lofi.data.features import (
-    FeatureHeader,
-    Features,
-    head_inputs,
-    read_features,
-    windowed,
-    write_features,
-)
+from lofi.data.features import Features, head_inputs, read_features, windowed, write_features
 from lofi.data.isolated import each
 from lofi.data.snippets import training_parts
 from lofi.encoders.extraction import autocast, clip_features, full_requests, grad_scaler, placed
@@ -59,17 +52,17 @@ def extract_features(
     folder, videos = Path(run_dir) / method / "features", [*data.train, *data.test]
     header = methods.feature_header(config, encoder, sha256)
     mine = [videos[i] for i in share(len(videos))]
-    lacking, wrong = _lacking(folder, header, mine)
+    lacking = _lacking(folder, header, mine)
     whole = resume and not any(gather(bool(lacking)))  # then nothing is touched: others may read it
     run = RunFolder(folder, settings, resume, reopen=not whole)
     if whole and (done := run.result()) is not None:
         return done
     if not resume:
-        lacking, wrong = _lacking(folder, header, mine)  # all, unless torchrun started it again
+        lacking = _lacking(folder, header, mine)  # all, unless torchrun started it again
     with run.logging(), open_reader(config.data) as reader:
-        for error in wrong:
+        for error in (e for e in lacking.values() if not isinstance(e, FileNotFoundError)):
             log.warning("%s (done now)", error)
-        _extract(config, encoder, header, lacking, run, reader, on_step)
+        _extract(config, encoder, header, [*lacking], run, reader, on_step)
     barrier()  # every process has written its share
     skipped = run.skipped()
     if not list(run.folder.glob("[!.]*.safetensors")):
@@ -80,32 +73,24 @@ def extract_features(
     return run.finish({"videos": len(videos), "encoder_sha256": sha256} | counts)
 
 
-def _lacking(
-    folder: Path, header: FeatureHeader, videos: list[Video]
-) -> tuple[list[Video], list[ValueError]]:
-    """The videos without whole features of their own, and what is wrong with files that exist."""
-    lacking, wrong = [], []
+def _lacking(folder: Path, header, videos: Sequence[Video]) -> dict[Video, Exception]:
+    """The videos without whole features of their own, and what is wrong."""
+    found = {}
     for video in videos:
         try:
             read_features(folder / f"{video.id}.safetensors", replace(header, video=video.id))
-        except FileNotFoundError:
-            lacking.append(video)
-        except ValueError as error:
-            lacking.append(video)
-            wrong.append(error)
-    return lacking, wrong
+        except (FileNotFoundError, ValueError) as error:
+            found[video] = error
+    return found
 
 
 def _extract(config, encoder, header, videos, run: RunFolder, reader: ClipReader, on_step) -> None:
     """Features of `videos`; the next ones are decoded while the encoder works."""
     paths = [run.folder / f"{video.id}.safetensors" for video in videos]
     jobs: list[tuple[int, ClipRequest, bool]] = []  # video, piece, is it the video's last one
-    wanted: list[int] = []
-    for i, video in enumerate(videos):
-        if video.path is None:
-            run.skip(video.id, FileNotFoundError(methods.NO_FILE))
-            continue
-        wanted.append(i)
+    wanted = [i for i, video in enumerate(videos) if video.path is not None]
+    for video in (video for video in videos if video.path is None):
+        run.skip(video.id, FileNotFoundError(methods.NO_FILE))
     files = [videos[i].path for i in wanted]
     cut = each(partial(full_requests, config), files, config.data.workers)
     for i, pieces in zip(wanted, cut):
@@ -206,9 +191,8 @@ def train_head(
         return backward(losses, scaler)
 
     scaler, every = grad_scaler(config.amp, device), (config.checkpoint_every, config.keep_every)
-    modules = {"head": scaled}
     more = {"scaler": scaler, "one_backward": lambda: True}
-    fit(Training(modules, setting, batches, load, step, 0, *every, **more), run, on_step)
+    fit(Training({"head": scaled}, setting, batches, load, step, 0, *every, **more), run, on_step)
     if is_first():
         scaled.save(run.folder / "head.safetensors")
     counts = methods.counts(len(train), methods.without_features(store, train))

@@ -491,6 +491,7 @@ def evaluation_rows(videos: int, repeats: int, data_frames: bool) -> list[dict[s
         def load() -> list[Any]:
             return [json.loads(path.read_text()) for path in paths]
 
+        measure("the json module alone", videos, load)
         measure("load", videos, lambda: load_tables(*paths, None, None, "activitynet"))
         measure("diagnosis and JSON load", videos, lambda: diagnose(*paths))
         for name, score in (("mAP", detection_map), ("AR@AN", proposal_recall)):
