@@ -200,8 +200,8 @@ def _weak(base: Config, steps: int) -> Config:
 
 _LOW, _T = (replace(_PAPER.lofi, schedule=name) for name in ("low", "t"))
 _ALL = (
-    _TINY,
-    _TOY,
+    _TINY,  # channels first, as in the study, and so are the worlds `long` and `weak`
+    replace(_TOY, channels_last=True),
     _PAPER,
     replace(_PAPER, preset="activitynet-low", lofi=_LOW),  # supplement B: one 32 GB card
     # supplement B: R50 at 25 snippets, 112 pixels
