@@ -239,7 +239,7 @@ def write_any_report(run_dir: str | Path) -> Path:
         for name, log in shown.items()
     ]
     scores = []
-    for path in sorted(run_dir.glob("*/metrics/**/*.json")):
+    for path in sorted(run_dir.glob("*/metrics/**/[!.]*.json")):
         found = read_json(path, "what an evaluation found")
         name = path.relative_to(run_dir).as_posix().replace("/metrics", "").removesuffix(".json")
         scores.append((name, f"{100 * found['average_map']:.2f}", str(found["protocol"])))

@@ -376,7 +376,7 @@ def _finished(root: Path, seed: int, name: str) -> bool:
 
 def publish(root: Path) -> None:
     """Write <root>/results.csv of all rows, and RESULTS.md made of it."""
-    rows = [read_json(path, "a row") for path in sorted(root.glob("seed-*/rows/*.json"))]
+    rows = [read_json(path, "a row") for path in sorted(root.glob("seed-*/rows/[!.]*.json"))]
     if not rows:
         raise FileNotFoundError(f"{root}: no rows of the study; run: lofi tables --study --run …")
     rows.sort(key=lambda row: ([*ARMS].index(row["arm"]), row["seed"], row.get("run", 1)))

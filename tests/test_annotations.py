@@ -253,7 +253,8 @@ def test_segments_of_positive_length_become_clips(tmp_path):
 
 def test_clip_lists(tmp_path):
     folder = tmp_path / "source"
-    for name in ("run/2.mp4", "run/1.mp4", "jump/3.mkv", "jump/notes.txt"):
+    hidden = "run/._1.mp4", "run/.tmp-7@a@9.mp4"  # of a Mac, and of who was killed
+    for name in ("run/2.mp4", "run/1.mp4", "jump/3.mkv", "jump/notes.txt", *hidden):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).touch()
     by_folder = read_clip_list(folder)

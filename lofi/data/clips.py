@@ -52,9 +52,9 @@ def read_clip_list(path: str | Path, missing: list[str] | None = None) -> list[T
 
 def _in_folders(folder: Path) -> dict[Path, str | None]:
     """Media files of the class folders, in order, with the subset whose folder these lie in."""
-    found = {file: None for file in folder.glob("*/*")}
+    found = {file: None for file in folder.glob("*/[!.]*")}  # no "._…" of a Mac, no temporary file
     for split in SPLITS:
-        found |= {file: split for file in folder.glob(f"{split}/*/*")}
+        found |= {file: split for file in folder.glob(f"{split}/*/[!.]*")}
     return {file: found[file] for file in sorted(found) if file.suffix.lower() in EXTENSIONS}
 
 
