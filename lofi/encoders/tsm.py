@@ -137,7 +137,7 @@ class _Shift(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor, num_frames: int, count: int, step: int) -> Tensor:
         ctx.arguments = num_frames, count, step
-        out = x.clone()
+        out = torch.empty_like(x).copy_(x)
         source, target = (t.unflatten(0, (-1, num_frames)) for t in (x, out))  # (N, F, C, H, W)
         for first, ahead in ((0, step), (count, -step)):
             channels = slice(first, first + count)
