@@ -43,8 +43,8 @@ def test_a_toy_world_is_read_again_only_when_a_file_of_it_changed(tmp_path, monk
     open_datasets(config, 0, tmp_path)  # renders
     data = open_datasets(config, 0, tmp_path)
     assert open_datasets(config, 0, tmp_path) is data
-    for video in data.train[:2]:  # the same size, other content
-        path, content = video.path, video.path.read_bytes()
+    for item in (data.train[0], data.test[0], data.clips[0]):  # the same size, other content
+        path, content = item.path, item.path.read_bytes()
         path.write_bytes(content[::-1])
         with pytest.raises(ValueError, match="changed after rendering"):
             open_datasets(config, 0, tmp_path)

@@ -69,9 +69,9 @@ def open_datasets(data: DataConfig, seed: int, run_dir: str | Path) -> Datasets:
     if data.annotations or data.videos or data.source or not data.preset:
         return _read.__wrapped__(data, seed, run_dir)
     folder = Path(data.world or Path(run_dir) / "world")
-    places = filter(Path.is_dir, (folder, folder / "source", folder / "videos"))
-    files = [(file.path, file.stat()) for place in places for file in os.scandir(place)]
-    stamp = sorted((path, found.st_size, found.st_ctime_ns) for path, found in files)
+    names = [Path(place, name) for place, _, found in os.walk(folder) for name in found]
+    files = [(p, os.stat(p)) for p in names if p.name[0] != "." and p.exists()]
+    stamp = sorted((str(p), s.st_size, s.st_mtime_ns, s.st_ctime_ns) for p, s in files)
     return _read(data, seed, run_dir, tuple(stamp))
 
 

@@ -53,7 +53,8 @@ def extract_features(
     header = methods.feature_header(config, encoder, sha256)
     mine = [videos[i] for i in share(len(videos))]
     lacking = _lacking(folder, header, mine)
-    whole = resume and not any(gather(bool(lacking)))  # then nothing is touched: others may read it
+    left_out = (folder / "skipped.jsonl").exists()
+    whole = resume and not any(gather(bool(lacking) or left_out))  # untouched: others may read it
     run = RunFolder(folder, settings, resume, reopen=not whole)
     if whole and (done := run.result()) is not None:
         return done
