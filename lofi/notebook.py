@@ -66,6 +66,9 @@ def setup(
     torch.manual_seed(seed)
     # As use_deterministic_algorithms(True, warn_only=True), which imports a compiler (seconds).
     torch.set_deterministic_debug_mode("warn")
+    # It would also fill all new memory, to show who reads what was never written: a twentieth of a
+    # step of the toy encoder.
+    torch.utils.deterministic.fill_uninitialized_memory = False
     torch.set_printoptions(precision=3, sci_mode=False)
     np.set_printoptions(precision=3, suppress=True)
     plt.rcParams["figure.dpi"] = 100  # notebooks used to default to 72, too small to read

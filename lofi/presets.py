@@ -97,6 +97,7 @@ _OWN = replace(  # what `lofi fit` starts from; it chooses the rest from the dat
     _TOY,
     preset="own",
     encoder="motion-toy",
+    channels_last=True,
     full=Fidelity(64, 8, 64),
     data=DataConfig(
         preset="", source="segments+background", squeeze=True, crop_ratio=0.9, cache_gib=1.0,

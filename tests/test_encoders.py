@@ -18,6 +18,7 @@ from lofi.encoders import (
     temporal_shift,
 )
 from lofi.encoders.base import BatchNorm
+from lofi.encoders.extraction import autocast, clip_features, encode
 
 REFERENCES = {
     "tsm_resnet18": "tsm-r18",
@@ -393,6 +394,37 @@ def test_channels_last_and_bfloat16_give_the_same_features():
             rounded = encoder(frames)
     assert rounded.dtype == torch.float32  # averaged over frames in full precision
     assert 1e-5 < relative(rounded, plain) < 0.05
+
+
+@pytest.mark.parametrize("name", ["tsm-toy", "r2plus1d-18", "efficientnet-lite0"])
+@pytest.mark.parametrize("amp", ["fp32", "bf16"])
+def test_features_of_folded_norms_are_those_of_norms_apart(name, amp):
+    encoder = build_encoder(name, seed=0)
+    draws = torch.Generator().manual_seed(1)
+    norms = [part for part in encoder.modules() if isinstance(part, BatchNorm)]
+    for norm in norms:  # those of a new network change nothing
+        for values in (norm.weight.data, norm.bias.data, norm.running_mean, norm.running_var):
+            values.add_(0.3 * torch.rand(values.shape, generator=draws))
+    freeze_until(encoder.eval(), encoder.stages[0])  # some are frozen, some only in eval mode
+    clip = torch.randint(0, 256, (3, 4, 3, 48, 48), dtype=torch.uint8, generator=draws)
+    before = {key: value.clone() for key, value in encoder.state_dict().items()}
+    with torch.no_grad():
+        exact = encode(encoder, clip[None])[0]
+        with autocast(amp, "cpu"):
+            apart = encode(encoder, clip[None])[0].float()
+    found = clip_features(encoder, clip, amp=amp)
+    assert 0 < relative(found, exact) < max(1e-5, 1.5 * relative(apart, exact))
+    alone = clip_features(encoder, clip, chunk=1, amp=amp)
+    if name != "r2plus1d-18":  # of 3-D convolutions torch takes another kernel for one snippet
+        assert torch.equal(alone, found)
+    assert relative(alone, found) < (1e-5 if amp == "fp32" else 0.02)
+    assert not any(norm.folded or norm.made is not None for norm in norms)
+    assert all(torch.equal(before[key], value) for key, value in encoder.state_dict().items())
+    freeze_until(encoder.train(), None)  # statistics of the batch cannot be folded
+    with torch.no_grad():
+        live = encode(encoder, clip[None])[0]
+    encoder.load_state_dict(before)
+    assert torch.equal(clip_features(encoder.train(), clip, chunk=3), live)
 
 
 @pytest.mark.parametrize("shape", [(2, 3, 4, 5), (2, 7, 3, 4, 5)])

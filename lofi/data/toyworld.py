@@ -22,7 +22,9 @@ Layout below the folder:
 import hashlib
 import json
 import logging
+import os
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from functools import partial
 from itertools import cycle
@@ -255,11 +257,18 @@ def write_world(
             write_json(started, config)
         logger.info("toy world %s: rendering %d files", world.name, len(missing))
         to_render = [path for path in missing if path in media]
-        for done, path in enumerate(to_render, 1):
+
+        def write(path: Path) -> None:
             path.parent.mkdir(parents=True, exist_ok=True)
             write_video(path, media[path](), world.fps, world.crf, PRESET)
-            if progress:
-                progress(done, len(to_render))
+
+        threads = ThreadPoolExecutor(min(4, os.cpu_count() or 1))
+        try:
+            for done, _ in enumerate(threads.map(write, to_render), 1):
+                if progress:
+                    progress(done, len(to_render))
+        finally:
+            threads.shutdown(cancel_futures=True)
         for path in tables.keys() & set(missing):
             write_text(path, tables[path])
     sums = sorted(f"{p.relative_to(folder).as_posix()} {sha256(p)}" for p in [*media, *tables])

@@ -85,8 +85,8 @@ class BatchNorm(_BatchNorm):
     statistics for those of the batch, silently, in the middle of a run.
     """
 
-    frozen = False
-    folded = False
+    frozen = folded = False
+    made: tuple[Tensor, ...] | None = None  # of `folding`: weight and bias, () before they are made
 
     def _check_input_dim(self, input: Tensor) -> None:
         if input.dim() not in (4, 5):
@@ -110,12 +110,14 @@ def convolve(convolution: nn.Module, norm: BatchNorm, x: Tensor) -> Tensor:
     """
     if not norm.folded:
         return norm(convolution(x))
-    scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
-    offset = norm.bias - norm.running_mean * scale
-    weight = convolution.weight * scale.view(-1, *[1] * (x.dim() - 1))
-    apply = F.conv2d if x.dim() == 4 else F.conv3d
+    if not (made := norm.made):
+        scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
+        offset = norm.bias - norm.running_mean * scale
+        made = convolution.weight * scale.view(-1, *[1] * (x.dim() - 1)), offset
+    if norm.made == ():
+        norm.made = made = tuple(part.to(x.dtype) for part in made)  # autocast has changed x
     shape = convolution.stride, convolution.padding, convolution.dilation, convolution.groups
-    return apply(x, weight, offset, *shape)
+    return (F.conv2d if x.dim() == 4 else F.conv3d)(x, *made, *shape)
 
 
 def normalise(clip: Tensor, encoder: Encoder) -> Tensor:

@@ -4,6 +4,7 @@ L snippets of F frames, S pixels a side, C channels; T snippets where videos are
 """
 
 import contextlib
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from lofi.config import Config
 from lofi.data import ClipRequest, VideoInfo, probe
 from lofi.data.datasets import video_grid, video_request
 from lofi.data.features import Features
-from lofi.encoders.base import normalise
+from lofi.encoders.base import BatchNorm, normalise
 
 
 def placed(config: Config, encoder: nn.Module, device: str) -> nn.Module:
@@ -39,6 +40,21 @@ def grad_scaler(amp: str, device: torch.device | str) -> GradScaler:
     """What keeps small gradients from becoming 0 in "fp16"; it does nothing for the others."""
     on = amp == "fp16"
     return GradScaler(torch.device(device).type if on else "cpu", enabled=on)
+
+
+@contextlib.contextmanager
+def folding(encoder: nn.Module) -> Iterator[None]:
+    """While the block runs, norms with fixed statistics go into the convolutions before them, see
+    `convolve`, whose weights are made once: for features, of which no graph is kept."""
+    norms = [part for part in encoder.modules() if isinstance(part, BatchNorm)]
+    fixed = {norm: norm.folded for norm in norms if not norm.training}
+    try:
+        for norm in fixed:
+            norm.folded, norm.made = True, ()
+        yield
+    finally:
+        for norm, folded in fixed.items():
+            norm.folded, norm.made = folded, None
 
 
 def encode(encoder: nn.Module, clips: Tensor) -> Tensor:
@@ -78,7 +94,7 @@ def clip_features(encoder: nn.Module, clip: Tensor, chunk: int = 0, amp: str = "
     device = next(encoder.parameters()).device
     pixels = clip[0].numel() // 3
     chunk = chunk or (16 if device.type != "cpu" else min(16, max(1, 2**19 // pixels)))
-    with autocast(amp, device):
+    with autocast(amp, device), folding(encoder):
         parts = (part[None].to(device, non_blocking=True) for part in clip.split(chunk))
         features = torch.cat([encode(encoder, part)[0] for part in parts], dim=1)
     return features.float().cpu()

@@ -5,13 +5,15 @@
 
 The plain loop opens the file with PyAV, decodes in order, scales and cuts every wanted frame, and
 passes one snippet of 8 frames at a time through a plain TSM-R18 (that of `encoders.py`,
-channels first, float32). Ours is what `lofi train features` and `lofi detect` call. One thread,
-medians of process CPU time a frame, features compared with the plain ones, and the share of the
-rate that this machine reaches in one large float32 matrix product (R18 at 224 pixels needs 3.64
-GFLOP a frame). Decoded pixels differ by the scaler, so the encoders are compared on equal pixels.
+channels first, float32). Ours is what `lofi train features` and `lofi detect` call, in bfloat16
+too where the processor computes in it. One thread, medians of process CPU time a frame, features
+compared with the plain ones, and the share of the rate that this machine reaches in one large
+matrix product of that precision (R18 at 224 pixels needs 3.64 GFLOP a frame). Decoded pixels differ
+by the scaler, so the encoders are compared on equal pixels.
 
-On a GPU: the network alone on a clip in pinned memory, and `lofi train features` on rendered videos
-with one decoding thread a core, in wall time, per precision and memory order.
+On a GPU: the network alone on a clip in pinned memory, norms folded and (`apart`) as in training,
+and `lofi train features` on rendered videos with one decoding thread a core, in wall time, per
+precision and memory order.
 """
 
 import argparse
@@ -22,6 +24,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import av
@@ -33,7 +36,7 @@ from lofi.config import override, preset
 from lofi.data.reading import ClipRequest
 from lofi.data.snippets import Crop, crop_of, frame_indices
 from lofi.encoders.base import normalise
-from lofi.encoders.extraction import clip_features
+from lofi.encoders.extraction import autocast, clip_features, encode
 from lofi.fidelity import Fidelity
 from lofi.training.head import extract_features
 
@@ -46,9 +49,9 @@ def cpu_seconds(run: Callable[[], object]) -> float:
     return time.process_time() - began
 
 
-def gemm_rate(size: int = 1536, repeats: int = 5) -> float:
-    """GFLOP/s of a float32 matrix product."""
-    a, b = torch.randn(size, size), torch.randn(size, size)
+def gemm_rate(kind: torch.dtype, size: int = 1536, repeats: int = 5) -> float:
+    """GFLOP/s of a matrix product."""
+    a, b = torch.randn(2, size, size).to(kind)
     return 2e-9 * size**3 / min(cpu_seconds(lambda: a @ b) for _ in range(repeats))
 
 
@@ -74,11 +77,12 @@ def measure(pixels: int, snippets: int, repeats: int) -> list[dict]:
     weights = random_weights()
     plain = plain_encoder(weights, "cpu").eval()
     plain.mean, plain.std = our_encoder(weights, "cpu", False, False).mean, (0.229, 0.224, 0.225)
-    ours = {
-        "ours": our_encoder(weights, "cpu", False, False).eval(),
-        "ours, channels_last": our_encoder(weights, "cpu", True, False).eval(),
-        "ours, channels_last, folded": our_encoder(weights, "cpu", True, True).eval(),
-    }
+    last = our_encoder(weights, "cpu", True, False).eval()
+    ours = {"ours": our_encoder(weights, "cpu", False, False).eval(), "ours, channels_last": last}
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists() and {"avx512_bf16", "amx_bf16"} & set(cpuinfo.read_text().split()):
+        ours["ours, channels_last, bf16"] = last
+    amp = {name: "bf16" if "bf16" in name else "fp32" for name in ("plain", *ours)}
     with tempfile.TemporaryDirectory() as folder:
         path, fidelity = Path(folder) / "a.mp4", Fidelity(snippets, FRAMES, pixels)
         render(path, snippets * FRAMES * 3, 360, 640)
@@ -87,28 +91,31 @@ def measure(pixels: int, snippets: int, repeats: int) -> list[dict]:
         crop, clip = crop_of(360, 640, pixels), request.read()
         expected = plain_features(plain, clip)
         runs = {"plain": lambda: plain_features(plain, clip)}
-        runs |= {name: (lambda e=e: clip_features(e, clip)) for name, e in ours.items()}
+        runs |= {n: (lambda n=n: clip_features(ours[n], clip, amp=amp[n])) for n in ours}
 
         def plain_loop() -> None:
             plain_features(plain, plain_decode(path, indices, crop).view(request.shape))
 
         whole = {"plain": plain_loop}
-        whole |= {n: (lambda n=n: clip_features(ours[n], request.read())) for n in ours}
+        for name in ours:
+            whole[name] = lambda n=name: clip_features(ours[n], request.read(), amp=amp[n])
         times: dict[str, list[float]] = {name: [] for name in whole}
         alone: dict[str, list[float]] = {name: [] for name in whole}
         for _ in range(repeats):
             for name in whole:
                 times[name].append(cpu_seconds(whole[name]))
                 alone[name].append(cpu_seconds(runs[name]))
-        rate, rows = gemm_rate(), []
+        rates = {"fp32": gemm_rate(torch.float32)}
+        rates |= {"bf16": gemm_rate(torch.bfloat16)} if "bf16" in amp.values() else {}
+        rows = []
         for name in whole:
             frame = statistics.median(times[name]) / (snippets * FRAMES)
             network = statistics.median(alone[name]) / (snippets * FRAMES)
-            found = expected if name == "plain" else clip_features(ours[name], clip)
+            found = runs[name]()
             rows.append({
                 "variant": name, "ms_a_frame": 1e3 * frame, "network_ms": 1e3 * network,
                 "ratio": statistics.median(times["plain"]) / statistics.median(times[name]),
-                "of_gemm": GFLOP * (pixels / 224) ** 2 / network / rate,
+                "of_gemm": GFLOP * (pixels / 224) ** 2 / network / rates[amp[name]],
                 "difference": float((found - expected).abs().max() / expected.abs().max()),
             })  # fmt: skip
         return rows
@@ -121,6 +128,14 @@ def wall_seconds(run: Callable[[], object], repeats: int = 1) -> float:
         run()
     torch.cuda.synchronize()
     return (time.perf_counter() - began) / repeats
+
+
+@torch.no_grad()
+def norms_apart(encoder, clip: torch.Tensor, amp: str) -> torch.Tensor:
+    """As `clip_features`, with batch norms that are not folded."""
+    with autocast(amp, "cuda"):
+        parts = [part[None].to("cuda", non_blocking=True) for part in clip.split(16)]
+        return torch.cat([encode(encoder, part)[0] for part in parts], dim=1).float().cpu()
 
 
 def on_gpu(pixels: int, videos: int, repeats: int) -> list[dict]:
@@ -140,13 +155,14 @@ def on_gpu(pixels: int, videos: int, repeats: int) -> list[dict]:
     torch.backends.cuda.matmul.allow_tf32 = False
     rows = []
     for amp in ("fp32", "bf16"):
-        for last, fold in ((False, False), (True, False), (True, True)):
-            encoder = our_encoder(weights, "cuda", last, fold).eval()
-            found = clip_features(encoder, clip, amp=amp)  # also warms up
-            seconds = wall_seconds(lambda e=encoder, a=amp: clip_features(e, clip, amp=a), repeats)
+        for last, apart in ((False, False), (True, True), (True, False)):
+            encoder = our_encoder(weights, "cuda", last, False).eval()
+            run = partial(norms_apart if apart else clip_features, encoder, clip, amp=amp)
+            found = run()  # also warms up
+            seconds = wall_seconds(run, repeats)
             flop = 1e9 * GFLOP * (pixels / 224) ** 2 * 100 * FRAMES
             rows.append({
-                "variant": f"network, {amp}" + ", channels_last" * last + ", folded" * fold,
+                "variant": f"network, {amp}" + ", channels_last" * last + ", apart" * apart,
                 "frames_a_second": 100 * FRAMES / seconds, "of_gemm": flop / seconds / rates[amp],
                 "difference": float((found - exact).abs().max() / exact.abs().max()),
             })  # fmt: skip
