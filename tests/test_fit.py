@@ -235,6 +235,8 @@ def test_the_interval_of_random_detections_holds_their_map():
     assert draws[:, -1].mean() > 1.02 * value
     low, high = interval(draws, np.append(draws[0, :-1], value))[-1]
     assert low < value < high and high - low == pytest.approx(np.diff(interval(draws)[-1])[0])
+    low, high = interval(np.linspace(0.9, 1, 101)[:, None], np.array([0.99]))[0]
+    assert (low, high) == (pytest.approx(0.9425), 1)  # not 1.0375: no mAP is above 1
 
 
 def test_a_squeezed_frame_keeps_what_a_square_crop_cuts_off(tmp_path):

@@ -67,7 +67,7 @@ def interval(draws: np.ndarray, found: np.ndarray | None = None) -> np.ndarray:
 
     With what was `found` on all videos the draws are moved so that their mean lies there: the best
     precision from a recall on is higher on average in videos of which some are repeated, and with
-    many detections the middle of the draws may even leave the value out.
+    many detections the middle of the draws may even leave the value out. No end leaves [0, 1].
     """
     ends = np.moveaxis(np.quantile(draws, (0.025, 0.975), axis=0), 0, -1)
-    return ends if found is None else ends + (found - draws.mean(0))[..., None]
+    return ends if found is None else (ends + (found - draws.mean(0))[..., None]).clip(0, 1)
