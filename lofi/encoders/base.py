@@ -86,7 +86,7 @@ class BatchNorm(_BatchNorm):
     """
 
     frozen = folded = False
-    made: tuple[Tensor, ...] | None = None  # of `folding`: weight and bias, () before they are made
+    made: tuple[Tensor, ...] | None = None  # in `folding`: weight and bias, () before they are made
 
     def _check_input_dim(self, input: Tensor) -> None:
         if input.dim() not in (4, 5):
@@ -108,9 +108,9 @@ def convolve(convolution: nn.Module, norm: BatchNorm, x: Tensor) -> Tensor:
     Folded, the frozen scale goes into the weight and the offset becomes the bias. The function and
     the gradient of the weight stay the same; the convolution's output need not be kept.
     """
-    if not norm.folded:
+    if (made := norm.made) is None and not norm.folded:
         return norm(convolution(x))
-    if not (made := norm.made):
+    if not made:
         scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
         offset = norm.bias - norm.running_mean * scale
         made = convolution.weight * scale.view(-1, *[1] * (x.dim() - 1)), offset

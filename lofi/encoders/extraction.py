@@ -47,14 +47,14 @@ def folding(encoder: nn.Module) -> Iterator[None]:
     """While the block runs, norms with fixed statistics go into the convolutions before them, see
     `convolve`, whose weights are made once: for features, of which no graph is kept."""
     norms = [part for part in encoder.modules() if isinstance(part, BatchNorm)]
-    fixed = {norm: norm.folded for norm in norms if not norm.training}
+    fixed = [norm for norm in norms if not norm.training]
     try:
         for norm in fixed:
-            norm.folded, norm.made = True, ()
+            norm.made = ()
         yield
     finally:
-        for norm, folded in fixed.items():
-            norm.folded, norm.made = folded, None
+        for norm in fixed:
+            norm.made = None
 
 
 def encode(encoder: nn.Module, clips: Tensor) -> Tensor:
