@@ -424,10 +424,12 @@ def write_results(
 ) -> dict[str, Any]:  # fmt: skip
     """Detect with and evaluate the methods of a finished run; writes results.json.
 
-    The "method" of a row is followed by its variant, where that has a name; `more` rows follow."""
+    Detections made from the same heads, features, classes and settings stay as they are. The
+    "method" of a row is followed by its variant, where that has a name; `more` rows follow.
+    """
     rows = []
     for method, variant in repeats.heads(config, methods, variants):
-        detect_stage(config, run_dir, method, variant=variant, device=device)
+        detect_stage(config, run_dir, method, variant=variant, device=device, again=False)
         rows += evaluate_method(config, run_dir, method, variant)
     rows += more
     barrier()

@@ -2,6 +2,8 @@
 
 import csv
 import json
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,6 +20,7 @@ from lofi.detection import (
     VideoClassifier,
     add_classes,
     detections,
+    detector,
     main_labels,
     read_hacs_top2,
     read_untrimmednet,
@@ -265,6 +268,39 @@ def test_videos_that_a_score_file_lacks_are_counted_and_told(headed, tmp_path, c
         write(tmp_path / name, TEST_IDS)
         with pytest.raises(ValueError, match="class scores of none of the 4 test videos; it knows"):
             detect_stage(config, run)
+
+
+def test_current_detections_stay_and_all_others_are_made_again(headed, tmp_path, monkeypatch):
+    config, run = headed[0], tmp_path / "run"
+    shutil.copytree(headed[1], run)
+    scores = tmp_path / "cuhk.json"
+    cuhk(scores, ())
+    config = configs.override(config, {"detect.shared_classes": str(scores)})
+    found, calls = detector.propose, []
+    monkeypatch.setattr(detector, "propose", lambda *given: calls.append(1) or found(*given))
+
+    def detected(config=config):
+        calls.clear()
+        result = detect_stage(config, run, again=False)
+        assert result == json.loads((run / "published/detections/result.json").read_text())
+        return len(calls)
+
+    assert [detected(), detected()] == [4, 0]
+    assert detect_stage(config, run) and len(calls) == 4  # unless asked for
+    assert detected(configs.override(config, {"detect.sigma": 0.3})) == 4  # other settings
+    assert [detected(), detected()] == [4, 0]
+    (run / "published/detections/oracle.json").unlink()
+    assert [detected(), detected()] == [4, 0]
+    cuhk(scores, TEST_IDS[3:])  # another file of scores
+    assert [detected(), detected()] == [4, 0]
+    train_head(configs.override(config, {"seed": 1}), run, resume=False, folder=tmp_path / "new")
+    shutil.copy(tmp_path / "new/head.safetensors", run / "published/head")  # another head
+    assert [detected(), detected()] == [4, 0]
+    table = Path(config.data.annotations)
+    rows = table.read_text()
+    table.write_text(rows.replace(f"{TEST_IDS[0]},1,3", f"{TEST_IDS[0]},1,4"))  # and truth
+    assert [detected(), detected()] == [4, 0]
+    table.write_text(rows)
 
 
 def test_malformed_class_files_are_named(tmp_path):

@@ -14,7 +14,7 @@ import torch
 
 from lofi import config as configs
 from lofi.config import Config, PostProcessing
-from lofi.data.datasets import Datasets
+from lofi.data.datasets import Datasets, fingerprint
 from lofi.data.features import Features, head_inputs
 from lofi.detection.classes import (
     VideoClasses,
@@ -36,7 +36,7 @@ from lofi.detection.segment_classes import (
 )
 from lofi.encoders import Encoder
 from lofi.encoders.extraction import placed, video_features
-from lofi.files import write_json
+from lofi.files import read_json, sha256, write_json
 from lofi.heads.base import Proposals
 from lofi.heads.scaled import ScaledHead
 from lofi.training import methods
@@ -319,7 +319,7 @@ def detections_dir(run_dir: str | Path, method: str, variant: str = "") -> Path:
 
 def detect_stage(
     config: Config, run_dir: str | Path, method: str = "", *, variant: str = "",
-    on_step: OnStep | None = None, device: str = "cpu",
+    on_step: OnStep | None = None, device: str = "cpu", again: bool = True,
 ) -> dict[str, Any]:  # fmt: skip
     """Stage `detect`: detections of all test videos under each source of `detect.classes`.
 
@@ -328,13 +328,22 @@ def detect_stage(
     processes share the videos. Shared classes need the features of another method, or a score file:
     where neither is there they are left out, with a warning that says how to get them. Videos that
     the file lacks, "classes_missing" of them, get those of the method's own classifier; ValueError:
-    it lacks all.
+    it lacks all. `again` False: those that are there stay, if all that they were made from is the
+    same.
     """
     method = method or methods.default_method(config)
     data = methods.run_data(config, run_dir)
     store = methods.open_features(config, run_dir, method, data)
     head = methods.load_head(config, run_dir, method, variant).to(device)
     keys = [video.id for video in store.require(data.test)]
+    folder, written = detections_dir(run_dir, method, variant), {}
+    weights = methods.head_dir(run_dir, method, variant) / "head.safetensors"
+    made_from = _made_from(config, run_dir, method, weights, data)
+    if not again and (folder / "result.json").is_file():
+        result = read_json(folder / "result.json", "what a detection left")
+        files = [folder / f"{name}.json" for name in (*CLASSES, "proposals") if name in result]
+        if result.get("made_from") == made_from and all(path.is_file() for path in files):
+            return result
     kinds, classifier = SOURCES[config.detect.classes], None
     itself = kinds in (("segment",), ("head",))  # each proposal has its own class
     if kinds == ("head",) and not getattr(head.head, "names", ()):
@@ -373,7 +382,6 @@ def detect_stage(
     if filled := sum(gather(filled)):
         log.warning("%d of %d videos are not in %s and got the classes of the method's own "
                     "classifier", filled, len(keys), classes["shared"].source)  # fmt: skip
-    folder, written = detections_dir(run_dir, method, variant), {}
 
     def write(name: str, mine: dict[str, list[Detection]], source: str) -> dict:
         """What all processes have found, in the order of the test set; one of them writes it."""
@@ -394,11 +402,32 @@ def detect_stage(
     write("proposals", unnamed, "none")
     absent = methods.without_features(store, data.test)
     result = written | methods.counts(len(data.test), absent) | {"classes_missing": filled}
+    result["made_from"] = made_from
     if is_first():
         write_json(folder / "post_processing.json", config.detect.to_json())
         write_json(folder / "result.json", result)
     barrier()  # the others may read what rank 0 has written
     return result
+
+
+def _made_from(
+    config: Config, run_dir: str | Path, method: str, head: Path, data: Datasets
+) -> dict[str, Any]:
+    """What detections depend on, as JSON: a head, the videos with their annotations, settings, the
+    features of the method, and those (or the file) that give the shared classes."""
+    found = {"head": sha256(head), "videos": fingerprint([*data.train, *data.test])}
+    found["detect"] = config.detect.to_json()
+    for source in filter(None, (method, config.detect.shared_classes)):
+        try:
+            if is_class_file(source):
+                found[source] = sha256(source)
+                continue
+            store = methods.open_features(config, run_dir, source, data)
+            absent = methods.without_features(store, [*data.train, *data.test])
+            found[source] = [store.identity, absent]
+        except FileNotFoundError:
+            found[source] = None
+    return json.loads(json.dumps(found))
 
 
 def _source(config: Config, method: str, classes: str) -> dict:
