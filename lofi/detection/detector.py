@@ -339,11 +339,14 @@ def detect_stage(
     folder, written = detections_dir(run_dir, method, variant), {}
     weights = methods.head_dir(run_dir, method, variant) / "head.safetensors"
     made_from = _made_from(config, run_dir, method, weights, data)
+    kept: dict[str, Any] = {}
     if not again and (folder / "result.json").is_file():
-        result = read_json(folder / "result.json", "what a detection left")
-        files = [folder / f"{name}.json" for name in (*CLASSES, "proposals") if name in result]
-        if result.get("made_from") == made_from and all(path.is_file() for path in files):
-            return result
+        kept = read_json(folder / "result.json", "what a detection left")
+        files = [folder / f"{name}.json" for name in (*CLASSES, "proposals") if name in kept]
+        same = kept.get("made_from") == made_from and all(path.is_file() for path in files)
+        kept = kept if same else {}
+    if kept := gather(kept)[0]:  # every process does what the first one does
+        return kept
     kinds, classifier = SOURCES[config.detect.classes], None
     itself = kinds in (("segment",), ("head",))  # each proposal has its own class
     if kinds == ("head",) and not getattr(head.head, "names", ()):
