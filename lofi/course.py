@@ -25,7 +25,7 @@ from lofi import experiment, notebook
 from lofi.data.datasets import open_datasets
 from lofi.data.isolated import LONGEST_S, Children
 from lofi.experiment import METHODS, write_results
-from lofi.files import atomic_path, read_json, write_json
+from lofi.files import atomic_path, code_hash, read_json, write_json
 from lofi.notebook import repository_root
 
 # Side by side: task → what has to be finished before. Of those that can begin the first begins; no
@@ -105,7 +105,6 @@ def run_course(
     if unknown := sorted(set(parameters or {}) - set().union(*books.values())):
         known = ", ".join(sorted(set().union(*books.values())))
         raise ValueError(f"no notebook has a parameter {unknown[0]!r}; known: {known}")
-    code = b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.rglob("*.py")))
     record = run_dir / "course.json"
     done: dict[str, Any] = read_json(record, "notebooks that ran") if record.exists() else {}
     tasks, pending = {}, {}
@@ -113,7 +112,8 @@ def run_course(
         output = run_dir / "notebooks" / book.name
         own = given | {key: value for key, value in wanted.items() if key in known}
         # An output belongs to its notebook, its parameters, its configuration and this code.
-        sources = book.read_bytes() + json.dumps(own).encode() + repr(chosen).encode() + code
+        sources = book.read_bytes() + json.dumps(own).encode() + repr(chosen).encode()
+        sources += code_hash().encode()
         made_from = hashlib.sha256(sources).hexdigest()[:16]
         if done.get(book.name, {}).get("made_from") == made_from and output.exists():
             print(f"{book.name} is done", file=sys.stderr)

@@ -332,6 +332,13 @@ def _file_checksum(file: BinaryIO) -> tuple[int, str]:
     return place, hashlib.file_digest(file, lambda: digest).hexdigest()
 
 
+@functools.cache
+def code_hash() -> str:
+    """Hex SHA-256 of this package's code, for what another version may do otherwise."""
+    files = sorted(Path(__file__).parent.rglob("*.py"))
+    return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()
+
+
 def sha256(path: str | Path) -> str:
     """Hex SHA-256 of a file's bytes."""
     with open(path, "rb") as file:

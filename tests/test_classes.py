@@ -279,17 +279,33 @@ def test_current_detections_stay_and_all_others_are_made_again(headed, tmp_path,
     found, calls = detector.propose, []
     monkeypatch.setattr(detector, "propose", lambda *given: calls.append(1) or found(*given))
 
+    place = run / "published/detections"
+
     def detected(config=config):
         calls.clear()
         result = detect_stage(config, run, again=False)
-        assert result == json.loads((run / "published/detections/result.json").read_text())
+        assert result == detect_stage(config, run, again=False)  # at once
+        assert all(result[name] == str(place / f"{name}.json") for name in ("shared", "proposals"))
         return len(calls)
 
     assert [detected(), detected()] == [4, 0]
     assert detect_stage(config, run) and len(calls) == 4  # unless asked for
     assert detected(configs.override(config, {"detect.sigma": 0.3})) == 4  # other settings
     assert [detected(), detected()] == [4, 0]
-    (run / "published/detections/oracle.json").unlink()
+    for path in (place / "oracle.json", place / "shared.csv"):
+        path.unlink()
+        assert [detected(), path.is_file(), detected()] == [4, True, 0]
+    written = (place / "shared.json").read_text()
+    for name in ("shared.json", "result.json"):  # cut short, edited, of an older version
+        for text in ("", "[]", "{}", written.replace("0.", "1.")):
+            (place / name).write_text(text)
+            assert [detected(), detected()] == [4, 0]
+            assert (place / "shared.json").read_text() == written
+    shutil.move(run, tmp_path / "moved")
+    run = tmp_path / "moved"
+    place = run / "published/detections"
+    assert detected() == 0
+    monkeypatch.setattr(detector, "code_hash", lambda: "of another version")
     assert [detected(), detected()] == [4, 0]
     cuhk(scores, TEST_IDS[3:])  # another file of scores
     assert [detected(), detected()] == [4, 0]

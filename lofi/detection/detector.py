@@ -36,7 +36,7 @@ from lofi.detection.segment_classes import (
 )
 from lofi.encoders import Encoder
 from lofi.encoders.extraction import placed, video_features
-from lofi.files import read_json, sha256, write_json
+from lofi.files import code_hash, read_json, sha256, write_json
 from lofi.heads.base import Proposals
 from lofi.heads.scaled import ScaledHead
 from lofi.training import methods
@@ -328,8 +328,8 @@ def detect_stage(
     processes share the videos. Shared classes need the features of another method, or a score file:
     where neither is there they are left out, with a warning that says how to get them. Videos that
     the file lacks, "classes_missing" of them, get those of the method's own classifier; ValueError:
-    it lacks all. `again` False: those that are there stay, if all that they were made from is the
-    same.
+    it lacks all. `again` False: those that are there stay, if they are as they were written
+    and all that they were made from, this code too, is the same.
     """
     method = method or methods.default_method(config)
     data = methods.run_data(config, run_dir)
@@ -339,13 +339,7 @@ def detect_stage(
     folder, written = detections_dir(run_dir, method, variant), {}
     weights = methods.head_dir(run_dir, method, variant) / "head.safetensors"
     made_from = _made_from(config, run_dir, method, weights, data)
-    kept: dict[str, Any] = {}
-    if not again and (folder / "result.json").is_file():
-        kept = read_json(folder / "result.json", "what a detection left")
-        files = [folder / f"{name}.json" for name in (*CLASSES, "proposals") if name in kept]
-        same = kept.get("made_from") == made_from and all(path.is_file() for path in files)
-        kept = kept if same else {}
-    if kept := gather(kept)[0]:  # every process does what the first one does
+    if kept := gather(None if again else _current(folder, made_from))[0]:  # all do as the first
         return kept
     kinds, classifier = SOURCES[config.detect.classes], None
     itself = kinds in (("segment",), ("head",))  # each proposal has its own class
@@ -405,20 +399,36 @@ def detect_stage(
     write("proposals", unnamed, "none")
     absent = methods.without_features(store, data.test)
     result = written | methods.counts(len(data.test), absent) | {"classes_missing": filled}
-    result["made_from"] = made_from
     if is_first():
         write_json(folder / "post_processing.json", config.detect.to_json())
-        write_json(folder / "result.json", result)
+        files = {path.name: sha256(path) for name in written for path in folder.glob(f"{name}.*")}
+        write_json(folder / "result.json", result | {"made_from": made_from, "files": files})
     barrier()  # the others may read what rank 0 has written
     return result
+
+
+def _current(folder: Path, made_from: dict[str, Any]) -> dict[str, Any] | None:
+    """What a detection returned that was made from the same and whose files are as written."""
+    try:
+        result = read_json(folder / "result.json", "what a detection left")
+        same = result.pop("made_from") == made_from and None not in made_from.values()
+        files = result.pop("files")
+        if not same or any(sha256(folder / name) != digest for name, digest in files.items()):
+            return None
+    except (AttributeError, KeyError, OSError, TypeError, ValueError):  # not there, or damaged
+        return None
+    names = {Path(name).stem for name in files}  # the run may have been moved since
+    return result | {name: str(folder / f"{name}.json") for name in names}
 
 
 def _made_from(
     config: Config, run_dir: str | Path, method: str, head: Path, data: Datasets
 ) -> dict[str, Any]:
-    """What detections depend on, as JSON: a head, the videos with their annotations, settings, the
-    features of the method, and those (or the file) that give the shared classes."""
-    found = {"head": sha256(head), "videos": fingerprint([*data.train, *data.test])}
+    """What detections depend on, as JSON: code, head, videos with their annotations, settings, the
+    features of the method, and those (or the file) that give the shared classes; None: not there.
+    """
+    found = {"code": code_hash(), "head": sha256(head)}
+    found["videos"] = fingerprint([*data.train, *data.test])
     found["detect"] = config.detect.to_json()
     for source in filter(None, (method, config.detect.shared_classes)):
         try:
